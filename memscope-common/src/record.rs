@@ -1,0 +1,210 @@
+//! Records that the eBPF programs write into the ring buffer.
+//!
+//! Every record starts with a [`Header`], whose `kind` says which struct it is.
+//! The ring buffer itself carries each record's length.
+
+/// Most frames in one stack. The walk keeps the innermost ones.
+pub const MAX_FRAMES: usize = 128;
+
+/// A block began, or an allocator call failed: [`Allocation`].
+pub const KIND_ALLOCATION: u8 = 1;
+/// A block is about to end: [`Free`].
+pub const KIND_FREE: u8 = 2;
+/// A reallocation of an existing block has begun: [`ReallocationBegin`].
+pub const KIND_REALLOCATION_BEGIN: u8 = 3;
+/// A reallocation of an existing block has returned: [`ReallocationEnd`].
+pub const KIND_REALLOCATION_END: u8 = 4;
+/// Frames of a stack that has not been sent before: [`StackHeader`], then frames.
+pub const KIND_STACK: u8 = 5;
+/// Records before this one were lost: [`Loss`].
+pub const KIND_LOSS: u8 = 6;
+/// The target replaced its process image: [`ProcessExec`].
+pub const KIND_EXEC: u8 = 7;
+/// A thread of the target has ended: [`ThreadExit`].
+pub const KIND_THREAD_EXIT: u8 = 8;
+/// The target mapped executable memory: [`ExecutableMapping`].
+pub const KIND_MAPPING: u8 = 9;
+/// One above the largest kind: the size of tables indexed by kind.
+pub const KIND_COUNT: usize = 10;
+
+/// What every record begins with.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// One of the `KIND_` constants.
+    pub kind: u8,
+    /// Zero.
+    pub padding: u8,
+    /// Which probe was hit: an index the collector gave to this function of this
+    /// module of this process; 0 where none applies.
+    pub probe: u16,
+    /// How many times the target had replaced its image (exec) since the trace began.
+    pub image: u16,
+    /// Which traced process: an index given by the collector.
+    pub target: u16,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+}
+const _: () = assert!(size_of::<Header>() == 16);
+
+/// A call that returned a block, or failed to (`address` 0).
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Kind, probe, process and time of the return.
+    pub header: Header,
+    /// What the allocator returned.
+    pub address_avma: u64,
+    /// What the caller asked for; `u64::MAX` where the product overflowed.
+    pub size_bytes: u64,
+    /// Identity of the stack; its frames came in an earlier [`StackHeader`].
+    pub stack: u64,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Allocation>() == 48);
+
+/// A call that frees a block, seen at its entry.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Kind, probe, process and time of the entry.
+    pub header: Header,
+    /// The block to free; never 0.
+    pub address_avma: u64,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Return address minus the probed instruction's address, where that fits
+    /// an `i32`, else 0. It tells calls from inside the allocator's own module
+    /// (glibc frees a dying thread's cache so) from the program's calls.
+    pub caller_distance_bytes: i32,
+}
+const _: () = assert!(size_of::<Free>() == 32);
+
+/// Entry of a reallocation of an existing block: from here on the allocator may
+/// hand the old address to another thread.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReallocationBegin {
+    /// Kind, probe, process and time of the entry.
+    pub header: Header,
+    /// The block given to the call; never 0.
+    pub old_address_avma: u64,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<ReallocationBegin>() == 32);
+
+/// Return of a reallocation of an existing block.
+///
+/// `new_address_avma` 0 with `size_bytes` 0 means freed; 0 with another size
+/// means that the call failed and the old block lives on.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReallocationEnd {
+    /// Kind, probe, process and time of the return.
+    pub header: Header,
+    /// The block given to the call; never 0.
+    pub old_address_avma: u64,
+    /// What the allocator returned.
+    pub new_address_avma: u64,
+    /// What the caller asked for; `u64::MAX` where the product overflowed.
+    pub size_bytes: u64,
+    /// Identity of the stack; its frames came in an earlier [`StackHeader`].
+    pub stack: u64,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<ReallocationEnd>() == 56);
+
+/// Frames of one stack: this header, then `frame_count` return addresses
+/// (`u64`, avma), innermost first.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackHeader {
+    /// Kind, process and time.
+    pub header: Header,
+    /// The identity that allocations refer to, unique within (target, image).
+    pub stack: u64,
+    /// One of the `OUTCOME_` constants: why the walk ended where it did.
+    pub outcome: u32,
+    /// At most [`MAX_FRAMES`].
+    pub frame_count: u32,
+}
+const _: () = assert!(size_of::<StackHeader>() == 32);
+
+/// The frame-pointer chain ended in a null link. Functions built without frame
+/// pointers are not in such a chain, so it cannot be called complete.
+pub const OUTCOME_FRAME_POINTERS_ENDED: u32 = 1;
+/// A link of the chain does not point up the stack, or cannot be read: code
+/// without frame pointers used the register for something else.
+pub const OUTCOME_FRAME_POINTER_BROKEN: u32 = 2;
+/// [`MAX_FRAMES`] were walked and the chain went on.
+pub const OUTCOME_DEPTH_LIMIT: u32 = 3;
+
+/// `lost_count` records were lost on one CPU between `first_lost_ns` and the
+/// header's time, which is that of the first record to get through again.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Kind and time; no process.
+    pub header: Header,
+    /// `CLOCK_MONOTONIC` of the first loss since the last marker of this CPU.
+    pub first_lost_ns: u64,
+    /// How many records were lost since then on this CPU.
+    pub lost_count: u64,
+}
+const _: () = assert!(size_of::<Loss>() == 32);
+
+/// exec of a traced process. `header.image` is already that of the new image.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessExec {
+    /// Kind, process (new image) and time.
+    pub header: Header,
+}
+const _: () = assert!(size_of::<ProcessExec>() == 16);
+
+/// End of one thread of a traced process.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadExit {
+    /// Kind, process and time.
+    pub header: Header,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<ThreadExit>() == 24);
+
+/// mmap with `PROT_EXEC` by a traced process, seen after it succeeded.
+#[repr(C)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecutableMapping {
+    /// Kind, process and time.
+    pub header: Header,
+    /// First address.
+    pub start_avma: u64,
+    /// Length as asked for; the kernel rounds it up to whole pages.
+    pub length_bytes: u64,
+    /// Offset into the mapped file; 0 for anonymous memory.
+    pub file_offset: u64,
+}
+const _: () = assert!(size_of::<ExecutableMapping>() == 40);

@@ -1,0 +1,284 @@
+//! Pairs the entry and the return of allocator functions.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_probe_read_user},
+    programs::{ProbeContext, RetProbeContext},
+};
+use aya_log_ebpf::debug;
+use memscope_common::{
+    control::{
+        ArgumentIndex, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
+        COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Target,
+        ThreadState,
+    },
+    record::{
+        Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
+        KIND_REALLOCATION_END, ReallocationBegin, ReallocationEnd,
+    },
+};
+use memscope_ebpf::{Entry, classify_entry, is_return_of, product_bytes};
+
+use crate::{
+    emit,
+    maps::{IMAGES, NEW_THREAD, TARGETS, THREADS},
+    stack::{self, CallerRegisters},
+};
+
+/// One probe hit: which function of which process, on which thread.
+struct Hit {
+    cookie: Cookie,
+    pid_tgid: u64,
+    target: *const Target,
+    image: u32,
+}
+
+impl Hit {
+    #[inline(always)]
+    fn new(context: *mut core::ffi::c_void) -> Option<Self> {
+        // SAFETY: the helper reads the cookie of the link that called this program.
+        let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
+        let index = u32::from(cookie.target());
+        let target = TARGETS.get_ptr(index)?;
+        let image = *IMAGES.get(index)?;
+        Some(Self { cookie, pid_tgid: bpf_get_current_pid_tgid(), target, image })
+    }
+
+    #[inline(always)]
+    fn enabled(&self) -> bool {
+        // SAFETY: points to an element of an array map, which is never removed.
+        unsafe { (*self.target).enabled != 0 }
+    }
+
+    #[inline(always)]
+    fn thread(&self) -> u32 {
+        self.pid_tgid as u32
+    }
+
+    #[inline(always)]
+    fn header(&self, kind: u8) -> Header {
+        Header {
+            kind,
+            padding: 0,
+            probe: self.cookie.probe(),
+            image: self.image as u16,
+            target: self.cookie.target(),
+            time_ns: emit::now_ns(),
+        }
+    }
+}
+
+/// Value of an argument; 0 for one that the function does not have.
+#[inline(always)]
+fn argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
+    let registers = context.regs;
+    // Volatile, because LLVM would merge the loads into one at a computed distance from
+    // the context, which the verifier refuses ("dereference of modified ctx", 6.18).
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let values = unsafe {
+        [
+            read_volatile(&raw const (*registers).rdi),
+            read_volatile(&raw const (*registers).rsi),
+            read_volatile(&raw const (*registers).rdx),
+            read_volatile(&raw const (*registers).rcx),
+            read_volatile(&raw const (*registers).r8),
+            read_volatile(&raw const (*registers).r9),
+        ]
+    };
+    match index {
+        0 => values[0],
+        1 => values[1],
+        2 => values[2],
+        3 => values[3],
+        4 => values[4],
+        5 => values[5],
+        _ => 0,
+    }
+}
+
+/// State of the current thread, made if there is none.
+#[inline(always)]
+fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
+    if let Some(state) = THREADS.get_ptr_mut(pid_tgid) {
+        return Some(state);
+    }
+    let template = NEW_THREAD.get(0)?;
+    THREADS.insert(pid_tgid, template, 0).ok()?;
+    THREADS.get_ptr_mut(pid_tgid)
+}
+
+/// Entry of a function that returns a block.
+#[inline(always)]
+pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
+    let hit = Hit::new(context.as_ptr())?;
+    if !hit.enabled() {
+        return None;
+    }
+    emit::count(COUNTER_HITS);
+    let Some(state) = thread_state(hit.pid_tgid) else {
+        emit::lose(COUNTER_THREAD_TABLE_FULL);
+        debug!(context, "thread table full at thread {}", hit.thread());
+        return None;
+    };
+    // SAFETY: `state` is this thread's own map value; nobody else writes it while
+    // the thread is here.
+    let state = unsafe { &mut *state };
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let sp_avma = unsafe { (*context.regs).rsp };
+    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
+    {
+        Entry::Nested => {
+            emit::count(COUNTER_NESTED);
+            return None;
+        }
+        Entry::TailCall => {
+            emit::count(COUNTER_NESTED);
+            state.tail_probe = u64::from(hit.cookie.probe());
+            return None;
+        }
+        Entry::OutermostAfterLostReturn => {
+            emit::lose(COUNTER_RETURN_NOT_SEEN);
+            debug!(context, "thread {} never returned from probe {}", hit.thread(), state.cookie as u16);
+        }
+        Entry::Outermost => {}
+    }
+    let arguments = hit.cookie.arguments();
+    let size_bytes = argument(context, arguments.size);
+    state.size_bytes = if arguments.count == NO_ARGUMENT {
+        size_bytes
+    } else {
+        product_bytes(size_bytes, argument(context, arguments.count))
+    };
+    state.block_avma = argument(context, arguments.block);
+    state.result_slot_avma = argument(context, arguments.result_slot);
+    state.sp_avma = sp_avma;
+    state.tail_probe = 0;
+    state.cookie = hit.cookie.0;
+    if state.block_avma != 0 {
+        let record = ReallocationBegin {
+            header: hit.header(KIND_REALLOCATION_BEGIN),
+            old_address_avma: state.block_avma,
+            thread: hit.thread(),
+            padding: 0,
+        };
+        emit::send(record, COUNTER_LOST_REALLOCATION);
+    }
+    Some(())
+}
+
+/// Return of a function that returns a block. Not asked whether recording is on:
+/// a call that was entered while it was on is followed to its end.
+#[inline(always)]
+pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
+    let hit = Hit::new(context.as_ptr())?;
+    // SAFETY: as in `entered`.
+    let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
+    // SAFETY: as in `entered`.
+    let registers = unsafe { &*context.regs };
+    if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
+        return None;
+    }
+    emit::count(COUNTER_HITS);
+    state.cookie = 0;
+    let address_avma = if state.result_slot_avma == 0 {
+        registers.rax
+    } else if registers.rax as u32 != 0 {
+        0
+    } else {
+        // SAFETY: the helper checks the user address and fails on an unreadable one.
+        match unsafe { bpf_probe_read_user(state.result_slot_avma as *const u64) } {
+            Ok(address_avma) => address_avma,
+            Err(_) => {
+                emit::lose(COUNTER_RESULT_UNREADABLE);
+                return None;
+            }
+        }
+    };
+    let header = hit.header(KIND_ALLOCATION);
+    let caller = CallerRegisters {
+        return_avma: registers.rip,
+        sp_avma: registers.rsp,
+        frame_pointer_avma: registers.rbp,
+    };
+    let stack = stack::capture(state, &caller, header);
+    if state.block_avma == 0 {
+        let record = Allocation {
+            header,
+            address_avma,
+            size_bytes: state.size_bytes,
+            stack,
+            thread: hit.thread(),
+            padding: 0,
+        };
+        emit::send(record, COUNTER_LOST_ALLOCATION);
+    } else {
+        let record = ReallocationEnd {
+            header: Header { kind: KIND_REALLOCATION_END, ..header },
+            old_address_avma: state.block_avma,
+            new_address_avma: address_avma,
+            size_bytes: state.size_bytes,
+            stack,
+            thread: hit.thread(),
+            padding: 0,
+        };
+        emit::send(record, COUNTER_LOST_REALLOCATION);
+    }
+    Some(())
+}
+
+/// Entry of a function that ends a block. The record is made here, before the
+/// block can be handed to another thread.
+#[inline(always)]
+pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
+    let hit = Hit::new(context.as_ptr())?;
+    if !hit.enabled() {
+        return None;
+    }
+    let address_avma = argument(context, hit.cookie.arguments().block);
+    if address_avma == 0 {
+        return None;
+    }
+    emit::count(COUNTER_HITS);
+    // SAFETY: as in `entered`.
+    let registers = unsafe { &*context.regs };
+    if let Some(state) = THREADS.get_ptr_mut(hit.pid_tgid) {
+        // SAFETY: as in `entered`.
+        let state = unsafe { &mut *state };
+        match classify_entry(
+            Cookie(state.cookie),
+            state.sp_avma,
+            state.tail_probe,
+            hit.cookie,
+            registers.rsp,
+        ) {
+            Entry::Nested => {
+                emit::count(COUNTER_NESTED);
+                return None;
+            }
+            Entry::TailCall => {
+                emit::count(COUNTER_NESTED);
+                state.tail_probe = u64::from(hit.cookie.probe());
+                return None;
+            }
+            Entry::OutermostAfterLostReturn => {
+                emit::lose(COUNTER_RETURN_NOT_SEEN);
+                state.cookie = 0;
+            }
+            Entry::Outermost => {}
+        }
+    }
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);
+    let distance = return_avma.wrapping_sub(registers.rip) as i64;
+    let record = Free {
+        header: hit.header(KIND_FREE),
+        address_avma,
+        thread: hit.thread(),
+        caller_distance_bytes: if distance == i64::from(distance as i32) { distance as i32 } else { 0 },
+    };
+    emit::send(record, COUNTER_LOST_FREE);
+    Some(())
+}

@@ -1,0 +1,229 @@
+//! The part of the eBPF programs that needs no map and no helper, so that it can
+//! be tested on the host.
+
+#![no_std]
+
+use memscope_common::control::Cookie;
+
+/// What an entry probe has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A call by the program: follow it to its return.
+    Outermost,
+    /// A call by an allocator function to another one: no event.
+    Nested,
+    /// Like `Nested`, by a jump in place of a call; to be remembered.
+    TailCall,
+    /// A call by the program; the one remembered from before will never return.
+    OutermostAfterLostReturn,
+}
+
+/// Decides what an entry is, given the outermost call that was seen to begin on
+/// this thread (`outer`, 0 if none) and the stack pointers at both entries.
+///
+/// The stack grows down, so what runs inside the outer call has a lower stack
+/// pointer. The same stack pointer is a tail call (glibc's `reallocarray` jumps to
+/// `realloc`) unless it is the same function, or the same tail call once more:
+/// then the outer call was abandoned (longjmp) and its place is used again.
+///
+/// Known weakness: after a call was abandoned, calls from deeper in the stack are
+/// taken for nested until one comes from the abandoned depth or above.
+#[must_use]
+#[inline(always)]
+pub fn classify_entry(
+    outer: Cookie,
+    outer_sp_avma: u64,
+    tail_probe: u64,
+    entered: Cookie,
+    sp_avma: u64,
+) -> Entry {
+    if outer.0 == 0 {
+        return Entry::Outermost;
+    }
+    if sp_avma < outer_sp_avma {
+        return Entry::Nested;
+    }
+    let same_place = sp_avma == outer_sp_avma;
+    if same_place && outer.probe() != entered.probe() && tail_probe != u64::from(entered.probe()) {
+        return Entry::TailCall;
+    }
+    Entry::OutermostAfterLostReturn
+}
+
+/// Whether a return belongs to the outermost call: the same probe, and the stack
+/// pointer just above the slot that held the return address.
+#[must_use]
+#[inline(always)]
+pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma: u64) -> bool {
+    outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
+}
+
+/// `size` times `count`; `u64::MAX` if that overflows, as no block can be so large.
+#[must_use]
+#[inline(always)]
+pub fn product_bytes(size: u64, count: u64) -> u64 {
+    // By halves: LLVM turns checked_mul, and a test by division, into a 128-bit
+    // multiplication, which BPF has not.
+    let (small, large) = if size < count { (size, count) } else { (count, size) };
+    if small >> 32 != 0 {
+        return u64::MAX;
+    }
+    let high = (large >> 32) * small;
+    if high >> 32 != 0 {
+        return u64::MAX;
+    }
+    let low = (large & 0xffff_ffff) * small;
+    let sum = (high << 32).wrapping_add(low);
+    if sum < low { u64::MAX } else { sum }
+}
+
+/// Start value of a stack's identity; makes stacks of different address spaces differ.
+#[must_use]
+#[inline(always)]
+pub fn stack_seed(target: u16, image: u16) -> u64 {
+    mix(0x6d65_6d73_636f_7065, u64::from(target) << 16 | u64::from(image))
+}
+
+/// Folds one more value into a stack's identity. Multiply and shift, after
+/// Fowler/Noll/Vo with a 64-bit golden-ratio multiplier.
+#[must_use]
+#[inline(always)]
+pub fn mix(hash: u64, value: u64) -> u64 {
+    let product = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ product >> 29
+}
+
+/// What one step along the frame-pointer chain found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FramePointerStep {
+    /// The caller's frame pointer and the return address into it.
+    Caller {
+        /// Next link of the chain.
+        frame_pointer_avma: u64,
+        /// Innermost not yet known return address.
+        return_avma: u64,
+    },
+    /// The chain ended in a null link.
+    Ended,
+    /// What the register holds is no frame pointer.
+    Broken,
+}
+
+/// A frame of more than this is taken for a wild pointer.
+const MAX_FRAME_BYTES: u64 = 1 << 23;
+
+/// Follows one link: at `frame_pointer_avma` lie the caller's frame pointer and,
+/// above it, the return address (System V ABI for x86-64, 3.2.2).
+#[inline(always)]
+pub fn follow_frame_pointer(
+    frame_pointer_avma: u64,
+    lowest_avma: u64,
+    read_link: impl FnOnce(u64) -> Option<[u64; 2]>,
+) -> FramePointerStep {
+    if frame_pointer_avma == 0 {
+        return FramePointerStep::Ended;
+    }
+    let distance = frame_pointer_avma.wrapping_sub(lowest_avma);
+    if distance > MAX_FRAME_BYTES || frame_pointer_avma & 7 != 0 {
+        return FramePointerStep::Broken;
+    }
+    match read_link(frame_pointer_avma) {
+        None => FramePointerStep::Broken,
+        Some([_, 0]) => FramePointerStep::Ended,
+        Some([caller, return_avma]) => FramePointerStep::Caller {
+            frame_pointer_avma: caller,
+            return_avma,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memscope_common::control::{Arguments, NO_ARGUMENT};
+
+    fn cookie(probe: u16) -> Cookie {
+        Cookie::new(
+            7,
+            probe,
+            Arguments { size: 0, count: NO_ARGUMENT, block: NO_ARGUMENT, result_slot: NO_ARGUMENT },
+        )
+    }
+
+    #[test]
+    fn cookie_returns_what_was_packed() {
+        let arguments = Arguments { size: 2, count: NO_ARGUMENT, block: 5, result_slot: 0 };
+        let packed = Cookie::new(1023, 65_535, arguments);
+        assert_eq!(packed.target(), 1023);
+        assert_eq!(packed.probe(), 65_535);
+        assert_eq!(packed.arguments(), arguments);
+    }
+
+    #[test]
+    fn entries_are_classified_by_depth() {
+        let none = Cookie(0);
+        let (malloc, realloc) = (cookie(1), cookie(2));
+        let cases = [
+            (none, 0, 0, malloc, 0x7000, Entry::Outermost),
+            (malloc, 0x7000, 0, realloc, 0x6ff8, Entry::Nested),
+            (malloc, 0x7000, 0, malloc, 0x6ff8, Entry::Nested),
+            (malloc, 0x7000, 0, realloc, 0x7000, Entry::TailCall),
+            (malloc, 0x7000, 2, realloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc, 0x7000, 0, malloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc, 0x7000, 0, realloc, 0x7008, Entry::OutermostAfterLostReturn),
+        ];
+        for (outer, outer_sp, tail, entered, sp, expected) in cases {
+            assert_eq!(
+                classify_entry(outer, outer_sp, tail, entered, sp),
+                expected,
+                "outer {outer:?}@{outer_sp:#x} tail {tail}, entered {entered:?}@{sp:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_return_matches_its_own_entry_only() {
+        assert!(is_return_of(cookie(1), 0x7000, cookie(1), 0x7008));
+        assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
+        assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
+    }
+
+    #[test]
+    fn products_saturate() {
+        assert_eq!(product_bytes(3, 5), 15);
+        assert_eq!(product_bytes(0, u64::MAX), 0);
+        assert_eq!(product_bytes(u64::MAX, 0), 0);
+        assert_eq!(product_bytes(1 << 32, 1 << 32), u64::MAX);
+        assert_eq!(product_bytes(u64::MAX, 1), u64::MAX);
+        assert_eq!(product_bytes((1 << 32) + 7, 11), (11 << 32) + 77);
+        assert_eq!(product_bytes(0xffff_ffff, 0x1_0000_0001), u64::MAX);
+        assert_eq!(product_bytes(0xffff_ffff, 0x1_0000_0002), u64::MAX, "overflow by carry");
+    }
+
+    #[test]
+    fn identities_differ_by_space_and_order() {
+        assert_ne!(stack_seed(1, 0), stack_seed(0, 1));
+        let seed = stack_seed(0, 0);
+        assert_ne!(mix(mix(seed, 1), 2), mix(mix(seed, 2), 1));
+    }
+
+    #[test]
+    fn the_chain_ends_breaks_or_goes_on() {
+        let link = |caller, ra| move |_| Some([caller, ra]);
+        let at = |fp, read: [u64; 2]| follow_frame_pointer(fp, 0x7000, link(read[0], read[1]));
+        assert_eq!(at(0, [1, 1]), FramePointerStep::Ended);
+        assert_eq!(at(0x7010, [0x7040, 0]), FramePointerStep::Ended);
+        assert_eq!(
+            at(0x7010, [0x7040, 0x40_1000]),
+            FramePointerStep::Caller { frame_pointer_avma: 0x7040, return_avma: 0x40_1000 }
+        );
+        assert_eq!(at(0x6ff8, [0, 1]), FramePointerStep::Broken, "below the stack pointer");
+        assert_eq!(at(0x7011, [0, 1]), FramePointerStep::Broken, "not aligned");
+        assert_eq!(at(0x5555_0000_0000, [0, 1]), FramePointerStep::Broken, "a heap pointer");
+        assert_eq!(
+            follow_frame_pointer(0x7010, 0x7000, |_| None),
+            FramePointerStep::Broken,
+            "unreadable"
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! Entry points of memscope's eBPF programs.
+
+#![no_std]
+#![no_main]
+// Inline assembly for BPF is what atomic additions are made of; see `emit`.
+#![feature(asm_experimental_arch)]
+
+mod alloc;
+mod emit;
+mod maps;
+mod process;
+mod stack;
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, fexit, uprobe, uretprobe},
+    programs::{BtfTracePointContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use memscope_common::CONTRACT_VERSION;
+
+/// Read from the object by the loader.
+#[unsafe(no_mangle)]
+static MEMSCOPE_CONTRACT_VERSION: u32 = CONTRACT_VERSION;
+
+/// The kernel lends its tracing helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Entry of malloc and its like.
+#[uprobe]
+fn allocation_entered(context: ProbeContext) -> u32 {
+    alloc::entered(&context);
+    0
+}
+
+/// Return of malloc and its like.
+#[uretprobe]
+fn allocation_returned(context: RetProbeContext) -> u32 {
+    alloc::returned(&context);
+    0
+}
+
+/// Entry of free and its like.
+#[uprobe]
+fn free_entered(context: ProbeContext) -> u32 {
+    alloc::freed(&context);
+    0
+}
+
+/// exec.
+#[btf_tracepoint(function = "sched_process_exec")]
+fn process_exec(context: BtfTracePointContext) -> i32 {
+    process::exec(&context);
+    0
+}
+
+/// End of a thread.
+#[btf_tracepoint(function = "sched_process_exit")]
+fn thread_exit(context: BtfTracePointContext) -> i32 {
+    process::thread_exit(&context);
+    0
+}
+
+/// New executable memory. The loader names the function, which differs by architecture.
+#[fexit]
+fn code_mapped(context: FExitContext) -> i32 {
+    process::mapped(&context);
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier refuses a program in which this can be reached.
+    loop {}
+}

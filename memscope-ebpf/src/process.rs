@@ -1,0 +1,106 @@
+//! What happens to the traced processes: exec, end of a thread, new code.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    programs::{BtfTracePointContext, FExitContext},
+};
+use aya_log_ebpf::debug;
+use memscope_common::{
+    control::{COUNTER_LOST_PROCESS, COUNTER_RETURN_NOT_SEEN},
+    record::{
+        ExecutableMapping, Header, KIND_EXEC, KIND_MAPPING, KIND_THREAD_EXIT, ProcessExec,
+        ThreadExit,
+    },
+};
+
+use crate::{
+    emit,
+    maps::{IMAGES, PROCESSES, THREADS},
+};
+
+const PROT_EXEC: u64 = 4;
+
+/// The traced process that the current thread belongs to, if any, and the count of
+/// its images.
+#[inline(always)]
+fn current_target() -> Option<(u32, *mut u32)> {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the map's values are written by the collector and never freed while
+    // the program reads them (RCU).
+    let target = *unsafe { PROCESSES.get(process) }?;
+    Some((target, IMAGES.get_ptr_mut(target)?))
+}
+
+#[inline(always)]
+fn header(kind: u8, target: u32, image: *const u32) -> Header {
+    Header {
+        kind,
+        padding: 0,
+        probe: 0,
+        // SAFETY: points to an element of an array map, which is never removed.
+        image: unsafe { *image } as u16,
+        target: target as u16,
+        time_ns: emit::now_ns(),
+    }
+}
+
+/// `sched_process_exec`: the old image is gone, the new one has run nothing yet.
+#[inline(always)]
+pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
+    let (target, image) = current_target()?;
+    // SAFETY: as above; exec leaves one thread, so nobody else writes it.
+    unsafe { *image += 1 };
+    let record = ProcessExec { header: header(KIND_EXEC, target, image) };
+    debug!(context, "target {} is now image {}", target, record.header.image);
+    emit::send(record, COUNTER_LOST_PROCESS);
+    Some(())
+}
+
+/// `sched_process_exit`, which runs once per thread, on that thread.
+#[inline(always)]
+pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if let Some(state) = THREADS.get_ptr(pid_tgid) {
+        // SAFETY: this thread's own map value.
+        if unsafe { (*state).cookie } != 0 {
+            emit::lose(COUNTER_RETURN_NOT_SEEN);
+            debug!(context, "thread {} ended inside an allocator call", pid_tgid as u32);
+        }
+        // It was there a moment ago, and only this thread removes it.
+        THREADS.remove(pid_tgid).ok();
+    }
+    let (target, image) = current_target()?;
+    let record = ThreadExit {
+        header: header(KIND_THREAD_EXIT, target, image),
+        thread: pid_tgid as u32,
+        padding: 0,
+    };
+    emit::send(record, COUNTER_LOST_PROCESS);
+    Some(())
+}
+
+/// Return of the mmap system call.
+#[inline(always)]
+pub(crate) fn mapped(context: &FExitContext) -> Option<()> {
+    let (target, image) = current_target()?;
+    let registers: *const pt_regs = context.arg(0);
+    // SAFETY: the function's only argument is the kernel's copy of the caller's
+    // registers; the helper fails on an unreadable address.
+    let registers = unsafe { bpf_probe_read_kernel(registers) }.ok()?;
+    let start_avma: i64 = context.arg(1);
+    // System call arguments 2, 3 and 6: length, protection, file offset. A negative
+    // result within the last page is an error number.
+    if registers.rdx & PROT_EXEC == 0 || (-4095..0).contains(&start_avma) {
+        return None;
+    }
+    let record = ExecutableMapping {
+        header: header(KIND_MAPPING, target, image),
+        start_avma: start_avma as u64,
+        length_bytes: registers.rsi,
+        file_offset: registers.r9,
+    };
+    debug!(context, "target {} mapped code at {:x}", target, record.start_avma);
+    emit::send(record, COUNTER_LOST_PROCESS);
+    Some(())
+}

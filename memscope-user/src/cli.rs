@@ -1,0 +1,224 @@
+//! The command line: what was typed, checked as far as that goes without looking at
+//! the system.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValue};
+
+use crate::{
+    export::{Format, Weight},
+    reports::View,
+};
+
+/// Size of the ring buffer unless another is given: half a minute of a busy server, and a third
+/// of a second of a loop that does nothing but allocate.
+const DEFAULT_RING_BYTES: u64 = 64 << 20;
+
+/// Finds out who allocates, what leaks and what is live at the peak in a running
+/// program, without recompiling, restarting or changing it.
+#[derive(Debug, Parser)]
+#[command(name = "memscope", version, max_term_width = 100)]
+pub struct Cli {
+    /// Say more: what memscope does (-v), and what its eBPF side does (-vv)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Record the allocations of running processes, or of a command
+    Trace(TraceOptions),
+    /// Show what a recording says
+    Report(ReportOptions),
+    /// Write a recording in a format that other tools read
+    Export(ExportOptions),
+    /// Print a recording record by record
+    Dump(FileOptions),
+    /// Check that a recording is whole, undamaged and consistent
+    Verify(FileOptions),
+    /// Say what this kernel and a process allow, and why not
+    Doctor(DoctorOptions),
+}
+
+/// Options of `memscope trace`.
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "command"]))]
+pub struct TraceOptions {
+    /// A running process to trace; can be given several times
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), num_args = 1..)]
+    pub pid: Vec<u32>,
+    /// Where the recording goes [default: memscope.NAME.PID.mscope here]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// End the trace after this time (30s, 5m, 1h) [default: when the targets end, or by Ctrl-C]
+    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// Size of the buffer between kernel and memscope: a power of two, such as 64MiB
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_RING_BYTES))]
+    pub ring_buffer: ByteSize,
+    /// Exit with 3 if anything is missing from the recording, or nothing was recorded
+    #[arg(long)]
+    pub strict: bool,
+    /// A command to run and trace from its first instruction, after `--`
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Options of `memscope report`.
+#[derive(Args, Clone, Debug)]
+pub struct ReportOptions {
+    /// The recording
+    pub file: PathBuf,
+    /// The question
+    #[arg(long, value_name = "VIEW", default_value = View::Summary.name(), value_parser = views())]
+    pub view: View,
+    /// How many call chains to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `memscope export`.
+#[derive(Args, Clone, Debug)]
+pub struct ExportOptions {
+    /// The recording
+    pub file: PathBuf,
+    /// The format
+    #[arg(short, long, value_name = "FORMAT", value_parser = formats())]
+    pub format: Format,
+    /// Where to write to; `-` is standard output
+    #[arg(short, long, value_name = "OUT", default_value = "-")]
+    pub output: PathBuf,
+    /// Every single block as well (json)
+    #[arg(long)]
+    pub blocks: bool,
+    /// What makes a call chain wide (collapsed, flamegraph)
+    #[arg(long, value_name = "WEIGHT", value_parser = weights())]
+    pub weight: Option<Weight>,
+}
+
+/// Options of commands that only take a recording.
+#[derive(Args, Clone, Debug)]
+pub struct FileOptions {
+    /// The recording
+    pub file: PathBuf,
+}
+
+/// Options of `memscope doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorOptions {
+    /// A process to look at as well
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ExportOptions {
+    /// What is wrong with this combination of options, if anything is.
+    #[must_use]
+    pub fn contradiction(&self) -> Option<String> {
+        if self.blocks && self.format != Format::Json {
+            return Some(format!("--blocks is for --format json, not {}", self.format.name()));
+        }
+        let weighted = matches!(self.format, Format::Collapsed | Format::Flamegraph);
+        (self.weight.is_some() && !weighted).then(|| {
+            format!("--weight is for collapsed and flamegraph, not {}", self.format.name())
+        })
+    }
+}
+
+/// A value with a name and a line of help, from a registry.
+#[derive(Clone)]
+struct Registry<T: 'static> {
+    entries: Vec<(T, &'static str, &'static str)>,
+}
+
+impl<T: Copy + Send + Sync + 'static> clap::builder::TypedValueParser for Registry<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<T, clap::Error> {
+        let names = clap::builder::PossibleValuesParser::new(self.entries.iter().map(|(_, name, _)| *name));
+        let name = names.parse_ref(command, argument, value)?;
+        let entry = self.entries.iter().find(|(_, known, _)| *known == name);
+        entry.map(|(value, _, _)| *value).ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.entries.iter().map(|(_, name, help)| PossibleValue::new(*name).help(*help))))
+    }
+}
+
+fn views() -> Registry<View> {
+    Registry { entries: View::ALL.map(|view| (view, view.name(), view.description())).to_vec() }
+}
+
+fn formats() -> Registry<Format> {
+    Registry { entries: Format::ALL.map(|format| (format, format.name(), format.description())).to_vec() }
+}
+
+fn weights() -> Registry<Weight> {
+    Registry { entries: Weight::ALL.map(|weight| (weight, weight.name(), weight.description())).to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn targets_contradict_each_other_or_are_needed() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        for wrong in [
+            "memscope trace",
+            "memscope trace --pid 0",
+            "memscope trace --pid 1 -- true",
+            "memscope trace --duration 5 --pid 1",
+            "memscope trace --ring-buffer big --pid 1",
+            "memscope export f",
+            "memscope export f --format xml",
+            "memscope report f --view nothing",
+        ] {
+            assert_eq!(parse(wrong).map_err(|error| error.exit_code()).err(), Some(2), "{wrong}");
+        }
+        for right in [
+            "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
+            "memscope trace --strict -- ls -l --pid 3",
+            "memscope -vv trace -p 1",
+            "memscope report f --view leaks --top 3 --json",
+            "memscope doctor",
+        ] {
+            parse(right).unwrap();
+        }
+    }
+
+    #[test]
+    fn export_options_must_fit_the_format() {
+        let contradiction = |line: &str| match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Export(options) => options.contradiction(),
+            _ => None,
+        };
+        assert!(contradiction("memscope export f --format pprof --blocks").is_some());
+        assert!(contradiction("memscope export f --format json --weight temporary").is_some());
+        assert_eq!(contradiction("memscope export f --format json --blocks"), None);
+        assert_eq!(contradiction("memscope export f --format collapsed --weight allocations"), None);
+    }
+}

@@ -1,0 +1,404 @@
+use memscope_common::record::{
+    self, Header, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{
+    address_space::{CodeRange, Observation, ProcessView, range_of},
+    decode::{Record, StackFrames},
+};
+use crate::model::{
+    EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId, Probe, ProbeId,
+    Process, ProcessEnd, ProcessId, Stack, StackId, StackOutcome, ThreadId,
+};
+
+/// An address without a known range makes the collector look at the process again,
+/// but no more often than this.
+const LOOK_AGAIN_NS: u64 = 100_000_000;
+
+/// A probe and what is needed to judge who calls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeDefinition {
+    /// What the recording says of it.
+    pub probe: Probe,
+    /// The part of its file that is code: begin and end.
+    pub code_file_offsets: (u64, u64),
+}
+
+/// A process that is to be followed from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetStart {
+    /// Its index.
+    pub target: u16,
+    /// Its process id.
+    pub pid: u32,
+    /// Its start, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// `CLOCK_MONOTONIC` of this moment.
+    pub time_ns: u64,
+    /// Whether it has not run its first instruction yet.
+    pub from_start: bool,
+}
+
+#[derive(Debug)]
+struct Target {
+    process: Process,
+    code: Vec<CodeRange>,
+    /// What was seen is known to be old.
+    outdated: bool,
+    looked_at_ns: u64,
+    ended: bool,
+}
+
+/// Gives ids to what records speak of.
+#[derive(Debug)]
+pub struct Collector<V> {
+    view: V,
+    targets: FxHashMap<u16, Target>,
+    probes: FxHashMap<ProbeId, ProbeDefinition>,
+    known_modules: FxHashSet<ModuleId>,
+    frames: FxHashMap<Location, FrameId>,
+    stacks: FxHashMap<(ProcessId, u64), StackId>,
+    defined_stacks: FxHashSet<StackId>,
+    process_count: u32,
+    nonsense: u64,
+}
+
+impl<V: ProcessView> Collector<V> {
+    /// A collector that knows nothing yet.
+    pub fn new(view: V) -> Self {
+        Self {
+            view,
+            targets: FxHashMap::default(),
+            probes: FxHashMap::default(),
+            known_modules: FxHashSet::default(),
+            frames: FxHashMap::default(),
+            stacks: FxHashMap::default(),
+            defined_stacks: FxHashSet::default(),
+            process_count: 0,
+            nonsense: 0,
+        }
+    }
+
+    /// How many records spoke of targets or probes that there are not.
+    pub fn nonsense(&self) -> u64 {
+        self.nonsense
+    }
+
+    /// Makes a probe known, before any record of it comes.
+    pub fn define_probe(&mut self, definition: ProbeDefinition, mut give: impl FnMut(Item)) {
+        give(Item::Probe(definition.probe.clone()));
+        self.probes.insert(definition.probe.id, definition);
+    }
+
+    /// Begins to follow a process.
+    pub fn start_target(&mut self, start: &TargetStart, mut give: impl FnMut(Item)) {
+        let id = self.next_process();
+        let target = Target {
+            process: Process {
+                id,
+                pid: start.pid,
+                start_ticks: start.start_ticks,
+                image: 0,
+                observed_from_ns: start.time_ns,
+                comm: String::new(),
+                exe: String::new(),
+                allocators: Vec::new(),
+                from_start: start.from_start,
+            },
+            code: Vec::new(),
+            outdated: true,
+            looked_at_ns: start.time_ns,
+            ended: false,
+        };
+        give(Item::Process(target.process.clone()));
+        self.targets.insert(start.target, target);
+        self.look(start.target, start.time_ns, &mut give);
+    }
+
+    /// A target has exited; nothing of it will come any more.
+    pub fn end_target(&mut self, target: u16, time_ns: u64, status: Option<i32>, mut give: impl FnMut(Item)) {
+        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else { return };
+        target.ended = true;
+        give(Item::ProcessEnd(ProcessEnd {
+            process: target.process.id,
+            time_ns,
+            reason: EndReason::Exit(status),
+        }));
+    }
+
+    /// Probes were attached to a module after the process could already use it.
+    pub fn attached_late(&mut self, target: u16, mut give: impl FnMut(Item)) {
+        if let Some(target) = self.targets.get_mut(&target) {
+            target.process.from_start = false;
+            give(Item::Process(target.process.clone()));
+        }
+    }
+
+    /// Looks at the targets that have changed, so that new modules are noticed even
+    /// while nothing is allocated.
+    pub fn refresh(&mut self, now_ns: u64, mut give: impl FnMut(Item)) {
+        let outdated: Vec<u16> = self
+            .targets
+            .iter()
+            .filter(|(_, target)| target.outdated && !target.ended)
+            .map(|(index, _)| *index)
+            .collect();
+        for target in outdated {
+            self.look(target, now_ns, &mut give);
+        }
+    }
+
+    /// Takes the next record.
+    pub fn take(&mut self, record: &Record, mut give: impl FnMut(Item)) {
+        let give = &mut give;
+        let event = match record {
+            Record::Allocation(record) => self.allocation(record, give),
+            Record::Free(record) => self.free(record, give),
+            Record::ReallocationBegin(record) => self.reallocation_begin(record, give),
+            Record::ReallocationEnd(record) => self.reallocation_end(record, give),
+            Record::Stack(stack) => return self.stack(stack, give),
+            Record::Loss(loss) => Some(Event::Loss {
+                first_lost_ns: loss.first_lost_ns,
+                time_ns: loss.header.time_ns,
+                lost_count: loss.lost_count,
+            }),
+            Record::Exec(record) => {
+                self.process(&record.header, give);
+                return;
+            }
+            Record::ThreadExit(record) => self.process(&record.header, give).map(|process| Event::ThreadExit {
+                process,
+                thread: ThreadId(record.thread),
+                time_ns: record.header.time_ns,
+            }),
+            Record::Mapping(record) => {
+                self.process(&record.header, give);
+                if let Some(target) = self.targets.get_mut(&record.header.target) {
+                    target.outdated = true;
+                }
+                return;
+            }
+        };
+        if let Some(event) = event {
+            give(Item::Event(event));
+        }
+    }
+
+    fn allocation(&mut self, record: &record::Allocation, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(&record.header, give)?;
+        Some(Event::Allocation {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            address_avma: record.address_avma,
+            size_bytes: record.size_bytes,
+            stack: self.stack_id(process, record.stack),
+            probe: self.probe(&record.header)?,
+        })
+    }
+
+    fn free(&mut self, record: &record::Free, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(&record.header, give)?;
+        let definition = self.probes.get(&ProbeId(record.header.probe.into()));
+        let caller = definition.filter(|_| record.caller_distance_bytes != 0).map_or(FreeCaller::Program, |definition| {
+            let caller = definition.probe.file_offset.wrapping_add_signed(record.caller_distance_bytes.into());
+            let (begin, end) = definition.code_file_offsets;
+            if (begin..end).contains(&caller) { FreeCaller::AllocatorModule } else { FreeCaller::Program }
+        });
+        Some(Event::Free {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            address_avma: record.address_avma,
+            caller,
+        })
+    }
+
+    fn reallocation_begin(&mut self, record: &record::ReallocationBegin, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(&record.header, give)?;
+        Some(Event::ReallocationBegin {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            old_address_avma: record.old_address_avma,
+        })
+    }
+
+    fn reallocation_end(&mut self, record: &record::ReallocationEnd, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(&record.header, give)?;
+        Some(Event::ReallocationEnd {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            old_address_avma: record.old_address_avma,
+            new_address_avma: record.new_address_avma,
+            size_bytes: record.size_bytes,
+            stack: self.stack_id(process, record.stack),
+            probe: self.probe(&record.header)?,
+        })
+    }
+
+    fn probe(&mut self, header: &Header) -> Option<ProbeId> {
+        let id = ProbeId(header.probe.into());
+        if !self.probes.contains_key(&id) {
+            self.nonsense += 1;
+            return None;
+        }
+        Some(id)
+    }
+
+    fn next_process(&mut self) -> ProcessId {
+        self.process_count += 1;
+        ProcessId(self.process_count - 1)
+    }
+
+    /// The process image that a record speaks of. A newer image than the one known is
+    /// an exec, told by its own record or, if that was lost, by the first after it.
+    fn process(&mut self, header: &Header, give: &mut impl FnMut(Item)) -> Option<ProcessId> {
+        let Some(target) = self.targets.get(&header.target) else {
+            self.nonsense += 1;
+            return None;
+        };
+        let (known, id) = (target.process.image as u16, target.process.id);
+        if header.image == known {
+            return Some(id);
+        }
+        let newer = header.image.wrapping_sub(known);
+        if newer > u16::MAX / 2 {
+            // Of an image that has ended: its last record was the exec.
+            self.nonsense += 1;
+            return None;
+        }
+        let new_id = self.next_process();
+        let target = self.targets.get_mut(&header.target)?;
+        give(Item::ProcessEnd(ProcessEnd {
+            process: id,
+            time_ns: header.time_ns,
+            reason: EndReason::Exec,
+        }));
+        target.process.id = new_id;
+        target.process.image += u32::from(newer);
+        target.process.observed_from_ns = header.time_ns;
+        // The probes sit in files, so the new image is observed from its start as far
+        // as it uses the same ones; if it does not, `attached_late` says so.
+        target.process.from_start = true;
+        target.process.allocators.clear();
+        target.code.clear();
+        target.outdated = true;
+        give(Item::Process(target.process.clone()));
+        Some(new_id)
+    }
+
+    fn stack_id(&mut self, process: ProcessId, identity: u64) -> StackId {
+        let next = StackId(self.stacks.len() as u32);
+        *self.stacks.entry((process, identity)).or_insert(next)
+    }
+
+    fn stack(&mut self, stack: &StackFrames, give: &mut impl FnMut(Item)) {
+        let header = &stack.header;
+        let Some(process) = self.process(&header.header, give) else { return };
+        let id = self.stack_id(process, header.stack);
+        if !self.defined_stacks.insert(id) {
+            return;
+        }
+        let target = header.header.target;
+        if self.targets.get(&target).is_some_and(|target| target.outdated) {
+            self.look(target, header.header.time_ns, give);
+        }
+        let mut outcome = match header.outcome {
+            OUTCOME_FRAME_POINTERS_ENDED => StackOutcome::FramePointersOnly,
+            OUTCOME_FRAME_POINTER_BROKEN => StackOutcome::FramePointerBroken,
+            OUTCOME_DEPTH_LIMIT => StackOutcome::DepthLimit,
+            _ => StackOutcome::UnknownReason,
+        };
+        let mut frames = Vec::with_capacity(stack.frames_avma.len());
+        for (depth, return_avma) in stack.frames_avma.iter().enumerate() {
+            match self.locate(target, process, *return_avma, header.header.time_ns, give) {
+                Some(location) => frames.push(self.frame(location, give)),
+                // The first one is where the call returned to, whatever is mapped there.
+                None if depth == 0 => {
+                    let location = Location::Unmapped { process, address_avma: *return_avma };
+                    frames.push(self.frame(location, give));
+                }
+                // Followed a register that held no frame pointer into data.
+                None => {
+                    outcome = StackOutcome::FramePointerBroken;
+                    break;
+                }
+            }
+        }
+        give(Item::Stack(Stack { id, process, outcome, frames }));
+    }
+
+    fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
+        let next = FrameId(self.frames.len() as u32);
+        *self.frames.entry(location).or_insert_with(|| {
+            give(Item::Frame(Frame { id: next, location }));
+            next
+        })
+    }
+
+    /// Where a return address points; none if no code is there.
+    fn locate(
+        &mut self,
+        target: u16,
+        process: ProcessId,
+        return_avma: u64,
+        time_ns: u64,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Location> {
+        // The call before it is what is looked up: after a call that never returns,
+        // the return address may lie behind the end of the code.
+        let call_avma = return_avma.checked_sub(1)?;
+        let state = self.targets.get(&target)?;
+        if range_of(&state.code, call_avma).is_none()
+            && time_ns.saturating_sub(state.looked_at_ns) > LOOK_AGAIN_NS
+        {
+            self.look(target, time_ns, give);
+        }
+        let range = range_of(&self.targets.get(&target)?.code, call_avma)?;
+        Some(match &range.module {
+            Some(module) => Location::Module {
+                module: module.id,
+                file_offset: (return_avma - range.start_avma).wrapping_add(range.file_offset),
+            },
+            None => Location::Unmapped { process, address_avma: return_avma },
+        })
+    }
+
+    /// Looks at a target and tells what is new.
+    fn look(&mut self, index: u16, now_ns: u64, give: &mut impl FnMut(Item)) {
+        let Some(target) = self.targets.get_mut(&index) else { return };
+        target.looked_at_ns = now_ns;
+        target.outdated = false;
+        // A process that is gone keeps what was last seen of it.
+        let Some(Observation { comm, exe, code }) = self.view.observe(index) else { return };
+        for range in &code {
+            if let Some(module) = &range.module
+                && self.known_modules.insert(module.id)
+            {
+                give(Item::Module(module.as_ref().clone()));
+            }
+        }
+        let mut allocators: Vec<String> = Vec::new();
+        for range in code.iter().filter(|range| range.is_allocator) {
+            if let Some(module) = &range.module
+                && !allocators.contains(&module.path)
+            {
+                allocators.push(module.path.clone());
+            }
+        }
+        target.code = code;
+        let process = &mut target.process;
+        if (&process.comm, &process.exe, &process.allocators) != (&comm, &exe, &allocators) {
+            process.comm = comm;
+            process.exe = exe;
+            process.allocators = allocators;
+            give(Item::Process(process.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,16 @@
+//! From bytes of the ring to the items of a recording: decodes, orders, and gives
+//! processes, modules, frames and stacks their ids.
+//!
+//! Takes records of the kernel side (hostile, as everything from outside) and a
+//! [`ProcessView`]; gives [`crate::model::Item`]s in order. Its memory is bounded by
+//! distinct stacks and frames, never by events.
+
+mod address_space;
+mod collector;
+mod decode;
+mod order;
+
+pub use address_space::{CodeRange, Observation, ProcessView};
+pub use collector::{Collector, ProbeDefinition, TargetStart};
+pub use decode::{DecodeError, Record, StackFrames, decode};
+pub use order::Order;

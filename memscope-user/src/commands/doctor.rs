@@ -1,0 +1,204 @@
+//! `memscope doctor`: what this kernel and a process allow, and why not.
+
+use std::{io::Write as _, process::ExitCode};
+
+use serde::Serialize;
+
+use crate::{
+    cli::DoctorOptions,
+    kernel::{Kernel, KernelConfig, features, missing_capabilities},
+    target::{
+        ALLOCATOR_FUNCTIONS, MappedFile, ModuleFacts, TargetError, TargetProcess, plan_probes,
+    },
+    text::harmless,
+};
+
+/// Size of the ring for trying whether everything loads.
+const TRIAL_RING_BYTES: u32 = 1 << 16;
+
+#[derive(Serialize)]
+struct Diagnosis {
+    memscope: &'static str,
+    kernel: String,
+    arch: String,
+    features: Vec<FeatureState>,
+    missing_capabilities: Vec<&'static str>,
+    /// Whether the eBPF programs could be loaded just now, and if not, why.
+    programs_load: bool,
+    programs_error: Option<String>,
+    process: Option<ProcessDiagnosis>,
+    can_trace: bool,
+}
+
+#[derive(Serialize)]
+struct FeatureState {
+    name: &'static str,
+    available: bool,
+    required: bool,
+    purpose: &'static str,
+}
+
+#[derive(Serialize)]
+struct ProcessDiagnosis {
+    pid: u32,
+    comm: Option<String>,
+    exe: Option<String>,
+    threads: Option<u64>,
+    /// Files mapped as code that were looked into.
+    files: usize,
+    files_unreadable: usize,
+    allocators: Vec<AllocatorDiagnosis>,
+}
+
+#[derive(Serialize)]
+struct AllocatorDiagnosis {
+    path: String,
+    probes: Vec<ProbeDiagnosis>,
+}
+
+#[derive(Serialize)]
+struct ProbeDiagnosis {
+    function: &'static str,
+    file_offset: u64,
+    emulated: bool,
+    reason: &'static str,
+}
+
+/// Runs the command: 0 if tracing is possible, 1 if not.
+///
+/// # Errors
+///
+/// If the process cannot be looked at.
+pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
+    let process = options.pid.map(diagnose_process).transpose()?;
+    let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
+        |_error| Default::default(),
+        |name| (name.release().to_string_lossy().into_owned(), name.machine().to_string_lossy().into_owned()),
+    );
+    let features: Vec<FeatureState> = features()
+        .into_iter()
+        .map(|feature| FeatureState {
+            name: feature.name,
+            available: feature.available,
+            required: feature.required,
+            purpose: feature.purpose,
+        })
+        .collect();
+    let has_allocator = process.as_ref().is_none_or(|process| !process.allocators.is_empty());
+    let diagnosis = Diagnosis {
+        memscope: env!("CARGO_PKG_VERSION"),
+        kernel,
+        arch,
+        can_trace: loaded.is_ok() && has_allocator,
+        features,
+        missing_capabilities: missing_capabilities(),
+        programs_load: loaded.is_ok(),
+        programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
+        process,
+    };
+    let mut out = std::io::stdout().lock();
+    if options.json {
+        serde_json::to_writer_pretty(&mut out, &diagnosis)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", as_text(&diagnosis))?;
+    }
+    Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
+    let process = TargetProcess::open(pid)?;
+    let mut diagnosis = ProcessDiagnosis {
+        pid,
+        comm: process.comm(),
+        exe: process.exe(),
+        threads: process.thread_count(),
+        files: 0,
+        files_unreadable: 0,
+        allocators: Vec::new(),
+    };
+    let mut seen = Vec::new();
+    for mapping in process.code_mappings()? {
+        let MappedFile::File { identity, path } = &mapping.file else { continue };
+        if seen.contains(identity) {
+            continue;
+        }
+        seen.push(*identity);
+        diagnosis.files += 1;
+        let wanted = |name: &str| ALLOCATOR_FUNCTIONS.iter().any(|function| function.name == name);
+        let facts = process.open_mapped(&mapping).ok().and_then(|file| ModuleFacts::read(&file, wanted).ok());
+        let Some(facts) = facts else {
+            diagnosis.files_unreadable += 1;
+            continue;
+        };
+        let probes: Vec<ProbeDiagnosis> = plan_probes(&facts)
+            .iter()
+            .map(|probe| ProbeDiagnosis {
+                function: probe.function.name,
+                file_offset: probe.file_offset,
+                emulated: probe.site.emulated,
+                reason: probe.site.reason,
+            })
+            .collect();
+        if !probes.is_empty() {
+            diagnosis.allocators.push(AllocatorDiagnosis { path: path.clone(), probes });
+        }
+    }
+    Ok(diagnosis)
+}
+
+fn as_text(diagnosis: &Diagnosis) -> String {
+    let mut lines = vec![format!(
+        "memscope {} on Linux {} ({})",
+        diagnosis.memscope,
+        harmless(&diagnosis.kernel),
+        harmless(&diagnosis.arch)
+    )];
+    let mark = |good, required| match (good, required) {
+        (true, _) => "yes",
+        (false, true) => "NO ",
+        (false, false) => "no ",
+    };
+    for feature in &diagnosis.features {
+        lines.push(format!("  {}  {}: {}", mark(feature.available, feature.required), feature.name, feature.purpose));
+    }
+    let capabilities = if diagnosis.missing_capabilities.is_empty() {
+        "all needed capabilities are held".to_owned()
+    } else {
+        format!("missing {}: run it with sudo", diagnosis.missing_capabilities.join(", "))
+    };
+    lines.push(format!("  {}  capabilities: {capabilities}", mark(diagnosis.missing_capabilities.is_empty(), true)));
+    let programs = diagnosis.programs_error.as_deref().unwrap_or("the kernel takes memscope's programs");
+    lines.push(format!("  {}  programs: {}", mark(diagnosis.programs_load, true), harmless(programs)));
+    if let Some(process) = &diagnosis.process {
+        lines.extend(process_lines(process));
+    }
+    let verdict = if diagnosis.can_trace { "Tracing is possible." } else { "Tracing is NOT possible; see the lines marked NO." };
+    lines.push(verdict.to_owned());
+    lines.join("\n") + "\n"
+}
+
+fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
+    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "unknown".to_owned(), harmless);
+    let mut lines = vec![format!(
+        "process {} ({}), {}, {} threads, {} files of code{}",
+        process.pid,
+        shown(&process.comm),
+        shown(&process.exe),
+        process.threads.map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
+        process.files,
+        if process.files_unreadable > 0 { format!(", {} of them unreadable", process.files_unreadable) } else { String::new() },
+    )];
+    if process.allocators.is_empty() {
+        lines.push("  NO   allocator: none of its files defines malloc".to_owned());
+    }
+    for allocator in &process.allocators {
+        lines.push(format!("  yes  allocator: {}", harmless(&allocator.path)));
+        for probe in &allocator.probes {
+            let price = if probe.emulated { "emulated" } else { "single-stepped, costs more" };
+            lines.push(format!("       {:<16} at {:#x}: {price} ({})", probe.function, probe.file_offset, probe.reason));
+        }
+    }
+    lines
+}

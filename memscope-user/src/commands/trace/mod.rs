@@ -1,0 +1,305 @@
+//! `memscope trace`: joins target, kernel, collection, lifetimes and store.
+
+mod modules;
+mod output;
+mod pipeline;
+mod session;
+mod status;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::UnboundedReceiver,
+    time::MissedTickBehavior,
+};
+
+use self::{
+    output::Output,
+    session::{Recorded, Session},
+    status::StatusLine,
+};
+use crate::{
+    cli::TraceOptions,
+    kernel::{Kernel, KernelConfig},
+    model::{Capture, EndingReason},
+    reports::{Report, SummaryReport},
+    target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
+};
+
+/// How often the status is shown and the kernel side's counters are saved.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Exit code for `--strict` when something is missing.
+const EXIT_INCOMPLETE: u8 = 3;
+
+/// `CLOCK_MONOTONIC`, the clock of all records.
+fn monotonic_ns() -> u64 {
+    // Fails only for a clock that does not exist.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned()
+    })
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// If the trace could not begin, or its recording could not be saved.
+pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
+    let invoker = Invoker::from_sudo();
+    raise_descriptor_limit();
+    // Everything that can be refused is tried before a command is started.
+    let targets = options.pid.iter().map(|pid| TargetProcess::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+    if targets.iter().any(|target| target.pid() == std::process::id()) {
+        bail!("memscope cannot trace itself: every event would cause the next one");
+    }
+    let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
+        .ok()
+        .context("the ring buffer cannot be larger than 2 GiB")?;
+    let mut kernel = Kernel::load(KernelConfig { ring_bytes, log_level })?;
+    for warning in kernel.warnings() {
+        eprintln!("memscope: {warning}");
+    }
+    let output = Output::create(options.output.as_deref(), &default_name(options, &targets), invoker.as_ref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the event loop")?;
+    let in_runtime = runtime.enter();
+    let log = (log_level > 0).then(|| kernel.take_log()).transpose()?;
+    let capture = capture(options, ring_bytes);
+    let begun = match begin(options, targets, kernel, &output, &capture, ring_bytes, invoker.as_ref()) {
+        Ok(begun) => begun,
+        Err(error) => {
+            // Nothing was recorded: an empty file would only be in the way.
+            output.remove();
+            return Err(error);
+        }
+    };
+    drop(in_runtime);
+    let (recorded, command_code) = runtime.block_on(follow(options, begun, log))?;
+    conclude(options, &capture, recorded, &output, command_code)
+}
+
+/// A trace under way.
+struct Begun {
+    session: Session,
+    /// Targets in which the collector has met allocators.
+    looked_at: UnboundedReceiver<u16>,
+    command: Option<RunningCommand>,
+}
+
+fn begin(
+    options: &TraceOptions,
+    targets: Vec<TargetProcess>,
+    kernel: Kernel,
+    output: &Output,
+    capture: &Capture,
+    ring_bytes: u32,
+    invoker: Option<&Invoker>,
+) -> anyhow::Result<Begun> {
+    let (mut session, looked_at) = Session::start(kernel, ring_bytes, output.file()?, capture)?;
+    if options.command.is_empty() {
+        for target in targets {
+            session.attach_running(target)?;
+        }
+        return Ok(Begun { session, looked_at, command: None });
+    }
+    let mut held = HeldCommand::start(&options.command, invoker)?;
+    let target = session.add_command(TargetProcess::open(held.pid())?)?;
+    loop {
+        session.attach_new_modules(target)?;
+        match held.step()? {
+            Startup::CodeMapped => {}
+            Startup::Loaded | Startup::Ended => break,
+        }
+    }
+    session.started(target);
+    Ok(Begun { session, looked_at, command: Some(held.release()?) })
+}
+
+/// The end of a trace is asked for once or twice, see [`follow`].
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Interrupts {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal; none for one that a terminal has sent to the command as well.
+    async fn next(&mut self) -> Option<nix::sys::signal::Signal> {
+        tokio::select! {
+            _ = self.interrupt.recv() => None,
+            _ = self.terminate.recv() => Some(nix::sys::signal::Signal::SIGTERM),
+            _ = self.hang_up.recv() => Some(nix::sys::signal::Signal::SIGHUP),
+        }
+    }
+}
+
+/// Follows the targets until they end, time is over, or somebody asks for the end.
+///
+/// A command is asked to end as well by the first signal, and traced until it has; the
+/// second signal ends the trace at once and leaves the command alone.
+async fn follow(
+    options: &TraceOptions,
+    begun: Begun,
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+) -> anyhow::Result<(Recorded, Option<i32>)> {
+    let Begun { mut session, mut looked_at, mut command } = begun;
+    let mut interrupts = Interrupts::new()?;
+    let mut log = log
+        // SAFETY: the logger owns the descriptor of its ring and keeps it until it is dropped.
+        .map(|log| unsafe { AsyncFd::register(log) })
+        .transpose()
+        .context("cannot follow the eBPF log")?;
+    let mut status = StatusLine::new(command.is_none());
+    let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let duration = options.duration.unwrap_or(Duration::MAX);
+    let deadline = tokio::time::sleep(duration.min(Duration::from_secs(u32::MAX.into())));
+    tokio::pin!(deadline);
+    let mut asked = false;
+    let mut command_code = None;
+    let reason = loop {
+        tokio::select! {
+            ended = session.next_exit() => {
+                let code = match &mut command {
+                    Some(command) => Some(command.wait().context("cannot wait for the command")?),
+                    None => None,
+                };
+                command_code = command_code.or(code);
+                session.target_ended(ended, code);
+                if session.live_targets() == 0 {
+                    break EndingReason::TargetsEnded;
+                }
+            }
+            Some(target) = looked_at.recv() => {
+                if let Err(error) = session.attach_new_modules(target) {
+                    log::warn!("new code of a target is not traced: {error:#}");
+                }
+            }
+            signal = interrupts.next() => {
+                let Some(command) = command.as_ref().filter(|_| !asked) else { break EndingReason::Interrupted };
+                asked = true;
+                if let Some(signal) = signal {
+                    command.signal(signal);
+                }
+                status.say("waiting for the command to end; once more to stop tracing at once");
+            }
+            () = &mut deadline => break EndingReason::Duration,
+            _ = ticks.tick() => {
+                let (counters, progress) = session.save_counters()?;
+                if progress.failure.is_some() {
+                    break EndingReason::Interrupted;
+                }
+                status.show(&counters, &progress);
+            }
+            () = read_log(&mut log) => {}
+        }
+    };
+    status.clear();
+    let recorded = session.finish(reason)?;
+    if let Some(command) = &mut command
+        && command_code.is_none()
+        && reason == EndingReason::Duration
+    {
+        command_code = Some(command.wait().context("cannot wait for the command")?);
+    }
+    Ok((recorded, command_code))
+}
+
+/// Hands on what the eBPF side logs; never ends if it logs nothing.
+async fn read_log(log: &mut Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>) {
+    let Some(log) = log else { return std::future::pending().await };
+    match log.readable_mut().await {
+        Ok(mut ready) => {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+        Err(error) => {
+            log::debug!("the eBPF log cannot be read: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+fn conclude(
+    options: &TraceOptions,
+    capture: &Capture,
+    recorded: Recorded,
+    output: &Output,
+    command_code: Option<i32>,
+) -> anyhow::Result<ExitCode> {
+    let path = output.path().display().to_string();
+    let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
+    eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path)).text());
+    if let Some(failure) = recorded.failure {
+        let failure = anyhow::Error::new(failure);
+        return Err(failure.context(format!(
+            "the recording could not be saved to its end; what {path} holds so far can be read. Free some space or use -o"
+        )));
+    }
+    let nothing = analysis.totals.allocations == 0 && analysis.totals.frees == 0;
+    if options.strict && (nothing || !analysis.is_complete()) {
+        return Ok(ExitCode::from(EXIT_INCOMPLETE));
+    }
+    Ok(command_code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
+}
+
+fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
+        |_error| Default::default(),
+        |name| (name.release().to_string_lossy().into_owned(), name.machine().to_string_lossy().into_owned()),
+    );
+    Capture {
+        memscope_version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at_unix_seconds: now.as_secs(),
+        started_at_unix_nanoseconds: now.subsec_nanos(),
+        started_at_ns: monotonic_ns(),
+        kernel,
+        arch,
+        command: (!options.command.is_empty()).then(|| options.command.clone()),
+        ring_bytes: ring_bytes.into(),
+    }
+}
+
+/// `memscope.NAME.PID.mscope`, as in `heaptrack.NAME.PID.zst`.
+fn default_name(options: &TraceOptions, targets: &[TargetProcess]) -> String {
+    let (name, pid) = match targets.first() {
+        Some(target) => (target.comm().unwrap_or_default(), target.pid()),
+        None => {
+            let command = options.command.first().map(String::as_str).unwrap_or_default();
+            (command.rsplit('/').next().unwrap_or_default().to_owned(), std::process::id())
+        }
+    };
+    let harmless = |character: char| if character.is_ascii_alphanumeric() || "-_.".contains(character) { character } else { '_' };
+    let name: String = name.chars().map(harmless).collect();
+    format!("memscope.{}.{pid}.mscope", name.trim_start_matches('.'))
+}
+
+/// Each probe takes two descriptors, each module one.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        log::debug!("the limit of open files stays as it is: {error}");
+    }
+}

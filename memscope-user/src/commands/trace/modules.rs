@@ -1,0 +1,208 @@
+//! The files mapped into the targets: each is looked into once, and held open so that
+//! it can be probed and symbolized even when its path is gone.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustc_hash::FxHashMap;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    collect::{CodeRange, Observation, ProbeDefinition, ProcessView},
+    model::{Module, ModuleId, Probe, ProbeId},
+    symbols::SymbolSource,
+    target::{
+        ALLOCATOR_FUNCTIONS, CodeMapping, FileIdentity, MappedFile, ModuleFacts, PlannedProbe,
+        TargetProcess, plan_probes,
+    },
+};
+
+/// A mapped file.
+#[derive(Debug)]
+pub(super) struct LoadedModule {
+    pub(super) module: Arc<Module>,
+    /// None for code that the kernel provides.
+    pub(super) file: Option<File>,
+    /// What to attach, with the ids that events will refer to.
+    pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
+    code_file_offsets: Vec<(u64, u64)>,
+}
+
+impl LoadedModule {
+    /// What the recording says of the probes.
+    pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
+        self.probes.iter().map(|(id, planned)| {
+            let offset = planned.file_offset;
+            let code = self.code_file_offsets.iter().find(|(begin, end)| (*begin..*end).contains(&offset));
+            ProbeDefinition {
+                probe: Probe {
+                    id: *id,
+                    function: planned.function.name.to_owned(),
+                    module: self.module.id,
+                    file_offset: offset,
+                    emulated: planned.site.emulated,
+                },
+                code_file_offsets: code.copied().unwrap_or((offset, offset)),
+            }
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum ModuleKey {
+    File(FileIdentity),
+    Kernel(String),
+}
+
+/// All files met so far. Shared by the thread that attaches and the one that collects;
+/// neither asks it on the path of events.
+#[derive(Debug, Default)]
+pub(super) struct ModuleCache {
+    by_key: FxHashMap<ModuleKey, Arc<LoadedModule>>,
+    by_id: Vec<Arc<LoadedModule>>,
+    probe_count: u16,
+}
+
+/// A cache that several threads hold.
+pub(super) type SharedModules = Arc<Mutex<ModuleCache>>;
+
+/// A panic in another thread cannot leave the cache half changed: entries are only added.
+pub(super) fn lock(modules: &SharedModules) -> MutexGuard<'_, ModuleCache> {
+    modules.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ModuleCache {
+    /// What is behind a mapping; none for memory without a file.
+    pub(super) fn load(&mut self, process: &TargetProcess, mapping: &CodeMapping) -> Option<Arc<LoadedModule>> {
+        let (key, path) = match &mapping.file {
+            MappedFile::File { identity, path } => (ModuleKey::File(*identity), path.as_str()),
+            MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
+            MappedFile::Anonymous => return None,
+        };
+        if let Some(known) = self.by_key.get(&key) {
+            return Some(Arc::clone(known));
+        }
+        let file = match &mapping.file {
+            MappedFile::File { .. } => match process.open_mapped(mapping) {
+                Ok(file) => Some(file),
+                Err(error) => {
+                    log::debug!("cannot open {path}, mapped by process {}: {error}", process.pid());
+                    None
+                }
+            },
+            _ => None,
+        };
+        let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_allocator_function));
+        let facts = match facts {
+            Some(Ok(facts)) => facts,
+            Some(Err(error)) => {
+                log::debug!("nothing known of {path}: {error}");
+                ModuleFacts::default()
+            }
+            None => ModuleFacts::default(),
+        };
+        let module = Module {
+            id: ModuleId(self.by_id.len() as u32),
+            path: path.to_owned(),
+            build_id: facts.build_id.clone(),
+        };
+        let loaded = Arc::new(LoadedModule {
+            module: Arc::new(module),
+            file,
+            probes: self.number(plan_probes(&facts)),
+            code_file_offsets: facts
+                .code
+                .iter()
+                .map(|segment| (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes)))
+                .collect(),
+        });
+        self.by_id.push(Arc::clone(&loaded));
+        self.by_key.insert(key, Arc::clone(&loaded));
+        Some(loaded)
+    }
+
+    /// Probe ids start at 1 and fit the 16 bits that records have for them; what comes
+    /// after 65,535 functions is not probed.
+    fn number(&mut self, planned: Vec<PlannedProbe>) -> Vec<(ProbeId, PlannedProbe)> {
+        planned
+            .into_iter()
+            .map_while(|probe| {
+                self.probe_count = self.probe_count.checked_add(1)?;
+                Some((ProbeId(self.probe_count.into()), probe))
+            })
+            .collect()
+    }
+
+    /// Where the names in a module come from; none for what has no file.
+    pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
+        let module = self.by_id.get(module.index())?;
+        let file = module.file.as_ref()?.try_clone().ok()?;
+        Some(SymbolSource::new(file, PathBuf::from(&module.module.path)))
+    }
+}
+
+fn is_allocator_function(name: &str) -> bool {
+    ALLOCATOR_FUNCTIONS.iter().any(|function| function.name == name)
+}
+
+/// The modules of a process that define allocator functions, each once.
+pub(super) fn allocators_of(
+    modules: &SharedModules,
+    process: &TargetProcess,
+    mappings: &[CodeMapping],
+) -> Vec<Arc<LoadedModule>> {
+    let mut cache = lock(modules);
+    let mut allocators: Vec<Arc<LoadedModule>> = Vec::new();
+    for mapping in mappings {
+        if let Some(module) = cache.load(process, mapping)
+            && !module.probes.is_empty()
+            && !allocators.iter().any(|known| Arc::ptr_eq(known, &module))
+        {
+            allocators.push(module);
+        }
+    }
+    allocators
+}
+
+/// The collector's eyes: looks at a target and tells the attaching thread when there
+/// are allocators that were not there before.
+#[derive(Debug)]
+pub(super) struct TargetView {
+    pub(super) modules: SharedModules,
+    pub(super) processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
+    pub(super) looked_at: UnboundedSender<u16>,
+}
+
+impl ProcessView for TargetView {
+    fn observe(&mut self, target: u16) -> Option<Observation> {
+        let process =
+            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
+        let mappings = process.code_mappings().ok()?;
+        let code = {
+            let mut cache = lock(&self.modules);
+            let range = |mapping: &CodeMapping| {
+                let loaded = cache.load(&process, mapping);
+                CodeRange {
+                    start_avma: mapping.start_avma,
+                    end_avma: mapping.end_avma,
+                    file_offset: mapping.file_offset,
+                    is_allocator: loaded.as_ref().is_some_and(|loaded| !loaded.probes.is_empty()),
+                    module: loaded.map(|loaded| Arc::clone(&loaded.module)),
+                }
+            };
+            mappings.iter().map(range).collect::<Vec<_>>()
+        };
+        if code.iter().any(|range| range.is_allocator) && self.looked_at.send(target).is_err() {
+            // The trace is ending: nothing is attached any more.
+            log::debug!("target {target} was looked at after the end");
+        }
+        Some(Observation {
+            comm: process.comm().unwrap_or_default(),
+            exe: process.exe().unwrap_or_default(),
+            code,
+        })
+    }
+}

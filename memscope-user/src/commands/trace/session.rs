@@ -1,0 +1,316 @@
+//! One trace: its targets, what is attached to them, and the pipeline behind.
+
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use rustc_hash::{FxHashMap, FxHashSet};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+};
+
+use super::{
+    modules::{LoadedModule, SharedModules, TargetView, allocators_of},
+    monotonic_ns,
+    pipeline::{Collected, Control, Input, Pipeline, Progress},
+};
+use crate::{
+    collect::TargetStart,
+    kernel::{AttachRequest, Kernel, KernelError},
+    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
+    reports::Analyzer,
+    store::{RecordingEnd, StoreError, Writer},
+    target::TargetProcess,
+};
+
+/// How long calls that are under way when recording ends are waited for.
+const IN_FLIGHT_PATIENCE: Duration = Duration::from_millis(100);
+
+struct Target {
+    index: u16,
+    process: Arc<TargetProcess>,
+    exit: AsyncFd<OwnedFd>,
+    attached: FxHashSet<ModuleId>,
+    /// Whether it may run: what is attached from then on may have been used before.
+    running: bool,
+    ended: bool,
+}
+
+/// A trace that is going on.
+pub(super) struct Session {
+    kernel: Kernel,
+    pipeline: Pipeline<File>,
+    modules: SharedModules,
+    processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
+    targets: Vec<Target>,
+    defined: FxHashSet<ModuleId>,
+}
+
+/// What a trace leaves.
+pub(super) struct Recorded {
+    pub(super) analyzer: Analyzer,
+    pub(super) end: RecordingEnd,
+    pub(super) failure: Option<Arc<StoreError>>,
+}
+
+impl Session {
+    /// A trace without targets, and what tells in which of them the collector has met
+    /// allocators.
+    pub(super) fn start(
+        mut kernel: Kernel,
+        ring_bytes: u32,
+        output: File,
+        capture: &Capture,
+    ) -> anyhow::Result<(Self, UnboundedReceiver<u16>)> {
+        let ring = kernel.take_ring(ring_bytes)?;
+        let modules = SharedModules::default();
+        let processes = Arc::default();
+        let (looked_at_sender, looked_at) = unbounded_channel();
+        let view = TargetView {
+            modules: Arc::clone(&modules),
+            processes: Arc::clone(&processes),
+            looked_at: looked_at_sender,
+        };
+        let writer = Writer::new(output, capture)?;
+        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), writer)?;
+        let session = Self {
+            kernel,
+            pipeline,
+            modules,
+            processes,
+            targets: Vec::new(),
+            defined: FxHashSet::default(),
+        };
+        Ok((session, looked_at))
+    }
+
+    /// Attaches to a process that runs already, and begins to record it.
+    pub(super) fn attach_running(&mut self, process: TargetProcess) -> anyhow::Result<()> {
+        let pid = process.pid();
+        let target = self.add(process, false)?;
+        // More than once, because libraries can be loaded meanwhile.
+        while self.attach_new_modules(target)? > 0 {}
+        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
+            bail!("target {target} is not there");
+        };
+        if state.attached.is_empty() {
+            bail!(
+                "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
+            );
+        }
+        state.running = true;
+        self.kernel.set_enabled(target, true)?;
+        Ok(())
+    }
+
+    /// Makes a held command a target; it is recorded from its first instruction.
+    pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
+        let target = self.add(process, true)?;
+        self.kernel.set_enabled(target, true)?;
+        Ok(target)
+    }
+
+    /// A command that was held is let go.
+    pub(super) fn started(&mut self, target: u16) {
+        if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
+            state.running = true;
+        }
+    }
+
+    fn add(&mut self, process: TargetProcess, from_start: bool) -> anyhow::Result<u16> {
+        let pid = process.pid();
+        let index = u16::try_from(self.targets.len())
+            .ok()
+            .filter(|index| u32::from(*index) < memscope_common::control::MAX_TARGETS)
+            .with_context(|| format!("more than {} processes", memscope_common::control::MAX_TARGETS))?;
+        let exit = pidfd_open(
+            Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
+            PidfdFlags::empty(),
+        )
+        .with_context(|| format!("process {pid} has ended"))?;
+        // A process number that was given to another process in between is noticed here.
+        if !process.is_alive() {
+            bail!("process {pid} ended before it could be traced");
+        }
+        // SAFETY: it owns the descriptor and keeps it until it is dropped.
+        let exit = unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }
+            .context("cannot watch the process")?;
+        let process = Arc::new(process);
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(index, Arc::clone(&process));
+        self.kernel.watch_process(index, pid)?;
+        self.tell(Control::StartTarget(TargetStart {
+            target: index,
+            pid,
+            start_ticks: process.start_ticks(),
+            time_ns: monotonic_ns(),
+            from_start,
+        }))?;
+        self.targets.push(Target {
+            index,
+            process,
+            exit,
+            attached: FxHashSet::default(),
+            running: false,
+            ended: false,
+        });
+        Ok(index)
+    }
+
+    /// Probes the allocators of a target that are not probed yet; how many modules
+    /// there were.
+    pub(super) fn attach_new_modules(&mut self, target: u16) -> anyhow::Result<usize> {
+        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended) else {
+            return Ok(0);
+        };
+        let (process, running) = (Arc::clone(&state.process), state.running);
+        let mappings = process.code_mappings()?;
+        let new: Vec<Arc<LoadedModule>> = allocators_of(&self.modules, &process, &mappings)
+            .into_iter()
+            .filter(|module| !state.attached.contains(&module.module.id))
+            .collect();
+        for module in &new {
+            if self.defined.insert(module.module.id) {
+                for definition in module.definitions() {
+                    self.tell(Control::DefineProbe(definition))?;
+                }
+            }
+            self.attach_module(target, &process, module)?;
+            if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
+                state.attached.insert(module.module.id);
+            }
+        }
+        if running && !new.is_empty() {
+            self.tell(Control::AttachedLate(target))?;
+        }
+        Ok(new.len())
+    }
+
+    fn attach_module(
+        &mut self,
+        target: u16,
+        process: &TargetProcess,
+        module: &LoadedModule,
+    ) -> Result<(), KernelError> {
+        let Some(file) = &module.file else { return Ok(()) };
+        let path = crate::target::path_of_open(file);
+        for (id, probe) in &module.probes {
+            self.kernel.attach(&AttachRequest {
+                target,
+                pid: process.pid(),
+                file: &path,
+                shown_path: &module.module.path,
+                probe,
+                id: *id,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, control: Control) -> anyhow::Result<()> {
+        self.pipeline.input.send(Input::Control(control)).ok().context("the collecting thread has ended")
+    }
+
+    /// Waits for the next target that exits; its index.
+    pub(super) async fn next_exit(&self) -> u16 {
+        let exits = self.targets.iter().filter(|target| !target.ended).map(|target| {
+            Box::pin(async move {
+                // A descriptor that cannot be watched would never be ready; then the
+                // trace goes on until it is ended from outside.
+                if let Err(error) = target.exit.readable().await {
+                    log::warn!("the end of a target will not be noticed: {error}");
+                    std::future::pending::<()>().await;
+                }
+                target.index
+            })
+        });
+        first_of(exits.collect()).await
+    }
+
+    /// A target has exited.
+    pub(super) fn target_ended(&mut self, target: u16, status: Option<i32>) {
+        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else { return };
+        state.ended = true;
+        let pid = state.process.pid();
+        self.kernel.detach(target, pid);
+        self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
+    }
+
+    pub(super) fn live_targets(&self) -> usize {
+        self.targets.iter().filter(|target| !target.ended).count()
+    }
+
+    /// Saves what the kernel side has counted; that, and how things stand.
+    pub(super) fn save_counters(&self) -> anyhow::Result<(Counters, Progress)> {
+        let counters = self.kernel.counters()?;
+        self.tell(Control::Counters(counters.clone()))?;
+        Ok((counters, self.pipeline.progress.borrow().clone()))
+    }
+
+    /// Ends recording, detaches, and brings everything into the file.
+    pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
+        let Self { mut kernel, pipeline, targets, .. } = self;
+        for target in targets.iter().filter(|target| !target.ended) {
+            kernel.set_enabled(target.index, false)?;
+        }
+        let ended_at_ns = monotonic_ns();
+        let patience = Instant::now();
+        while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for target in targets.iter().filter(|target| !target.ended) {
+            kernel.detach(target.index, target.process.pid());
+        }
+        let collected = pipeline.finish(|state| {
+            let mut counters = kernel.counters()?;
+            counters.in_flight = kernel.calls_in_flight()?;
+            count_malformed(&mut counters, state.malformed());
+            if state.received() != counters.recorded + state.malformed() {
+                log::error!(
+                    "{} records were sent and {} received: please report this",
+                    counters.recorded + state.malformed(),
+                    state.received()
+                );
+            }
+            Ok(vec![Control::Counters(counters)])
+        })?;
+        let Collected { analyzer, writer, failure, nonsense } = collected;
+        if nonsense > 0 {
+            log::warn!("{nonsense} records spoke of processes or probes that there are not");
+        }
+        if failure.is_some() {
+            return Ok(Recorded { analyzer, end: RecordingEnd::Truncated, failure });
+        }
+        let ending = Ending { ended_at_ns, reason };
+        let failure = writer.finish(&ending).err().map(Arc::new);
+        Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure })
+    }
+}
+
+/// Records that arrived damaged were recorded by the kernel side, and are lost all the same.
+fn count_malformed(counters: &mut Counters, malformed: u64) {
+    counters.recorded -= malformed;
+    counters.malformed = malformed;
+    counters.lost.push((LossCause::MalformedRecord, malformed));
+}
+
+/// The first of several futures to be ready; never, if there are none.
+async fn first_of<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
+    std::future::poll_fn(move |context| {
+        for future in &mut futures {
+            if let std::task::Poll::Ready(output) = std::pin::Pin::new(future).poll(context) {
+                return std::task::Poll::Ready(output);
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,72 @@
+//! What is shown while tracing: one line that is drawn over on a terminal, a plain
+//! line from time to time elsewhere.
+
+use std::{
+    io::IsTerminal as _,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::pipeline::Progress;
+use crate::{model::Counters, text};
+
+/// Plain lines are for logs, which want few.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+pub(super) struct StatusLine {
+    line: Option<ProgressBar>,
+    started: Instant,
+    shown_plain: Instant,
+    shown: Instant,
+    events: u64,
+}
+
+impl StatusLine {
+    /// `may_draw` is false while a command writes to the same terminal.
+    pub(super) fn new(may_draw: bool) -> Self {
+        let line = (may_draw && std::io::stderr().is_terminal()).then(|| {
+            let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            match ProgressStyle::with_template("memscope: {elapsed} {wide_msg}") {
+                Ok(style) => line.with_style(style),
+                Err(_) => line,
+            }
+        });
+        let now = Instant::now();
+        Self { line, started: now, shown_plain: now, shown: now, events: 0 }
+    }
+
+    pub(super) fn show(&mut self, counters: &Counters, progress: &Progress) {
+        let seconds = self.shown.elapsed().as_secs_f64();
+        let rate = if seconds > 0.0 { (progress.events - self.events) as f64 / seconds } else { 0.0 };
+        let message = format!(
+            "{} events/s, {} live, {} lost, {} written (Ctrl-C ends)",
+            text::count(rate as u64),
+            text::bytes(progress.resident_bytes),
+            text::count(counters.lost_total()),
+            text::bytes(progress.written_bytes),
+        );
+        (self.shown, self.events) = (Instant::now(), progress.events);
+        match &self.line {
+            Some(line) => line.set_message(message),
+            None if self.shown_plain.elapsed() >= PLAIN_INTERVAL => {
+                self.shown_plain = Instant::now();
+                eprintln!("memscope: {} s: {message}", self.started.elapsed().as_secs());
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn say(&self, message: &str) {
+        match &self.line {
+            Some(line) => line.println(format!("memscope: {message}")),
+            None => eprintln!("memscope: {message}"),
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Call chains by weight as a picture: SVG that needs nothing from outside.
+
+use std::io::{Cursor, Write};
+
+use inferno::flamegraph::{
+    Options, Palette,
+    color::BasicPalette,
+    from_lines,
+};
+
+use super::{ExportError, Weight, collapsed::chains};
+use crate::{
+    reports::{Analysis, Trust, check, started_at},
+    text,
+};
+
+/// Writes the picture; its title says what is shown and how much there is of it,
+/// its notes how far to trust it.
+///
+/// # Errors
+///
+/// See [`ExportError`].
+pub fn export_flamegraph(
+    analysis: &Analysis,
+    weight: Weight,
+    out: &mut dyn Write,
+) -> Result<(), ExportError> {
+    check(analysis)?;
+    let chains = chains(analysis, weight);
+    let all = chains.values().fold(0_u64, |sum, weight| sum.saturating_add(*weight));
+    let amount = match weight.unit() {
+        "bytes" => text::bytes(all),
+        unit => format!("{} {unit}", text::count(all)),
+    };
+    let title = format!("memscope: {}, {amount}", weight.description());
+    let trust = Trust::of(analysis).sentence;
+    let when = started_at(&analysis.capture);
+    if chains.is_empty() {
+        return write_empty(&title, &trust, out).map_err(ExportError::Write);
+    }
+    let mut options = Options::default();
+    options.title = title;
+    options.subtitle = Some(format!("{when}, {}", text::duration_ns(analysis.duration_ns())));
+    options.notes = trust;
+    options.count_name = weight.unit().to_owned();
+    options.colors = Palette::Basic(BasicPalette::Mem);
+    // The same recording gives the same picture, byte for byte.
+    options.deterministic = true;
+    let lines: Vec<_> = chains.iter().map(|(chain, weight)| format!("{chain} {weight}")).collect();
+    let mut picture = Cursor::new(Vec::new());
+    from_lines(&mut options, lines.iter().map(String::as_str), &mut picture)
+        .map_err(ExportError::Write)?;
+    out.write_all(picture.get_ref()).map_err(ExportError::Write)?;
+    out.flush().map_err(ExportError::Write)
+}
+
+/// inferno draws an error where there is nothing to draw; nothing is no error.
+/// Neither text can hold markup: all in them is ours but numbers.
+fn write_empty(title: &str, trust: &str, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "<?xml version=\"1.0\" standalone=\"no\"?>\n\
+         <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1200\" height=\"90\" viewBox=\"0 0 1200 90\" \
+         font-family=\"monospace\" font-size=\"12\">\n\
+         <text x=\"600\" y=\"24\" font-size=\"17\" text-anchor=\"middle\">{title}</text>\n\
+         <text x=\"10\" y=\"70\">{trust}</text>\n</svg>"
+    )?;
+    out.flush()
+}

@@ -1,0 +1,300 @@
+//! Everything, as memscope's own JSON: schema `memscope.export`, version 1.
+//!
+//! Written as it is made, so that its size is no matter. [`FIELDS`] says of every
+//! key where its value comes from.
+
+mod blocks;
+mod fields;
+
+use std::{collections::BTreeMap, io::{self, Write}};
+
+use serde::{Serialize, Serializer};
+
+pub use blocks::BlockSource;
+pub use fields::{FIELDS, Field, Origin};
+
+use super::ExportError;
+use crate::{
+    model::{Capture, Counters, EndReason, Process, StackOutcome},
+    reports::{Analysis, SiteRow, Trust, check, started_at},
+    store::Damage,
+};
+use blocks::Blocks;
+
+#[derive(Serialize)]
+struct Document<'a, B> {
+    schema: &'static str,
+    version: u32,
+    capture: CaptureJson<'a>,
+    #[serde(serialize_with = "processes")]
+    processes: &'a Analysis,
+    totals: TotalsJson,
+    loss: LossJson,
+    stacks: StacksJson,
+    counters: Option<CountersJson>,
+    file: FileJson,
+    trust: String,
+    #[serde(serialize_with = "sites")]
+    sites: &'a Analysis,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocks: Option<&'a B>,
+}
+
+#[derive(Serialize)]
+struct CaptureJson<'a> {
+    started_at: String,
+    started_at_monotonic_ns: u64,
+    duration_ns: u64,
+    kernel: &'a str,
+    arch: &'a str,
+    mode: &'static str,
+    sampling_interval_bytes: Option<u64>,
+    command: Option<&'a [String]>,
+    complete: bool,
+    memscope_version: &'a str,
+    ring_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ProcessJson<'a> {
+    process: u32,
+    pid: u32,
+    comm: &'a str,
+    exe: &'a str,
+    allocators: &'a [String],
+    exit_status: Option<i32>,
+    /// `exit`, `exec`, or none if it was alive when the trace ended.
+    end: Option<&'static str>,
+    end_monotonic_ns: Option<u64>,
+    image: u32,
+    from_start: bool,
+    observed_from_monotonic_ns: u64,
+}
+
+#[derive(Serialize)]
+struct TotalsJson {
+    allocations: u64,
+    allocated_bytes: u64,
+    frees: u64,
+    freed_bytes: u64,
+    reallocations: u64,
+    failed_allocations: u64,
+    live_blocks: u64,
+    live_bytes: u64,
+    peak_live_blocks: u64,
+    peak_live_bytes: u64,
+    peak_time_monotonic_ns: Option<u64>,
+    temporary_allocations: u64,
+    unknown_frees: u64,
+    allocator_internal_frees: u64,
+    unseen_ends: u64,
+    unseen_end_bytes: u64,
+    live_blocks_at_least: Option<u64>,
+    live_blocks_at_most: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct LossJson {
+    lost_events: u64,
+    by_cause: BTreeMap<&'static str, u64>,
+    /// Stretches of time in which records are missing; at most the first few
+    /// thousand.
+    windows: Vec<WindowJson>,
+}
+
+#[derive(Serialize)]
+struct WindowJson {
+    from_monotonic_ns: u64,
+    until_monotonic_ns: u64,
+    lost_events: u64,
+}
+
+#[derive(Serialize)]
+struct StacksJson {
+    complete: u64,
+    truncated: u64,
+    by_reason: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct CountersJson {
+    attempted: u64,
+    recorded: u64,
+    nested: u64,
+    hits: u64,
+    in_flight: u64,
+    malformed: u64,
+}
+
+#[derive(Serialize)]
+struct FileJson {
+    has_ending: bool,
+    damage_count: u64,
+    damage: Vec<DamageJson>,
+}
+
+#[derive(Serialize)]
+struct DamageJson {
+    file_offset: u64,
+    skipped_bytes: u64,
+    what: &'static str,
+}
+
+/// Writes everything; with `blocks` also every block, which that source gives.
+///
+/// # Errors
+///
+/// See [`ExportError`].
+pub fn export_json(
+    analysis: &Analysis,
+    blocks: Option<BlockSource<'_>>,
+    mut out: &mut dyn Write,
+) -> Result<(), ExportError> {
+    check(analysis)?;
+    let blocks = blocks.map(Blocks::new);
+    let trust = Trust::of(analysis);
+    let document = Document {
+        schema: "memscope.export",
+        version: 1,
+        capture: capture(analysis, &analysis.capture),
+        processes: analysis,
+        totals: totals(analysis, &trust),
+        stacks: stacks(analysis),
+        counters: analysis.counters.as_ref().map(counters),
+        file: FileJson {
+            has_ending: trust.has_ending,
+            damage_count: analysis.damage_count,
+            damage: analysis.damages.iter().map(damage).collect(),
+        },
+        loss: loss(analysis, &trust),
+        trust: trust.sentence,
+        sites: analysis,
+        blocks: blocks.as_ref(),
+    };
+    let written = serde_json::to_writer(&mut out, &document);
+    if let Some(error) = blocks.and_then(Blocks::into_error) {
+        return Err(ExportError::Blocks(error));
+    }
+    written.map_err(|error| ExportError::Write(io::Error::from(error)))?;
+    out.write_all(b"\n").map_err(ExportError::Write)?;
+    out.flush().map_err(ExportError::Write)
+}
+
+fn capture<'a>(analysis: &Analysis, capture: &'a Capture) -> CaptureJson<'a> {
+    CaptureJson {
+        started_at: started_at(capture),
+        started_at_monotonic_ns: capture.started_at_ns,
+        duration_ns: analysis.duration_ns(),
+        kernel: &capture.kernel,
+        arch: &capture.arch,
+        // This version records every call.
+        mode: "full",
+        sampling_interval_bytes: None,
+        command: capture.command.as_deref(),
+        complete: analysis.is_complete(),
+        memscope_version: &capture.memscope_version,
+        ring_bytes: capture.ring_bytes,
+    }
+}
+
+fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
+    let totals = &analysis.totals;
+    TotalsJson {
+        allocations: totals.allocations,
+        allocated_bytes: totals.allocated_bytes,
+        frees: totals.frees,
+        freed_bytes: totals.freed_bytes,
+        reallocations: totals.reallocations,
+        failed_allocations: totals.failed_allocations,
+        live_blocks: totals.live_blocks,
+        live_bytes: totals.live_bytes,
+        peak_live_blocks: totals.peak_live_blocks,
+        peak_live_bytes: totals.peak_live_bytes,
+        peak_time_monotonic_ns: (totals.peak_live_bytes > 0).then_some(totals.peak_time_ns),
+        temporary_allocations: totals.temporary_allocations,
+        unknown_frees: totals.unknown_frees,
+        allocator_internal_frees: totals.allocator_internal_frees,
+        unseen_ends: totals.unseen_ends,
+        unseen_end_bytes: totals.unseen_end_bytes,
+        live_blocks_at_least: trust.live_blocks_between.map(|bounds| bounds.at_least),
+        live_blocks_at_most: trust.live_blocks_between.map(|bounds| bounds.at_most),
+    }
+}
+
+fn loss(analysis: &Analysis, trust: &Trust) -> LossJson {
+    let windows = analysis.loss_windows.iter().map(|window| WindowJson {
+        from_monotonic_ns: window.from_ns,
+        until_monotonic_ns: window.until_ns,
+        lost_events: window.lost_count,
+    });
+    LossJson {
+        lost_events: trust.lost_events,
+        by_cause: trust.lost_by_cause.clone(),
+        windows: windows.collect(),
+    }
+}
+
+fn stacks(analysis: &Analysis) -> StacksJson {
+    let count = |outcome: &StackOutcome| analysis.stack_outcomes.get(outcome).copied().unwrap_or(0);
+    let reasons = StackOutcome::ALL.iter().filter(|outcome| **outcome != StackOutcome::Complete);
+    let by_reason: BTreeMap<_, _> =
+        reasons.map(|outcome| (outcome.name(), count(outcome))).collect();
+    StacksJson {
+        complete: count(&StackOutcome::Complete),
+        truncated: by_reason.values().sum(),
+        by_reason,
+    }
+}
+
+fn counters(counters: &Counters) -> CountersJson {
+    CountersJson {
+        attempted: counters.attempted,
+        recorded: counters.recorded,
+        nested: counters.nested,
+        hits: counters.hits,
+        in_flight: counters.in_flight,
+        malformed: counters.malformed,
+    }
+}
+
+fn damage(damage: &Damage) -> DamageJson {
+    DamageJson {
+        file_offset: damage.file_offset,
+        skipped_bytes: damage.skipped_bytes,
+        what: damage.what,
+    }
+}
+
+fn processes<S: Serializer>(analysis: &&Analysis, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(
+        analysis.definitions.processes.values().map(|process| process_json(analysis, process)),
+    )
+}
+
+fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson<'a> {
+    let end = analysis.definitions.process_ends.get(&process.id);
+    ProcessJson {
+        process: process.id.0,
+        pid: process.pid,
+        comm: &process.comm,
+        exe: &process.exe,
+        allocators: &process.allocators,
+        exit_status: match end.map(|end| end.reason) {
+            Some(EndReason::Exit(status)) => status,
+            Some(EndReason::Exec) | None => None,
+        },
+        end: end.map(|end| match end.reason {
+            EndReason::Exit(_) => "exit",
+            EndReason::Exec => "exec",
+        }),
+        end_monotonic_ns: end.map(|end| end.time_ns),
+        image: process.image,
+        from_start: process.from_start,
+        observed_from_monotonic_ns: process.observed_from_ns,
+    }
+}
+
+fn sites<S: Serializer>(analysis: &&Analysis, serializer: S) -> Result<S::Ok, S::Error> {
+    let sites = analysis.sites.iter().enumerate();
+    serializer.collect_seq(sites.map(|(number, site)| SiteRow::of(analysis, number, site)))
+}

@@ -1,0 +1,82 @@
+use crate::lifetimes::Site;
+
+/// What makes a call chain wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// Bytes live when the trace ended.
+    LiveBytes,
+    /// Blocks live when the trace ended.
+    LiveBlocks,
+    /// Bytes live at the moment of most live bytes.
+    PeakBytes,
+    /// Bytes allocated in all.
+    AllocatedBytes,
+    /// Blocks allocated in all.
+    Allocations,
+    /// Blocks freed with no other allocation in between.
+    Temporary,
+}
+
+impl Weight {
+    /// All of them, in the order of the help.
+    pub const ALL: [Self; 6] = [
+        Self::LiveBytes,
+        Self::LiveBlocks,
+        Self::PeakBytes,
+        Self::AllocatedBytes,
+        Self::Allocations,
+        Self::Temporary,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LiveBytes => "live-bytes",
+            Self::LiveBlocks => "live-blocks",
+            Self::PeakBytes => "peak-bytes",
+            Self::AllocatedBytes => "allocated-bytes",
+            Self::Allocations => "allocations",
+            Self::Temporary => "temporary",
+        }
+    }
+
+    /// What it means, in a line.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::LiveBytes => "bytes live at the end",
+            Self::LiveBlocks => "blocks live at the end",
+            Self::PeakBytes => "bytes live at the peak",
+            Self::AllocatedBytes => "bytes allocated in all",
+            Self::Allocations => "blocks allocated in all",
+            Self::Temporary => "blocks freed with no other allocation in between",
+        }
+    }
+
+    /// The weight of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|weight| weight.name() == name)
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::LiveBytes | Self::PeakBytes | Self::AllocatedBytes => "bytes",
+            Self::LiveBlocks | Self::Allocations | Self::Temporary => "blocks",
+        }
+    }
+
+    pub(super) fn of(self, site: &Site) -> u64 {
+        match self {
+            Self::LiveBytes => site.sums.live_bytes(),
+            Self::LiveBlocks => site.sums.live_blocks(),
+            Self::PeakBytes => site.at_peak.bytes,
+            Self::AllocatedBytes => site.sums.allocated_bytes,
+            Self::Allocations => site.sums.allocations,
+            Self::Temporary => site.sums.temporary_allocations,
+        }
+    }
+}

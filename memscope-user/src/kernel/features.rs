@@ -1,0 +1,74 @@
+//! What this kernel and this process allow.
+
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+
+/// Something that tracing needs, and whether it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// Name in exports.
+    pub name: &'static str,
+    /// Whether it is there.
+    pub available: bool,
+    /// Whether nothing works without it.
+    pub required: bool,
+    /// What it is for, and where to look if it is missing.
+    pub purpose: &'static str,
+}
+
+/// Capabilities that are needed and not held. CAP_SYS_ADMIN stands for the two newer
+/// ones, as it did before Linux 5.8.
+#[must_use]
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+    let admin = held.contains(&Capability::CAP_SYS_ADMIN);
+    let needed = [
+        (Capability::CAP_BPF, true, "CAP_BPF"),
+        (Capability::CAP_PERFMON, true, "CAP_PERFMON"),
+        (Capability::CAP_SYS_PTRACE, false, "CAP_SYS_PTRACE"),
+    ];
+    needed
+        .into_iter()
+        .filter(|(capability, admin_will_do, _)| {
+            !held.contains(capability) && !(admin && *admin_will_do)
+        })
+        .map(|(_, _, name)| name)
+        .collect()
+}
+
+/// What the kernel offers, without loading anything.
+#[must_use]
+pub fn features() -> Vec<Feature> {
+    let exists = |path: &str| Path::new(path).exists();
+    let release = procfs::sys::kernel::Version::current().ok();
+    let at_least = |major, minor| {
+        release.as_ref().is_some_and(|version| (version.major, version.minor) >= (major, minor))
+    };
+    vec![
+        Feature {
+            name: "kernel_5_15",
+            available: at_least(5, 15),
+            required: true,
+            purpose: "Linux 5.15 or later: probes with cookies",
+        },
+        Feature {
+            name: "btf",
+            available: exists("/sys/kernel/btf/vmlinux"),
+            required: true,
+            purpose: "type information of the kernel (CONFIG_DEBUG_INFO_BTF): exec, exit and new code",
+        },
+        Feature {
+            name: "uprobes",
+            available: exists("/sys/bus/event_source/devices/uprobe/type"),
+            required: true,
+            purpose: "probes on user code (CONFIG_UPROBE_EVENTS): every event",
+        },
+        Feature {
+            name: "uretprobe_syscall",
+            available: at_least(6, 11),
+            required: false,
+            purpose: "cheaper return probes (Linux 6.11)",
+        },
+    ]
+}

@@ -1,0 +1,89 @@
+//! The only stage that talks to the kernel's BPF side: loads the programs, attaches
+//! probes, reads what they count and hands out the ring of records.
+//!
+//! Nothing it makes outlives the process: all programs, maps and links are held by
+//! descriptors, so that even SIGKILL leaves nothing behind.
+
+mod features;
+mod load;
+mod ring;
+
+pub use features::{Feature, features, missing_capabilities};
+pub use load::{AttachRequest, Kernel, KernelConfig};
+pub use ring::{EventRing, RingError};
+
+use std::io;
+
+/// Why the kernel side could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Rights are missing.
+    #[error("not allowed to load BPF programs: missing {}; run it with sudo", .missing.join(", "))]
+    NotAllowed {
+        /// Names of the capabilities.
+        missing: Vec<&'static str>,
+    },
+    /// The kernel was built without something that is needed, or forbids it.
+    #[error("this kernel cannot trace: {what}; `memscope doctor` tells more")]
+    Unsupported {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The object that was compiled in does not fit this collector.
+    #[error("the eBPF object has contract {found:?}, this memscope needs {expected}: rebuild it with `cargo xtask build-ebpf`")]
+    WrongObject {
+        /// What the object says.
+        found: Option<u32>,
+        /// What the collector was compiled with.
+        expected: u32,
+    },
+    /// The object was refused as a whole.
+    #[error("cannot load the eBPF object")]
+    Object(#[source] aya::EbpfError),
+    /// A program was refused.
+    #[error("the kernel refused the eBPF program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's reason among others.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// A probe could not be attached.
+    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for process {pid}")]
+    Attach {
+        /// The file.
+        path: String,
+        /// Position in it.
+        file_offset: u64,
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// A map could not be used.
+    #[error("cannot use the eBPF map {map}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// The object lacks a part.
+    #[error("the eBPF object has no {what}: rebuild it with `cargo xtask build-ebpf`")]
+    Missing {
+        /// Which.
+        what: &'static str,
+    },
+    /// The size given for the ring is none.
+    #[error("a ring buffer of {bytes} bytes is not possible: it must be a power of two and at least one page")]
+    RingSize {
+        /// What was given.
+        bytes: u64,
+    },
+    /// The log of the eBPF side cannot be read.
+    #[error("cannot read the log of the eBPF side")]
+    Log(#[source] io::Error),
+}

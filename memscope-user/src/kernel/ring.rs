@@ -1,0 +1,67 @@
+use std::{io, time::Duration};
+
+use aya::maps::{Array, MapData, MapError, RingBuf};
+use memscope_common::control::Consumer;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use std::os::fd::AsFd as _;
+
+use super::load::Plain;
+
+/// Why waiting for records failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// poll failed.
+    #[error("cannot wait for records")]
+    Wait(#[source] io::Error),
+    /// The kernel side could not be told that the reader sleeps.
+    #[error("cannot tell the eBPF side that the reader sleeps")]
+    Consumer(#[source] MapError),
+}
+
+/// Reading end of the ring buffer.
+pub struct EventRing {
+    ring: RingBuf<MapData>,
+    consumer: Array<MapData, Plain<Consumer>>,
+    watermark_bytes: u32,
+}
+
+impl EventRing {
+    pub(super) fn new(
+        ring: RingBuf<MapData>,
+        consumer: Array<MapData, Plain<Consumer>>,
+        ring_bytes: u32,
+    ) -> Self {
+        // Half the ring is left for what comes while the reader wakes up.
+        Self { ring, consumer, watermark_bytes: ring_bytes / 2 }
+    }
+
+    /// Gives at most `limit` waiting records, each as its bytes; how many there were.
+    pub fn drain(&mut self, limit: usize, mut record: impl FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < limit {
+            let Some(item) = self.ring.next() else { break };
+            record(&item);
+            count += 1;
+        }
+        count
+    }
+
+    /// Sleeps until much has come together, at most for the given time. Waking up is
+    /// costly for the target, so it happens by time unless the ring fills quickly.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
+        let waiting = Consumer { waiting: 1, watermark_bytes: self.watermark_bytes };
+        self.consumer.set(0, Plain(waiting), 0).map_err(RingError::Consumer)?;
+        let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(RingError::Wait(error.into())),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! memscope: a memory tracer for unmodified Linux processes.
+//!
+//! The modules below stand in the order in which data flows. A stage imports only
+//! stages above it (`cargo xtask tidy` checks that); only [`commands`] joins them.
+//! `ARCHITECTURE.md` has the picture.
+
+pub mod model;
+pub mod text;
+
+pub mod target;
+pub mod kernel;
+pub mod collect;
+pub mod lifetimes;
+pub mod store;
+pub mod symbols;
+pub mod reports;
+pub mod export;
+
+pub mod cli;
+pub mod commands;

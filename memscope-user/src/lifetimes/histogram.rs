@@ -1,0 +1,150 @@
+/// Buckets per doubling.
+const SUB_BUCKETS: u64 = 16;
+/// The first 16 values have a bucket each, then 16 buckets per doubling up to 2^64.
+const MAX_BUCKETS: usize = 16 + 60 * 16;
+
+/// Distribution of lifetimes, in buckets of which each is at most 1/16 wide of its
+/// lower bound, so that a quantile is at most 1/32 off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Bucket of `counts[0]`.
+    first_bucket: usize,
+    counts: Vec<u64>,
+    total: u64,
+    min_ns: u64,
+    max_ns: u64,
+}
+
+/// Least, middle, greatest lifetime, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LifetimeSummary {
+    /// Shortest.
+    pub min_ns: u64,
+    /// Half of the blocks lived no longer.
+    pub p50_ns: u64,
+    /// Nine in ten lived no longer.
+    pub p90_ns: u64,
+    /// 99 in 100 lived no longer.
+    pub p99_ns: u64,
+    /// Longest.
+    pub max_ns: u64,
+}
+
+fn bucket_of(value: u64) -> usize {
+    if value < SUB_BUCKETS {
+        return value as usize;
+    }
+    let shift = value.ilog2() - SUB_BUCKETS.ilog2();
+    // The leading bits, 16 to 31, say which of the 16 buckets of this doubling.
+    (u64::from(shift) * SUB_BUCKETS + (value >> shift)) as usize
+}
+
+/// Middle of a bucket.
+fn value_of(bucket: usize) -> u64 {
+    let bucket = bucket as u64;
+    if bucket < 2 * SUB_BUCKETS {
+        return bucket;
+    }
+    let shift = bucket / SUB_BUCKETS - 1;
+    let lower = (bucket % SUB_BUCKETS + SUB_BUCKETS) << shift;
+    lower + ((1 << shift) >> 1)
+}
+
+impl Lifetimes {
+    /// Counts one block.
+    pub fn add(&mut self, lifetime_ns: u64) {
+        let bucket = bucket_of(lifetime_ns);
+        debug_assert!(bucket < MAX_BUCKETS, "2^64 ends the last bucket");
+        if self.total == 0 {
+            self.first_bucket = bucket;
+            self.min_ns = lifetime_ns;
+        }
+        if bucket < self.first_bucket {
+            let missing = self.first_bucket - bucket;
+            self.counts.splice(0..0, std::iter::repeat_n(0, missing));
+            self.first_bucket = bucket;
+        }
+        let position = bucket - self.first_bucket;
+        if position >= self.counts.len() {
+            self.counts.resize(position + 1, 0);
+        }
+        if let Some(count) = self.counts.get_mut(position) {
+            *count += 1;
+        }
+        self.total += 1;
+        self.min_ns = self.min_ns.min(lifetime_ns);
+        self.max_ns = self.max_ns.max(lifetime_ns);
+    }
+
+    /// The distribution in five numbers; none if no block ended.
+    #[must_use]
+    pub fn summary(&self) -> Option<LifetimeSummary> {
+        (self.total > 0).then(|| LifetimeSummary {
+            min_ns: self.min_ns,
+            p50_ns: self.quantile_ns(50),
+            p90_ns: self.quantile_ns(90),
+            p99_ns: self.quantile_ns(99),
+            max_ns: self.max_ns,
+        })
+    }
+
+    fn quantile_ns(&self, percent: u64) -> u64 {
+        // The rank of the block that `percent` of all live no longer than.
+        let rank = (u128::from(self.total) * u128::from(percent)).div_ceil(100) as u64;
+        let mut seen = 0;
+        for (position, count) in self.counts.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return value_of(self.first_bucket + position).clamp(self.min_ns, self.max_ns);
+            }
+        }
+        self.max_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn no_block_gives_no_summary() {
+        assert_eq!(Lifetimes::default().summary(), None);
+    }
+
+    #[test]
+    fn buckets_join_without_gap() {
+        let values = (0..5000).chain((0..64).flat_map(|bit| {
+            let power = 1_u64 << bit;
+            [power - 1, power, power + 1]
+        }));
+        let mut values: Vec<u64> = values.chain([u64::MAX]).collect();
+        values.sort_unstable();
+        for pair in values.windows(2) {
+            let (low, high) = (bucket_of(pair[0]), bucket_of(pair[1]));
+            assert!(low <= high && high < MAX_BUCKETS, "{pair:?} in {low} and {high}");
+            if pair[1] - pair[0] <= 1 {
+                assert!(high - low <= 1, "{pair:?} in {low} and {high}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn quantiles_are_within_their_error(mut values in prop::collection::vec(any::<u64>(), 1..200), small in any::<bool>()) {
+            if small {
+                values.iter_mut().for_each(|value| *value %= 1_000_000);
+            }
+            let mut lifetimes = Lifetimes::default();
+            values.iter().for_each(|value| lifetimes.add(*value));
+            values.sort_unstable();
+            let summary = lifetimes.summary().unwrap();
+            prop_assert_eq!(summary.min_ns, values[0]);
+            prop_assert_eq!(summary.max_ns, values[values.len() - 1]);
+            for (percent, estimate) in [(50, summary.p50_ns), (90, summary.p90_ns), (99, summary.p99_ns)] {
+                let exact = values[(values.len() * percent).div_ceil(100) - 1];
+                prop_assert!(estimate.abs_diff(exact) <= exact / 32 + 1, "p{percent}: {estimate} for {exact}");
+            }
+        }
+    }
+}

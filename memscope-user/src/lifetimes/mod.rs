@@ -1,0 +1,20 @@
+//! Reconstructs every block's lifetime from the events: a pure state machine.
+//!
+//! Takes [`Event`]s in order; keeps what is live, sums per site, and gives each
+//! block that ends to the caller. Does no I/O and reads no clock. Its memory is
+//! bounded by live blocks, distinct sites and threads, never by events.
+//!
+//! The rules are those of `docs/accounting.md`.
+
+mod histogram;
+mod sites;
+mod tracker;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use histogram::{Lifetimes, LifetimeSummary};
+pub use sites::{Resident, Site, SiteKey, SiteSums};
+pub use tracker::{Block, LiveBlock, LossWindow, Totals, Tracker};

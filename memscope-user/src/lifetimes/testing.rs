@@ -1,0 +1,125 @@
+//! Event lists for tests, told in text: one event a line, 10 ns apart.
+//!
+//! ```text
+//! 1 malloc 100 = 0x10 @a      thread 1 allocates 100 bytes at 0x10 from stack a
+//! 1 malloc 100 = null @a      … and gets none
+//! 1 free 0x10                 the program frees
+//! 1 free! 0x10                the allocator's own module frees
+//! 1 realloc 0x10 200 = 0x20 @a    entered and returned at once
+//! 1 realloc> 0x10             entered
+//! 1 realloc< 0x10 200 = 0x20 @a   returned
+//! 1 exit                      thread 1 ends
+//! lost 5                      five records are missing
+//! +1000                       that much later
+//! end 2                       process 2 ends (see [`Trace::process_ends`])
+//! ```
+//!
+//! `2:1 malloc …` is thread 1 of process 2; else it is process 1.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
+
+/// Nanoseconds from one line to the next.
+pub(crate) const STEP_NS: u64 = 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    pub(crate) events: Vec<Event>,
+    /// After how many events a process ends, which one, and when.
+    pub(crate) process_ends: Vec<(usize, ProcessId, u64)>,
+    stacks: BTreeMap<String, (StackId, u32)>,
+    now_ns: u64,
+}
+
+impl Trace {
+    /// Id of the stack of that name; made if there is none.
+    pub(crate) fn stack(&mut self, name: &str) -> StackId {
+        self.stack_of(name, 1)
+    }
+
+    fn stack_of(&mut self, name: &str, process: u32) -> StackId {
+        let next = StackId(self.stacks.len() as u32);
+        self.stacks.entry(name.to_owned()).or_insert((next, process)).0
+    }
+
+    /// Name, id and process of every stack.
+    pub(crate) fn stacks(&self) -> Vec<(String, StackId, u32)> {
+        self.stacks.iter().map(|(name, (id, process))| (name.clone(), *id, *process)).collect()
+    }
+
+    fn line(&mut self, line: &str) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match &*words {
+            [] => return,
+            [later] if later.starts_with('+') => {
+                self.now_ns += later[1..].parse::<u64>().unwrap();
+                return;
+            }
+            ["end", process] => {
+                self.now_ns += STEP_NS;
+                let process = ProcessId(process.parse().unwrap());
+                self.process_ends.push((self.events.len(), process, self.now_ns));
+                return;
+            }
+            ["lost", count] => {
+                let first_lost_ns = self.now_ns;
+                self.now_ns += STEP_NS;
+                let lost_count = count.parse().unwrap();
+                self.events.push(Event::Loss { first_lost_ns, time_ns: self.now_ns, lost_count });
+                return;
+            }
+            _ => {}
+        }
+        self.now_ns += STEP_NS;
+        let (process, thread) = words[0].split_once(':').unwrap_or(("1", words[0]));
+        let (process, thread) = (process.parse().unwrap(), ThreadId(thread.parse().unwrap()));
+        self.call(process, thread, &words[1..]);
+    }
+
+    fn call(&mut self, process_number: u32, thread: ThreadId, words: &[&str]) {
+        let (process, time_ns, probe) = (ProcessId(process_number), self.now_ns, ProbeId(0));
+        let event = match words {
+            ["malloc", size, "=", at, stack] => Event::Allocation {
+                process,
+                thread,
+                time_ns,
+                address_avma: address(at),
+                size_bytes: size.parse().unwrap(),
+                stack: self.stack_of(&stack[1..], process_number),
+                probe,
+            },
+            ["free", at] => Event::Free { process, thread, time_ns, address_avma: address(at), caller: FreeCaller::Program },
+            ["free!", at] => Event::Free { process, thread, time_ns, address_avma: address(at), caller: FreeCaller::AllocatorModule },
+            ["realloc>", at] => Event::ReallocationBegin { process, thread, time_ns, old_address_avma: address(at) },
+            ["realloc<", old, size, "=", new, stack] => Event::ReallocationEnd {
+                process,
+                thread,
+                time_ns,
+                old_address_avma: address(old),
+                new_address_avma: address(new),
+                size_bytes: size.parse().unwrap(),
+                stack: self.stack_of(&stack[1..], process_number),
+                probe,
+            },
+            ["realloc", old, rest @ ..] => {
+                self.call(process_number, thread, &["realloc>", old]);
+                return self.call(process_number, thread, &[&["realloc<", old], rest].concat());
+            }
+            ["exit"] => Event::ThreadExit { process, thread, time_ns },
+            other => panic!("no such event: {other:?}"),
+        };
+        self.events.push(event);
+    }
+}
+
+fn address(word: &str) -> u64 {
+    if word == "null" { 0 } else { u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap() }
+}
+
+/// Reads a trace; panics on nonsense.
+pub(crate) fn parse(text: &str) -> Trace {
+    let mut trace = Trace::default();
+    text.lines().for_each(|line| trace.line(line));
+    trace
+}

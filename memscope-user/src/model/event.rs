@@ -1,0 +1,118 @@
+use serde::{Deserialize, Serialize};
+
+use super::{ProbeId, ProcessId, StackId, ThreadId};
+
+/// Something that happened in a traced process, or a gap where something may have.
+///
+/// Times are `CLOCK_MONOTONIC` nanoseconds. The order of events is that in which
+/// the kernel took them, which is a valid order of what they tell: a block's
+/// allocation comes before its free, and its free before the next allocation
+/// at its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A call returned a block, or failed (`address_avma` 0).
+    Allocation {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call returned.
+        time_ns: u64,
+        /// What it returned.
+        address_avma: u64,
+        /// What was asked for.
+        size_bytes: u64,
+        /// From where.
+        stack: StackId,
+        /// By which function.
+        probe: ProbeId,
+    },
+    /// A block is about to be freed.
+    Free {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call was entered.
+        time_ns: u64,
+        /// Which block.
+        address_avma: u64,
+        /// Who called.
+        caller: FreeCaller,
+    },
+    /// A reallocation of an existing block was entered: from now on the allocator
+    /// may hand out its address again.
+    ReallocationBegin {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call was entered.
+        time_ns: u64,
+        /// Which block.
+        old_address_avma: u64,
+    },
+    /// A reallocation of an existing block returned: moved it, resized it in place,
+    /// freed it (new address and size 0), or failed (new address 0).
+    ReallocationEnd {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call returned.
+        time_ns: u64,
+        /// Which block.
+        old_address_avma: u64,
+        /// What the call returned.
+        new_address_avma: u64,
+        /// What was asked for.
+        size_bytes: u64,
+        /// From where.
+        stack: StackId,
+        /// By which function.
+        probe: ProbeId,
+    },
+    /// A thread ended.
+    ThreadExit {
+        /// Whose.
+        process: ProcessId,
+        /// Which.
+        thread: ThreadId,
+        /// When.
+        time_ns: u64,
+    },
+    /// Records are missing here.
+    Loss {
+        /// When the first of them was made.
+        first_lost_ns: u64,
+        /// When records got through again.
+        time_ns: u64,
+        /// How many.
+        lost_count: u64,
+    },
+}
+
+/// Who called a function that frees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FreeCaller {
+    /// Code outside the allocator's module, or unknown.
+    Program,
+    /// Code of the module that the allocator is in, such as glibc when it empties
+    /// a dying thread's cache of blocks that the program had freed already.
+    AllocatorModule,
+}
+
+impl Event {
+    /// When it happened.
+    #[must_use]
+    pub const fn time_ns(&self) -> u64 {
+        match *self {
+            Self::Allocation { time_ns, .. }
+            | Self::Free { time_ns, .. }
+            | Self::ReallocationBegin { time_ns, .. }
+            | Self::ReallocationEnd { time_ns, .. }
+            | Self::ThreadExit { time_ns, .. }
+            | Self::Loss { time_ns, .. } => time_ns,
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The vocabulary of all stages: ids, processes, modules, frames, stacks, events.
+//!
+//! Plain data without logic. A stage takes some of these and gives others; a
+//! recording is a sequence of [`Item`]s.
+//!
+//! Addresses say what they count from: `avma` is an address in the running
+//! process, `svma` one in the ELF file's own numbering, `file_offset` a position in
+//! the file. They are keys and are never followed.
+
+mod event;
+mod ids;
+
+pub use event::{Event, FreeCaller};
+pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
+
+use serde::{Deserialize, Serialize};
+
+/// One element of a recording, in the order in which it became known.
+///
+/// What an item refers to by an id was defined by an earlier item, except a
+/// stack whose frames were lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Item {
+    /// Defines a process.
+    Process(Process),
+    /// A process image ended: the process exited or replaced itself.
+    ProcessEnd(ProcessEnd),
+    /// Defines a module.
+    Module(Module),
+    /// Defines a probe.
+    Probe(Probe),
+    /// Defines a frame.
+    Frame(Frame),
+    /// Defines a stack.
+    Stack(Stack),
+    /// Says what a frame is called.
+    Symbols(FrameSymbols),
+    /// Something the target did, or a place where such things are missing.
+    Event(Event),
+    /// What the kernel side had counted at some moment; later ones replace earlier ones.
+    Counters(Counters),
+}
+
+/// One image of one process: exec begins a new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id in this recording.
+    pub id: ProcessId,
+    /// Its process id, in the collector's pid namespace.
+    pub pid: u32,
+    /// Start of the process in clock ticks since boot (`/proc/PID/stat`, field 22);
+    /// with the pid it says which process this is even when pids are used again.
+    pub start_ticks: u64,
+    /// How many times the process had replaced its image since the trace began.
+    pub image: u32,
+    /// `CLOCK_MONOTONIC` of the first moment at which it was observed.
+    pub observed_from_ns: u64,
+    /// Name of its main thread. Untrusted text.
+    pub comm: String,
+    /// Path of its executable, as `/proc/PID/exe` gives it. Untrusted text.
+    pub exe: String,
+    /// Allocators found in it, by module name.
+    pub allocators: Vec<String>,
+    /// Whether it was observed from its first instruction.
+    pub from_start: bool,
+}
+
+/// End of a process image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    /// Which.
+    pub process: ProcessId,
+    /// `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+    /// What happened.
+    pub reason: EndReason,
+}
+
+/// Why a process image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndReason {
+    /// It replaced itself by exec.
+    Exec,
+    /// It exited; the status, where it is known, as waitpid gives it (an exit
+    /// code, or 128 + signal).
+    Exit(Option<i32>),
+}
+
+/// A file mapped as code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its id in this recording.
+    pub id: ModuleId,
+    /// Path in the target's view; `[vdso]` and the like for memory without a file.
+    /// Untrusted text.
+    pub path: String,
+    /// GNU build id, empty if it has none.
+    pub build_id: Vec<u8>,
+}
+
+/// A probe that was attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Its id in this recording.
+    pub id: ProbeId,
+    /// Name of the function.
+    pub function: String,
+    /// Where the function is.
+    pub module: ModuleId,
+    /// Offset of the probed instruction.
+    pub file_offset: u64,
+    /// Whether the kernel emulates the instruction; if not, it single-steps it,
+    /// at several times the price.
+    pub emulated: bool,
+}
+
+/// One place in code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// Its id in this recording.
+    pub id: FrameId,
+    /// Where it points.
+    pub location: Location,
+}
+
+/// Where a frame points: for a caller, at its return address, one instruction
+/// after the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Location {
+    /// Into a file.
+    Module {
+        /// Which.
+        module: ModuleId,
+        /// Where in it.
+        file_offset: u64,
+    },
+    /// Into memory of a process that no known file is mapped to.
+    Unmapped {
+        /// Whose.
+        process: ProcessId,
+        /// Where in it.
+        address_avma: u64,
+    },
+}
+
+/// A call chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stack {
+    /// Its id in this recording.
+    pub id: StackId,
+    /// Whose.
+    pub process: ProcessId,
+    /// Why it ends where it ends.
+    pub outcome: StackOutcome,
+    /// Innermost first: the allocator's caller first.
+    pub frames: Vec<FrameId>,
+}
+
+/// Whether a stack is complete, or why not. Append only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum StackOutcome {
+    /// Every frame up to the start of the thread.
+    Complete,
+    /// The frame-pointer chain ended regularly; functions without a frame pointer
+    /// are not in it.
+    FramePointersOnly,
+    /// The frame-pointer chain broke: what called the outermost frame is unknown.
+    FramePointerBroken,
+    /// Deeper than the limit: the innermost frames are kept.
+    DepthLimit,
+    /// The record of its frames was lost.
+    FramesLost,
+    /// The kernel side gave a reason that this version does not know.
+    UnknownReason,
+}
+
+impl StackOutcome {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] = [
+        Self::Complete,
+        Self::FramePointersOnly,
+        Self::FramePointerBroken,
+        Self::DepthLimit,
+        Self::FramesLost,
+        Self::UnknownReason,
+    ];
+
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::FramePointersOnly => "frame_pointers_only",
+            Self::FramePointerBroken => "frame_pointer_broken",
+            Self::DepthLimit => "depth_limit",
+            Self::FramesLost => "frames_lost",
+            Self::UnknownReason => "unknown_reason",
+        }
+    }
+}
+
+/// What a frame is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameSymbols {
+    /// Which frame.
+    pub frame: FrameId,
+    /// Innermost inlined function first, the function that contains the code last;
+    /// empty if no symbol table or debug information covers it.
+    pub functions: Vec<SourceFunction>,
+}
+
+/// A function from a symbol table or debug information.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFunction {
+    /// Demangled name. Untrusted text.
+    pub name: String,
+    /// Source file. Untrusted text.
+    pub file: Option<String>,
+    /// Line of the call, or of the code.
+    pub line: Option<u32>,
+    /// Whether the compiler merged it into the function after it in the list.
+    pub inlined: bool,
+}
+
+/// What the kernel side counted.
+///
+/// Law: `attempted = recorded + Σ lost`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Records that were to be made.
+    pub attempted: u64,
+    /// Records that the ring buffer took.
+    pub recorded: u64,
+    /// Hits inside another allocator call.
+    pub nested: u64,
+    /// Probe hits while recording was on.
+    pub hits: u64,
+    /// Records that arrived but made no sense.
+    pub malformed: u64,
+    /// Calls that were under way when recording ended; neither recorded nor lost.
+    pub in_flight: u64,
+    /// Lost, by cause.
+    pub lost: Vec<(LossCause, u64)>,
+}
+
+impl Counters {
+    /// Sum over all causes.
+    #[must_use]
+    pub fn lost_total(&self) -> u64 {
+        self.lost.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// Why an event is missing. Append only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum LossCause {
+    /// No room in the ring buffer for an allocation.
+    RingFullAllocation,
+    /// No room in the ring buffer for a free.
+    RingFullFree,
+    /// No room in the ring buffer for the begin or end of a reallocation.
+    RingFullReallocation,
+    /// No room in the ring buffer for the frames of a stack.
+    RingFullStack,
+    /// No room in the ring buffer for an exec, thread exit or mapping.
+    RingFullProcess,
+    /// More threads than the table holds.
+    ThreadTableFull,
+    /// A call was entered and never returned.
+    ReturnNotSeen,
+    /// The result could not be read from the target's memory.
+    ResultUnreadable,
+    /// A record arrived damaged.
+    MalformedRecord,
+}
+
+impl LossCause {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::RingFullAllocation,
+        Self::RingFullFree,
+        Self::RingFullReallocation,
+        Self::RingFullStack,
+        Self::RingFullProcess,
+        Self::ThreadTableFull,
+        Self::ReturnNotSeen,
+        Self::ResultUnreadable,
+        Self::MalformedRecord,
+    ];
+
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RingFullAllocation => "ring_full_allocation",
+            Self::RingFullFree => "ring_full_free",
+            Self::RingFullReallocation => "ring_full_reallocation",
+            Self::RingFullStack => "ring_full_stack",
+            Self::RingFullProcess => "ring_full_process",
+            Self::ThreadTableFull => "thread_table_full",
+            Self::ReturnNotSeen => "return_not_seen",
+            Self::ResultUnreadable => "result_unreadable",
+            Self::MalformedRecord => "malformed_record",
+        }
+    }
+}
+
+/// What a recording says of itself at its beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// Version of the memscope that wrote it.
+    pub memscope_version: String,
+    /// Wall-clock time at the beginning, seconds since 1970 UTC.
+    pub started_at_unix_seconds: u64,
+    /// The nanoseconds to it.
+    pub started_at_unix_nanoseconds: u32,
+    /// `CLOCK_MONOTONIC` at the same moment.
+    pub started_at_ns: u64,
+    /// Kernel release.
+    pub kernel: String,
+    /// Machine name of the architecture.
+    pub arch: String,
+    /// The command that was run, if one was.
+    pub command: Option<Vec<String>>,
+    /// Size of the ring buffer.
+    pub ring_bytes: u64,
+}
+
+/// What a recording says of itself at its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// `CLOCK_MONOTONIC` when recording ended.
+    pub ended_at_ns: u64,
+    /// Why it ended.
+    pub reason: EndingReason,
+}
+
+/// Why recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndingReason {
+    /// All targets ended.
+    TargetsEnded,
+    /// `--duration` was over.
+    Duration,
+    /// Interrupted by a signal.
+    Interrupted,
+}

@@ -1,0 +1,271 @@
+use std::{
+    collections::BTreeMap,
+    io::{Read, Seek},
+};
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    lifetimes::{Block, LiveBlock, LossWindow, Site, Totals, Tracker},
+    model::{
+        Capture, Counters, Frame, FrameId, FrameSymbols, Item, Module, ModuleId, Probe,
+        ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId, StackOutcome,
+    },
+    store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
+};
+
+/// What a recording defines: the things that ids mean.
+#[derive(Clone, Debug, Default)]
+pub struct Definitions {
+    /// In the order of their first observation.
+    pub processes: BTreeMap<ProcessId, Process>,
+    /// Of the processes that ended.
+    pub process_ends: FxHashMap<ProcessId, ProcessEnd>,
+    /// Files mapped as code.
+    pub modules: FxHashMap<ModuleId, Module>,
+    /// Attached probes.
+    pub probes: BTreeMap<ProbeId, Probe>,
+    /// Places in code.
+    pub frames: FxHashMap<FrameId, Frame>,
+    /// Call chains.
+    pub stacks: FxHashMap<StackId, Stack>,
+    /// Names of the frames, innermost inlined function first.
+    pub symbols: FxHashMap<FrameId, Vec<SourceFunction>>,
+}
+
+impl Definitions {
+    fn apply(&mut self, item: &Item) {
+        match item {
+            Item::Process(process) => {
+                self.processes.insert(process.id, process.clone());
+            }
+            Item::ProcessEnd(end) => {
+                self.process_ends.insert(end.process, end.clone());
+            }
+            Item::Module(module) => {
+                self.modules.insert(module.id, module.clone());
+            }
+            Item::Probe(probe) => {
+                self.probes.insert(probe.id, probe.clone());
+            }
+            Item::Frame(frame) => {
+                self.frames.insert(frame.id, *frame);
+            }
+            Item::Stack(stack) => {
+                self.stacks.insert(stack.id, stack.clone());
+            }
+            Item::Symbols(FrameSymbols { frame, functions }) => {
+                self.symbols.insert(*frame, functions.clone());
+            }
+            Item::Event(_) | Item::Counters(_) => {}
+        }
+    }
+}
+
+/// Follows a recording item by item.
+#[derive(Debug, Default)]
+pub struct Analyzer {
+    definitions: Definitions,
+    tracker: Tracker,
+    counters: Option<Counters>,
+    last_event_ns: u64,
+}
+
+impl Analyzer {
+    /// Takes the next item; gives the blocks that it ends.
+    pub fn apply(&mut self, item: &Item, ended: impl FnMut(&Block)) {
+        self.definitions.apply(item);
+        match item {
+            Item::Event(event) => {
+                self.last_event_ns = self.last_event_ns.max(event.time_ns());
+                self.tracker.apply(event, ended);
+            }
+            Item::ProcessEnd(end) => {
+                self.last_event_ns = self.last_event_ns.max(end.time_ns);
+                self.tracker.end_process(end.process, end.time_ns);
+            }
+            Item::Counters(counters) => self.counters = Some(counters.clone()),
+            _ => {}
+        }
+    }
+
+    /// What is known of the blocks.
+    #[must_use]
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// Everything that was found, given what the recording says of itself.
+    #[must_use]
+    pub fn finish(self, capture: Capture, end: RecordingEnd) -> Analysis {
+        self.finish_with_tracker(capture, end).0
+    }
+
+    fn finish_with_tracker(self, capture: Capture, end: RecordingEnd) -> (Analysis, Tracker) {
+        let ended_at_ns = match &end {
+            RecordingEnd::Complete(ending) => ending.ended_at_ns,
+            // What was observed reaches to the last event that was saved.
+            RecordingEnd::Truncated => self.last_event_ns.max(capture.started_at_ns),
+        };
+        let sites = self.tracker.sites();
+        let mut stack_outcomes = BTreeMap::new();
+        for site in &sites {
+            let stack = self.definitions.stacks.get(&site.key.stack);
+            let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
+            *stack_outcomes.entry(outcome).or_default() +=
+                site.sums.allocations + site.sums.failed_allocations;
+        }
+        let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
+        for (_, _, block) in self.tracker.live_blocks() {
+            let age = live_ages.entry(block.site).or_insert(LiveAge {
+                oldest_allocated_ns: u64::MAX,
+                newest_allocated_ns: 0,
+            });
+            age.oldest_allocated_ns = age.oldest_allocated_ns.min(block.allocated_ns);
+            age.newest_allocated_ns = age.newest_allocated_ns.max(block.allocated_ns);
+        }
+        let analysis = Analysis {
+            totals: self.tracker.totals(),
+            loss_windows: self.tracker.loss_windows().to_vec(),
+            definitions: self.definitions,
+            counters: self.counters,
+            capture,
+            end,
+            ended_at_ns,
+            sites,
+            stack_outcomes,
+            live_ages,
+            damages: Vec::new(),
+            damage_count: 0,
+        };
+        (analysis, self.tracker)
+    }
+}
+
+/// Everything that the reports are made of.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    /// What the recording says of itself.
+    pub capture: Capture,
+    /// How it ends.
+    pub end: RecordingEnd,
+    /// `CLOCK_MONOTONIC` when observation ended.
+    pub ended_at_ns: u64,
+    /// What the ids mean.
+    pub definitions: Definitions,
+    /// Sums over everything.
+    pub totals: Totals,
+    /// Per site; a block's `site` is an index into it.
+    pub sites: Vec<Site>,
+    /// When the live blocks of a site began, by index of the site.
+    pub live_ages: FxHashMap<u32, LiveAge>,
+    /// How many allocations have a stack of each outcome.
+    pub stack_outcomes: BTreeMap<StackOutcome, u64>,
+    /// What the kernel side counted; none if the recording was cut before it said so.
+    pub counters: Option<Counters>,
+    /// Stretches in which records are missing.
+    pub loss_windows: Vec<LossWindow>,
+    /// Where the file is damaged; at most the first thousand.
+    pub damages: Vec<Damage>,
+    /// How many places of damage there are.
+    pub damage_count: u64,
+}
+
+/// When the live blocks of a site began, `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveAge {
+    /// The oldest one.
+    pub oldest_allocated_ns: u64,
+    /// The newest one.
+    pub newest_allocated_ns: u64,
+}
+
+impl Analysis {
+    /// How long was observed.
+    #[must_use]
+    pub fn duration_ns(&self) -> u64 {
+        self.ended_at_ns.saturating_sub(self.capture.started_at_ns)
+    }
+
+    /// Records known to be missing; `None` if the recording does not say.
+    #[must_use]
+    pub fn lost_events(&self) -> Option<u64> {
+        self.counters.as_ref().map(Counters::lost_total)
+    }
+
+    /// Whether everything that the target did while it was observed is in here.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        matches!(self.end, RecordingEnd::Complete(_))
+            && self.lost_events() == Some(0)
+            && self.damage_count == 0
+            && self.totals.unseen_ends == 0
+            && self.totals.marked_losses == 0
+    }
+}
+
+/// Why a recording could not be analysed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ReadError(#[from] StoreError);
+
+/// Reads a whole recording.
+///
+/// # Errors
+///
+/// If it cannot be read; damage and a missing end are told in the analysis.
+pub fn analyze<R: Read + Seek>(reader: Reader<R>) -> Result<Analysis, ReadError> {
+    replay(reader, |_| {}).map(|(analysis, _)| analysis)
+}
+
+/// What became of a block.
+#[derive(Clone, Copy, Debug)]
+pub enum BlockFate<'a> {
+    /// It ended.
+    Ended(&'a Block),
+    /// It was live when the trace ended.
+    Live {
+        /// Whose.
+        process: ProcessId,
+        /// Where it is.
+        address_avma: u64,
+        /// What it is.
+        block: &'a LiveBlock,
+    },
+}
+
+/// Reads a whole recording and gives every block: first those that end, in the
+/// order in which they do, then those that are live at the end, in no order.
+///
+/// # Errors
+///
+/// As [`analyze`].
+pub fn replay_blocks<R: Read + Seek>(
+    reader: Reader<R>,
+    mut each: impl FnMut(BlockFate<'_>),
+) -> Result<Analysis, ReadError> {
+    let (analysis, tracker) = replay(reader, |block| each(BlockFate::Ended(block)))?;
+    for (process, address_avma, block) in tracker.live_blocks() {
+        each(BlockFate::Live { process, address_avma, block });
+    }
+    Ok(analysis)
+}
+
+fn replay<R: Read + Seek>(
+    mut reader: Reader<R>,
+    mut ended: impl FnMut(&Block),
+) -> Result<(Analysis, Tracker), ReadError> {
+    let capture = reader.capture().clone();
+    let mut analyzer = Analyzer::default();
+    while let Some(chunk) = reader.next_chunk()? {
+        if let Chunk::Items(items) = chunk {
+            for item in &items {
+                analyzer.apply(item, &mut ended);
+            }
+        }
+    }
+    let (mut analysis, tracker) = analyzer.finish_with_tracker(capture, reader.end());
+    analysis.damages = reader.damages().to_vec();
+    analysis.damage_count = reader.damage_count();
+    Ok((analysis, tracker))
+}

@@ -1,0 +1,249 @@
+//! Call chains as people read them: names where there are any, places where not.
+
+use std::borrow::Cow;
+
+use serde::{Serialize, Serializer};
+
+use super::Definitions;
+use crate::model::{FrameId, Location, ModuleId, StackId, StackOutcome};
+
+/// One source function of a call chain. A frame of the machine gives several if
+/// the compiler merged functions into one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ResolvedFrame<'a> {
+    /// Its name; none without a symbol table or debug information. Untrusted text.
+    pub function: Option<&'a str>,
+    /// Path of the file it is in; none for code in memory that no file is mapped
+    /// to. Untrusted text.
+    pub module: Option<&'a str>,
+    /// Where in that file; without a file, the address in the process. 0 if the
+    /// frame's definition is missing from the recording.
+    #[serde(serialize_with = "hexadecimal")]
+    pub offset: u64,
+    /// Source file. Untrusted text.
+    pub file: Option<&'a str>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Whether the compiler merged it into the function after it.
+    pub inlined: bool,
+}
+
+/// Writes an address or offset as a string `"0x…"`, because a JSON number loses
+/// digits beyond 2^53 in many readers.
+///
+/// # Errors
+///
+/// Those of the serializer.
+pub fn hexadecimal<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{value:#x}"))
+}
+
+impl<'a> ResolvedFrame<'a> {
+    /// The source functions of a frame, innermost first, never none.
+    #[must_use]
+    pub fn all_of(definitions: &'a Definitions, frame: FrameId) -> Vec<Self> {
+        let mut frames = Vec::new();
+        resolve(definitions, frame, &mut frames);
+        frames
+    }
+
+    /// The function's name, or `module+0xoffset` where it has none: nothing is
+    /// guessed. Untrusted text.
+    #[must_use]
+    pub fn name(&self) -> Cow<'a, str> {
+        match (self.function, self.module) {
+            (Some(function), _) => Cow::Borrowed(function),
+            (None, Some(module)) => Cow::Owned(format!("{}+{:#x}", base_name(module), self.offset)),
+            (None, None) => Cow::Owned(format!("[unknown]+{:#x}", self.offset)),
+        }
+    }
+
+    /// Whether it only hands the program's request on to the allocator.
+    #[must_use]
+    pub fn is_allocator_wrapper(&self) -> bool {
+        self.function.is_some_and(is_allocator_wrapper)
+    }
+}
+
+/// Last part of a path.
+#[must_use]
+pub fn base_name(path: &str) -> &str {
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+}
+
+/// Functions of the languages' runtime libraries between the program and the
+/// allocator, by the beginning of their demangled name.
+const WRAPPER_PREFIXES: [&str; 24] = [
+    "operator new",
+    "__gnu_cxx::new_allocator<",
+    "__gnu_cxx::__alloc_traits<",
+    "std::__new_allocator<",
+    "std::allocator<",
+    "std::allocator_traits<",
+    "std::__allocate_guarded<",
+    "std::_Vector_base<",
+    "std::__1::allocator<",
+    "std::__1::allocator_traits<",
+    "std::__1::__libcpp_allocate",
+    "std::__1::__libcpp_operator_new",
+    "std::__1::__allocate_at_least",
+    "__rust_alloc",
+    "__rust_realloc",
+    "__rustc::__r",
+    "__rdl_",
+    "__rg_",
+    "alloc::",
+    "<alloc::",
+    "std::alloc::",
+    "<std::alloc::",
+    "<alloc[",
+    "alloc[",
+];
+
+fn is_allocator_wrapper(function: &str) -> bool {
+    // A template function's name begins with its return type: `void* f<…>(…)`.
+    let name = function.strip_prefix("void* ").unwrap_or(function);
+    WRAPPER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || (name.starts_with('<') && name.contains(" as alloc::"))
+        || (name.starts_with('<') && name.contains(" as core::alloc::"))
+}
+
+/// A call chain with names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedStack<'a> {
+    /// Why it ends where it ends.
+    pub outcome: StackOutcome,
+    /// Innermost first: the allocator's caller first.
+    pub frames: Vec<ResolvedFrame<'a>>,
+}
+
+impl<'a> ResolvedStack<'a> {
+    /// Names a stack of the recording; one whose record was lost has no frames.
+    #[must_use]
+    pub fn of(definitions: &'a Definitions, stack: StackId) -> Self {
+        let Some(stack) = definitions.stacks.get(&stack) else {
+            return Self { outcome: StackOutcome::FramesLost, frames: Vec::new() };
+        };
+        let mut frames = Vec::with_capacity(stack.frames.len());
+        for frame in &stack.frames {
+            resolve(definitions, *frame, &mut frames);
+        }
+        Self { outcome: stack.outcome, frames }
+    }
+
+    /// How many of the innermost frames are the allocator's wrappers, which a
+    /// reader wants folded; 0 if nothing else is there.
+    #[must_use]
+    pub fn wrapper_count(&self) -> usize {
+        wrapper_count(&self.frames)
+    }
+
+    /// A name for the whole: that of the first function outside the wrappers.
+    /// Untrusted text.
+    #[must_use]
+    pub fn title(&self) -> Cow<'a, str> {
+        let frame = self.frames.get(self.wrapper_count());
+        frame.map_or(Cow::Borrowed("[no frames]"), ResolvedFrame::name)
+    }
+}
+
+/// See [`ResolvedStack::wrapper_count`].
+pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
+    frames.iter().position(|frame| !frame.is_allocator_wrapper()).unwrap_or(0)
+}
+
+/// What stands in place of the missing callers where a chain does not reach the
+/// start of its thread; none if it does, as far as can be known.
+#[must_use]
+pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
+    match outcome {
+        StackOutcome::Complete | StackOutcome::FramePointersOnly => None,
+        StackOutcome::FramePointerBroken => Some("[callers unknown: frame pointer broken]"),
+        StackOutcome::DepthLimit => Some("[callers unknown: depth limit]"),
+        StackOutcome::FramesLost => Some("[frames lost]"),
+        StackOutcome::UnknownReason => Some("[callers unknown]"),
+    }
+}
+
+/// Where a frame is: its module, and an offset in it or an address.
+pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<ModuleId>, u64) {
+    match definitions.frames.get(&frame).map(|frame| frame.location) {
+        Some(Location::Module { module, file_offset }) => (Some(module), file_offset),
+        Some(Location::Unmapped { address_avma, .. }) => (None, address_avma),
+        None => (None, 0),
+    }
+}
+
+fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<ResolvedFrame<'a>>) {
+    let (module, offset) = place(definitions, frame);
+    let module =
+        module.and_then(|module| definitions.modules.get(&module)).map(|module| &*module.path);
+    let functions = definitions.symbols.get(&frame).map(Vec::as_slice).unwrap_or_default();
+    if functions.is_empty() {
+        frames.push(ResolvedFrame {
+            function: None,
+            module,
+            offset,
+            file: None,
+            line: None,
+            inlined: false,
+        });
+    }
+    frames.extend(functions.iter().map(|function| ResolvedFrame {
+        function: Some(&function.name),
+        module,
+        offset,
+        file: function.file.as_deref(),
+        line: function.line,
+        inlined: function.inlined,
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_are_told_from_the_program() {
+        for wrapper in [
+            "operator new(unsigned long)",
+            "operator new[](unsigned long)",
+            "std::__new_allocator<int>::allocate(unsigned long, void const*)",
+            "std::allocator_traits<std::allocator<char> >::allocate(std::allocator<char>&, unsigned long)",
+            "__rust_alloc",
+            "__rustc::__rust_alloc",
+            "__rdl_alloc",
+            "alloc::alloc::alloc",
+            "alloc::vec::Vec<T>::with_capacity",
+            "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
+            "<T as alloc::slice::hack::ConvertVec>::to_vec",
+        ] {
+            assert!(is_allocator_wrapper(wrapper), "{wrapper}");
+        }
+        for program in [
+            "main",
+            "operator_new_handler",
+            "my::allocator",
+            "allocate_all",
+            "PyMem_Malloc",
+            "<server::Conn as core::fmt::Debug>::fmt",
+            "std::vector<int>::push_back(int const&)",
+        ] {
+            assert!(!is_allocator_wrapper(program), "{program}");
+        }
+    }
+
+    #[test]
+    fn base_names() {
+        for (path, expected) in [("/usr/lib/libc.so.6", "libc.so.6"), ("[vdso]", "[vdso]"), ("", ""), ("/", "/"), ("a/", "a")] {
+            assert_eq!(base_name(path), expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_without_symbols_is_a_place() {
+        let frame = ResolvedFrame { function: None, module: Some("/opt/x/libfoo.so"), offset: 0x12ab, file: None, line: None, inlined: false };
+        assert_eq!(frame.name(), "libfoo.so+0x12ab");
+        assert_eq!(ResolvedFrame { module: None, ..frame }.name(), "[unknown]+0x12ab");
+    }
+}

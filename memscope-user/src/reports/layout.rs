@@ -1,0 +1,124 @@
+//! How tables of sites look in a terminal of 80 to 100 columns.
+
+use super::{
+    Analysis,
+    frames::{ResolvedFrame, base_name, missing_callers, wrapper_count},
+    row::SiteRow,
+};
+use crate::{model::StackOutcome, text};
+
+/// Longest line of a table.
+const WIDTH: usize = 100;
+/// Most frames of a call chain that are shown.
+const MAX_SHOWN_FRAMES: usize = 8;
+/// Least room for a function's name, however long its file and module are.
+const MIN_NAME_WIDTH: usize = 24;
+const INDENT: &str = "      ";
+
+/// Cuts a harmless text to a number of characters.
+pub(super) fn cut(shown: &str, width: usize) -> String {
+    if shown.chars().count() <= width {
+        return shown.to_owned();
+    }
+    shown.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A line; writing to a String cannot fail.
+macro_rules! line {
+    ($out:expr, $($argument:tt)*) => {{
+        use std::fmt::Write as _;
+        writeln!($out, $($argument)*).ok()
+    }};
+}
+pub(super) use line;
+
+/// File and line of a frame, if known: `server.c:123`. Harmless to a terminal.
+pub(super) fn source(frame: &ResolvedFrame<'_>) -> Option<String> {
+    let file = cut(&text::harmless(base_name(frame.file?)), 40);
+    Some(frame.line.map_or_else(|| file.clone(), |line| format!("{file}:{line}")))
+}
+
+/// `name  file:line  [module]  (inlined)`, not longer than `width` if it can be.
+/// Harmless to a terminal.
+pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
+    let mut rest = String::new();
+    if let Some(source) = source(frame) {
+        rest.push_str("  ");
+        rest.push_str(&source);
+    }
+    if let (Some(_), Some(module)) = (frame.function, frame.module) {
+        rest.push_str(&format!("  [{}]", cut(&text::harmless(base_name(module)), 30)));
+    }
+    if frame.inlined {
+        rest.push_str("  (inlined)");
+    }
+    let room = width.saturating_sub(rest.chars().count()).max(MIN_NAME_WIDTH);
+    format!("{}{rest}", cut(&text::harmless(&frame.name()), room))
+}
+
+/// The row's process, if there are several, and its call chain, folded.
+pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
+    if analysis.definitions.processes.len() > 1 {
+        line!(out, "{INDENT}in {}", row.process.text());
+    }
+    let wrappers = wrapper_count(&row.frames);
+    let width = WIDTH - INDENT.len();
+    for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
+        line!(out, "{INDENT}{}", frame_text(frame, width));
+    }
+    let hidden = row.frames.len().saturating_sub(wrappers + MAX_SHOWN_FRAMES);
+    let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.stack);
+    let mut tail = Vec::new();
+    if hidden > 0 {
+        tail.push(format!("… {hidden} more"));
+    }
+    if let Some(missing) = outcome.and_then(missing_callers) {
+        tail.push(missing.to_owned());
+    } else if row.frames.is_empty() {
+        tail.push("[no frames]".to_owned());
+    }
+    if !tail.is_empty() {
+        line!(out, "{INDENT}{}", tail.join("  "));
+    }
+}
+
+/// First line of a table: what it shows, and how much of it.
+pub(super) fn heading(out: &mut String, what: &str, shown: usize, all: usize) {
+    let sites = if all == 1 { "site" } else { "sites" };
+    if shown < all {
+        line!(out, "{what}: the first {} of {} {sites}", text::count(shown as u64), text::count(all as u64));
+    } else {
+        line!(out, "{what}: {} {sites}", text::count(all as u64));
+    }
+}
+
+/// Counts with their noun: `1 block`, `2 blocks`.
+pub(super) fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", text::count(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame<'a>(function: Option<&'a str>, file: Option<&'a str>) -> ResolvedFrame<'a> {
+        ResolvedFrame { function, module: Some("/usr/bin/server"), offset: 16, file, line: Some(7), inlined: true }
+    }
+
+    #[test]
+    fn frames_fit_their_line() {
+        assert_eq!(frame_text(&frame(Some("f"), Some("/src/a.c")), 94), "f  a.c:7  [server]  (inlined)");
+        assert_eq!(frame_text(&frame(None, None), 94), "server+0x10  (inlined)");
+        let long = "x".repeat(400);
+        let shown = frame_text(&frame(Some(&long), Some("/src/a.c")), 94);
+        assert_eq!(shown.chars().count(), 94);
+        assert!(shown.contains("x…  a.c:7"));
+    }
+
+    #[test]
+    fn frames_are_harmless() {
+        let shown = frame_text(&frame(Some("f\x1b[2J"), Some("/a\x07.c")), 94);
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+    }
+}

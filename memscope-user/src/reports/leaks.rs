@@ -1,0 +1,94 @@
+//! What was live when the trace ended, by call chain, with its age.
+
+use serde::Serialize;
+
+use super::{
+    Analysis, Trust,
+    layout::{self, counted, line},
+    row::{SiteRow, ranked},
+};
+use crate::{lifetimes::Site, text};
+
+/// What was live when the trace ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeaksReport<'a> {
+    /// Sites with live blocks, without the limit of `rows`.
+    pub site_count: usize,
+    /// Blocks live when the trace ended.
+    pub live_blocks: u64,
+    /// Sum of their requested sizes.
+    pub live_bytes: u64,
+    /// Those with most live bytes.
+    pub rows: Vec<SiteRow<'a>>,
+    /// How far to trust all this, with the bounds of `live_blocks`.
+    pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
+}
+
+impl<'a> LeaksReport<'a> {
+    /// The `top` first sites by live bytes, or all.
+    #[must_use]
+    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+        let rank = |site: &Site| {
+            let blocks = site.sums.live_blocks();
+            (blocks > 0).then(|| (site.sums.live_bytes(), blocks))
+        };
+        let (rows, site_count) = ranked(analysis, top, rank);
+        Self {
+            site_count,
+            live_blocks: analysis.totals.live_blocks,
+            live_bytes: analysis.totals.live_bytes,
+            rows,
+            trust: Trust::of(analysis),
+            analysis,
+        }
+    }
+
+    /// As text for a terminal; the last line says how far to trust it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let what = format!(
+            "Live at the end, {} in {}",
+            text::bytes(self.live_bytes),
+            counted(self.live_blocks, "block")
+        );
+        layout::heading(&mut out, &what, self.rows.len(), self.site_count);
+        for (position, row) in self.rows.iter().enumerate() {
+            line!(
+                out,
+                "\n{:>3}. {:>9} {:>7} in {}, {}; {}",
+                position + 1,
+                text::bytes(row.live_bytes),
+                text::percent(row.live_bytes, self.live_bytes),
+                counted(row.live_blocks, "block"),
+                ages(row),
+                freed_text(row.frees),
+            );
+            layout::stack(&mut out, row, self.analysis);
+        }
+        if self.live_blocks > 0 {
+            line!(out, "\nLive is not lost: caches and pools are live too, and memscope follows no pointers to");
+            line!(out, "see which blocks the program can still reach. Old blocks of a growing site are suspects.");
+        }
+        line!(out, "\n{}", self.trust.sentence);
+        out
+    }
+}
+
+fn ages(row: &SiteRow<'_>) -> String {
+    match (row.newest_live_age_ns, row.oldest_live_age_ns) {
+        (Some(newest), Some(oldest)) if newest == oldest => {
+            format!("{} old", text::duration_ns(oldest))
+        }
+        (Some(newest), Some(oldest)) => {
+            format!("{} to {} old", text::duration_ns(newest), text::duration_ns(oldest))
+        }
+        _ => "of unknown age".to_owned(),
+    }
+}
+
+fn freed_text(frees: u64) -> String {
+    if frees == 0 { "none freed".to_owned() } else { format!("{} freed", text::count(frees)) }
+}

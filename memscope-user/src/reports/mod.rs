@@ -1,0 +1,40 @@
+//! Answers to questions about a recording, as data: who allocates, what leaks, what
+//! is live at the peak. One file per question.
+//!
+//! Everything starts from an [`Analysis`], which [`Analyzer`] makes of a recording's
+//! items, whether they come from a file or straight from the collector. [`View`] has
+//! the questions by name; each answer is a struct that is JSON by serde and text by
+//! its `text`. Nothing here does I/O.
+
+mod analysis;
+mod consistency;
+mod frames;
+mod layout;
+mod leaks;
+mod origin;
+mod peak;
+mod row;
+mod sites;
+mod summary;
+mod trust;
+mod view;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use analysis::{
+    Analysis, Analyzer, BlockFate, Definitions, LiveAge, ReadError, analyze, replay_blocks,
+};
+pub use consistency::{Inconsistency, check};
+pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
+pub(crate) use frames::place;
+pub use leaks::LeaksReport;
+pub use origin::{ProcessName, started_at};
+pub use peak::PeakReport;
+pub use row::{LifetimeNs, SiteRow};
+pub use sites::{SiteOrder, SitesReport};
+pub use summary::SummaryReport;
+pub use trust::{LiveBounds, Trust};
+pub use view::{Report, View};

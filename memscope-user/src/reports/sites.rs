@@ -1,0 +1,126 @@
+//! Who allocates: call chains by what they have live, allocated, or allocated in
+//! vain.
+
+use serde::Serialize;
+
+use super::{
+    Analysis, Trust,
+    layout::{self, counted, line},
+    row::{SiteRow, ranked},
+};
+use crate::{lifetimes::Site, text};
+
+/// What sites are ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SiteOrder {
+    /// Bytes live when the trace ended, then bytes allocated.
+    Live,
+    /// Bytes allocated in all.
+    Allocated,
+    /// Allocations freed right after; sites without any are left out.
+    Temporary,
+}
+
+/// Sites in some order.
+#[derive(Clone, Debug, Serialize)]
+pub struct SitesReport<'a> {
+    /// What they are ordered by.
+    pub order: SiteOrder,
+    /// Sites in the order, without the limit of `rows`.
+    pub site_count: usize,
+    /// Bytes allocated by all sites.
+    pub allocated_bytes: u64,
+    /// Bytes live when the trace ended, of all sites.
+    pub live_bytes: u64,
+    /// Temporary allocations of all sites.
+    pub temporary_allocations: u64,
+    /// The largest.
+    pub rows: Vec<SiteRow<'a>>,
+    /// How far to trust all this.
+    pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
+}
+
+impl<'a> SitesReport<'a> {
+    /// The `top` first sites in an order, or all.
+    #[must_use]
+    pub fn of(analysis: &'a Analysis, order: SiteOrder, top: Option<usize>) -> Self {
+        let rank = |site: &Site| {
+            let sums = &site.sums;
+            match order {
+                _ if sums.allocations == 0 => None,
+                SiteOrder::Live => Some((sums.live_bytes(), sums.allocated_bytes)),
+                SiteOrder::Allocated => Some((sums.allocated_bytes, sums.allocations)),
+                SiteOrder::Temporary if sums.temporary_allocations == 0 => None,
+                SiteOrder::Temporary => Some((sums.temporary_allocations, sums.allocated_bytes)),
+            }
+        };
+        let (rows, site_count) = ranked(analysis, top, rank);
+        Self {
+            order,
+            site_count,
+            allocated_bytes: analysis.totals.allocated_bytes,
+            live_bytes: analysis.totals.live_bytes,
+            temporary_allocations: analysis.totals.temporary_allocations,
+            rows,
+            trust: Trust::of(analysis),
+            analysis,
+        }
+    }
+
+    /// As text for a terminal; the last line says how far to trust it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let what = match self.order {
+            SiteOrder::Live => "Sites by bytes live at the end",
+            SiteOrder::Allocated => "Sites by bytes allocated",
+            SiteOrder::Temporary => "Sites by temporary allocations (freed with no other allocation in between)",
+        };
+        layout::heading(&mut out, what, self.rows.len(), self.site_count);
+        for (position, row) in self.rows.iter().enumerate() {
+            line!(out, "\n{:>3}. {}", position + 1, self.numbers(row));
+            layout::stack(&mut out, row, self.analysis);
+        }
+        line!(out, "\n{}", self.trust.sentence);
+        out
+    }
+
+    fn numbers(&self, row: &SiteRow<'_>) -> String {
+        match self.order {
+            SiteOrder::Live => format!(
+                "{:>9} live {:>7} in {}; allocated {} in {}",
+                text::bytes(row.live_bytes),
+                text::percent(row.live_bytes, self.live_bytes),
+                counted(row.live_blocks, "block"),
+                text::bytes(row.allocated_bytes),
+                counted(row.allocations, "block"),
+            ),
+            SiteOrder::Allocated => format!(
+                "{:>9} allocated {:>7} in {}; {} live; {}",
+                text::bytes(row.allocated_bytes),
+                text::percent(row.allocated_bytes, self.allocated_bytes),
+                counted(row.allocations, "block"),
+                text::bytes(row.live_bytes),
+                lifetimes(row),
+            ),
+            SiteOrder::Temporary => format!(
+                "{:>9} temporary {:>7}, {} of the {} here; {}",
+                text::count(row.temporary_allocations),
+                text::percent(row.temporary_allocations, self.temporary_allocations),
+                text::percent(row.temporary_allocations, row.allocations),
+                counted(row.allocations, "allocation"),
+                lifetimes(row),
+            ),
+        }
+    }
+}
+
+fn lifetimes(row: &SiteRow<'_>) -> String {
+    row.lifetime_ns.map_or_else(
+        || "none freed".to_owned(),
+        |lifetime| format!("half lived ≤ {}", text::duration_ns(lifetime.p50)),
+    )
+}

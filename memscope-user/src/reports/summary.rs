@@ -1,0 +1,221 @@
+//! What a recording holds, in one screen of 24 lines of 80 columns.
+
+use serde::Serialize;
+
+use super::{
+    Analysis, SiteOrder, SitesReport, Trust,
+    frames::wrapper_count,
+    layout::{counted, cut, frame_text, line},
+    origin::{self, ProcessName},
+    peak::peak_after_ns,
+    row::SiteRow,
+};
+use crate::{
+    model::{EndReason, Process},
+    text,
+};
+
+/// Sites shown per question.
+const TOP: usize = 3;
+/// Most lines about processes.
+const MAX_PROCESS_LINES: usize = 3;
+/// The terminal's width.
+const WIDTH: usize = 80;
+
+/// The whole in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct SummaryReport<'a> {
+    /// What the recording is called. Untrusted text.
+    pub recording: &'a str,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// How long was observed.
+    pub duration_ns: u64,
+    /// Who was observed.
+    pub processes: Vec<ProcessName<'a>>,
+    /// Blocks that began.
+    pub allocations: u64,
+    /// Sum of their requested sizes.
+    pub allocated_bytes: u64,
+    /// Blocks that ended.
+    pub frees: u64,
+    /// Sum of their requested sizes.
+    pub freed_bytes: u64,
+    /// Reallocations of an existing block that returned a block.
+    pub reallocations: u64,
+    /// Calls that returned no block.
+    pub failed_allocations: u64,
+    /// Freed by their thread with no other allocation of it in between.
+    pub temporary_allocations: u64,
+    /// Not ended when the trace ended.
+    pub live_blocks: u64,
+    /// Sum of their requested sizes.
+    pub live_bytes: u64,
+    /// Blocks live at the moment of the largest sum of live bytes.
+    pub peak_live_blocks: u64,
+    /// That sum.
+    pub peak_live_bytes: u64,
+    /// That moment, after the beginning of the recording.
+    pub peak_after_ns: Option<u64>,
+    /// Probe hits while recording was on; none if the recording does not say.
+    pub probe_hits: Option<u64>,
+    /// The sites with most bytes live at the end.
+    pub most_live: Vec<SiteRow<'a>>,
+    /// The sites with most bytes allocated.
+    pub most_allocated: Vec<SiteRow<'a>>,
+    /// How far to trust all this.
+    pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
+}
+
+impl<'a> SummaryReport<'a> {
+    /// Sums up a recording; `recording` is what it is called, such as its path.
+    #[must_use]
+    pub fn of(analysis: &'a Analysis, recording: &'a str) -> Self {
+        let totals = &analysis.totals;
+        let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP)).rows;
+        most_live.retain(|row| row.live_blocks > 0);
+        let processes = analysis.definitions.processes.keys();
+        Self {
+            recording,
+            started_at: origin::started_at(&analysis.capture),
+            duration_ns: analysis.duration_ns(),
+            processes: processes.map(|process| ProcessName::of(analysis, *process)).collect(),
+            allocations: totals.allocations,
+            allocated_bytes: totals.allocated_bytes,
+            frees: totals.frees,
+            freed_bytes: totals.freed_bytes,
+            reallocations: totals.reallocations,
+            failed_allocations: totals.failed_allocations,
+            temporary_allocations: totals.temporary_allocations,
+            live_blocks: totals.live_blocks,
+            live_bytes: totals.live_bytes,
+            peak_live_blocks: totals.peak_live_blocks,
+            peak_live_bytes: totals.peak_live_bytes,
+            peak_after_ns: peak_after_ns(analysis),
+            probe_hits: analysis.counters.as_ref().map(|counters| counters.hits),
+            most_live,
+            most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP)).rows,
+            trust: Trust::of(analysis),
+            analysis,
+        }
+    }
+
+    /// As text for a terminal; the last line says how far to trust it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        line!(out, "{}", cut(&text::harmless(self.recording), WIDTH));
+        self.tell_processes(&mut out);
+        self.tell_numbers(&mut out);
+        if self.allocations == 0 {
+            let hits = self.probe_hits.map_or_else(|| "an unknown number of".to_owned(), text::count);
+            line!(out, "\nNo allocation was recorded; the probes had {hits} hits.");
+        }
+        out.push('\n');
+        tell_sites(&mut out, "Most live at the end", &self.most_live, |row| {
+            (row.live_bytes, self.live_bytes, row.live_blocks)
+        });
+        tell_sites(&mut out, "Most allocated", &self.most_allocated, |row| {
+            (row.allocated_bytes, self.allocated_bytes, row.allocations)
+        });
+        let gap = if self.allocations == 0 { "" } else { "\n" };
+        line!(out, "{gap}{}", self.trust.sentence);
+        out
+    }
+
+    fn tell_processes(&self, out: &mut String) {
+        let definitions = &self.analysis.definitions;
+        let all = definitions.processes.len();
+        let shown = if all > MAX_PROCESS_LINES { MAX_PROCESS_LINES - 1 } else { all };
+        for process in definitions.processes.values().take(shown) {
+            let end = definitions.process_ends.get(&process.id).map(|end| end.reason);
+            line!(out, "{}", cut(&format!("  process    {}", process_text(process, end)), WIDTH));
+        }
+        if shown < all {
+            line!(out, "             and {} more", all - shown);
+        }
+    }
+
+    fn tell_numbers(&self, out: &mut String) {
+        let when = self.started_at.split('.').next().unwrap_or_default();
+        line!(
+            out,
+            "  when       {when}Z for {}, {}",
+            text::duration_ns(self.duration_ns),
+            origin::ending_text(&self.analysis.end)
+        );
+        line!(
+            out,
+            "  allocated  {} in {}; {}, {} failed",
+            text::bytes(self.allocated_bytes),
+            counted(self.allocations, "block"),
+            counted(self.reallocations, "reallocation"),
+            text::count(self.failed_allocations)
+        );
+        line!(
+            out,
+            "  freed      {} in {}; {} of allocations were temporary",
+            text::bytes(self.freed_bytes),
+            counted(self.frees, "block"),
+            text::percent(self.temporary_allocations, self.allocations)
+        );
+        line!(out, "  live       {} in {} at the end", text::bytes(self.live_bytes), counted(self.live_blocks, "block"));
+        if let Some(after_ns) = self.peak_after_ns {
+            line!(
+                out,
+                "  peak       {} in {}, {} after the start",
+                text::bytes(self.peak_live_bytes),
+                counted(self.peak_live_blocks, "block"),
+                text::duration_ns(after_ns)
+            );
+        }
+    }
+}
+
+/// `comm (pid N) path, allocators, how it ended`.
+fn process_text(process: &Process, end: Option<EndReason>) -> String {
+    let mut told = format!("{} (pid {})", text::harmless(&process.comm), process.pid);
+    if !process.exe.is_empty() {
+        told.push(' ');
+        told.push_str(&text::harmless(&process.exe));
+    }
+    for allocator in &process.allocators {
+        told.push_str(", ");
+        told.push_str(&text::harmless(allocator));
+    }
+    told.push_str(&match end {
+        None => ", was still running".to_owned(),
+        Some(EndReason::Exec) => ", replaced itself by exec".to_owned(),
+        Some(EndReason::Exit(None)) => ", exited".to_owned(),
+        Some(EndReason::Exit(Some(status))) => format!(", exited with {status}"),
+    });
+    told
+}
+
+/// A heading and a line for each row. `number` gives bytes, bytes in all, blocks.
+fn tell_sites(
+    out: &mut String,
+    heading: &str,
+    rows: &[SiteRow<'_>],
+    number: impl Fn(&SiteRow<'_>) -> (u64, u64, u64),
+) {
+    if rows.is_empty() {
+        return;
+    }
+    line!(out, "{heading}");
+    for row in rows {
+        let (bytes, all_bytes, blocks) = number(row);
+        let numbers = format!(
+            "  {:>9} {:>7} in {:<14}",
+            text::bytes(bytes),
+            text::percent(bytes, all_bytes),
+            counted(blocks, "block")
+        );
+        let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
+        let frame = row.frames.get(wrapper_count(&row.frames));
+        let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
+        line!(out, "{numbers} {}", cut(&title, room));
+    }
+}

@@ -1,0 +1,180 @@
+//! Recordings for tests, told in a few lines of text.
+//!
+//! The events are those of [`crate::lifetimes::testing`]; stack `@a` has a name of
+//! its own, and lines beginning with `!` say what an event cannot:
+//!
+//! ```text
+//! !stack a depth_limit f g h      frames of @a, innermost first; `?` has no symbol
+//! !process 2 worker               another process
+//! !exit 2 1                       process 2 exits with 1
+//! !lost ring_full_free 3          three lost by that cause
+//! !late                           process 1 was attached to
+//! ```
+
+use std::collections::BTreeMap;
+
+use super::{Analysis, Analyzer};
+use crate::{
+    lifetimes::testing::{Trace, parse},
+    model::{
+        Capture, Counters, EndReason, Ending, EndingReason, Event, Frame, FrameId, FrameSymbols,
+        Item, Location, LossCause, Module, ModuleId, Process, ProcessEnd, ProcessId,
+        SourceFunction, Stack, StackId, StackOutcome,
+    },
+    store::RecordingEnd,
+};
+
+/// When all test recordings begin, `CLOCK_MONOTONIC`.
+pub(crate) const STARTED_AT_NS: u64 = 1_000;
+/// When all test recordings end, `CLOCK_MONOTONIC`.
+pub(crate) const ENDED_AT_NS: u64 = 1_001_000;
+
+pub(crate) fn capture() -> Capture {
+    Capture {
+        memscope_version: "0.0.0".to_owned(),
+        started_at_unix_seconds: 1_700_000_000,
+        started_at_unix_nanoseconds: 0,
+        started_at_ns: STARTED_AT_NS,
+        kernel: "6.12.0".to_owned(),
+        arch: "x86_64".to_owned(),
+        command: Some(vec!["server".to_owned(), "--fast".to_owned()]),
+        ring_bytes: 1 << 20,
+    }
+}
+
+pub(crate) fn regular_end() -> RecordingEnd {
+    RecordingEnd::Complete(Ending { ended_at_ns: ENDED_AT_NS, reason: EndingReason::TargetsEnded })
+}
+
+fn process(id: u32, comm: &str) -> Process {
+    Process {
+        id: ProcessId(id),
+        pid: 1000 + id,
+        start_ticks: 7,
+        image: 0,
+        observed_from_ns: STARTED_AT_NS,
+        comm: comm.to_owned(),
+        exe: format!("/usr/bin/{comm}"),
+        allocators: vec!["libc.so.6".to_owned()],
+        from_start: true,
+    }
+}
+
+/// Defines what the events refer to and was not defined by hand.
+struct Definer {
+    items: Vec<Item>,
+    frames: BTreeMap<(u32, String), FrameId>,
+    lost: Vec<(LossCause, u64)>,
+}
+
+impl Definer {
+    /// Frame `f` is in module 1 at 0x100 × its number, at `f.c`, line its number;
+    /// `f(i)` is inlined into the next; `?` has no symbol and `??` no module.
+    fn frame(&mut self, process: u32, name: &str) -> FrameId {
+        let number = self.frames.len() as u32 + 1;
+        if let Some(known) = self.frames.get(&(process, name.to_owned())) {
+            return *known;
+        }
+        let id = FrameId(number);
+        self.frames.insert((process, name.to_owned()), id);
+        let location = if name == "??" {
+            Location::Unmapped { process: ProcessId(process), address_avma: 0x7fff_0000 }
+        } else {
+            Location::Module { module: ModuleId(1), file_offset: u64::from(number) * 0x100 }
+        };
+        self.items.push(Item::Frame(Frame { id, location }));
+        if !name.starts_with('?') {
+            let function = |name: &str, inlined| SourceFunction {
+                name: name.replace('_', " "),
+                file: Some(format!("/src/{name}.c")),
+                line: Some(number),
+                inlined,
+            };
+            let mut functions: Vec<_> = name.split('<').map(|name| function(name, true)).collect();
+            functions.last_mut().unwrap().inlined = false;
+            self.items.push(Item::Symbols(FrameSymbols { frame: id, functions }));
+        }
+        id
+    }
+
+    fn stack(&mut self, id: StackId, process: u32, outcome: StackOutcome, frames: &[&str]) {
+        let frames = frames.iter().map(|name| self.frame(process, name)).collect();
+        self.items.push(Item::Stack(Stack { id, process: ProcessId(process), outcome, frames }));
+    }
+
+    fn directive(&mut self, words: &[&str], trace: &mut Trace) {
+        match words {
+            ["stack", stack, outcome, frames @ ..] => {
+                let outcome = StackOutcome::ALL.into_iter().find(|known| known.name() == *outcome);
+                let id = trace.stack(stack);
+                self.stack(id, 1, outcome.unwrap(), frames);
+            }
+            ["process", id, comm] => self.items.push(Item::Process(process(id.parse().unwrap(), comm))),
+            ["exit", id, status] => self.items.push(Item::ProcessEnd(ProcessEnd {
+                process: ProcessId(id.parse().unwrap()),
+                time_ns: ENDED_AT_NS,
+                reason: EndReason::Exit(Some(status.parse().unwrap())),
+            })),
+            ["lost", cause, count] => {
+                let cause = LossCause::ALL.into_iter().find(|known| known.name() == *cause);
+                self.lost.push((cause.unwrap(), count.parse().unwrap()));
+            }
+            ["late"] => {
+                let late = Process { from_start: false, ..process(1, "server") };
+                self.items.push(Item::Process(late));
+            }
+            other => panic!("no such directive: {other:?}"),
+        }
+    }
+}
+
+/// The items of a recording, the counters last.
+pub(crate) fn items(text: &str) -> Vec<Item> {
+    let (directives, events): (Vec<&str>, Vec<&str>) =
+        text.lines().map(str::trim).partition(|line| line.starts_with('!'));
+    let mut trace = parse(&events.join("\n"));
+    let module = Module { id: ModuleId(1), path: "/usr/bin/server".to_owned(), build_id: vec![0xab, 0xcd] };
+    let mut definer = Definer {
+        items: vec![Item::Process(process(1, "server")), Item::Module(module)],
+        frames: BTreeMap::new(),
+        lost: Vec::new(),
+    };
+    for directive in directives {
+        let words: Vec<_> = directive[1..].split_whitespace().collect();
+        definer.directive(&words, &mut trace);
+    }
+    for (name, id, process) in trace.stacks() {
+        let defined = |item: &Item| matches!(item, Item::Stack(stack) if stack.id == id);
+        if !definer.items.iter().any(defined) {
+            definer.stack(id, process, StackOutcome::Complete, &[&name, "main"]);
+        }
+    }
+    let ends = |item: &Item| matches!(item, Item::ProcessEnd(_));
+    let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
+    let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
+    items.extend(trace.events.into_iter().map(Item::Event));
+    items.extend(ends);
+    let recorded = recorded as u64;
+    let lost: u64 = definer.lost.iter().map(|(_, count)| count).sum();
+    items.push(Item::Counters(Counters {
+        attempted: recorded + lost,
+        recorded,
+        nested: 0,
+        hits: 2 * recorded,
+        malformed: 0,
+        in_flight: 0,
+        lost: definer.lost,
+    }));
+    items
+}
+
+/// Analyses a recording told in text, which ends regularly.
+pub(crate) fn analysis(text: &str) -> Analysis {
+    analysis_of(&items(text), regular_end())
+}
+
+pub(crate) fn analysis_of(items: &[Item], end: RecordingEnd) -> Analysis {
+    let mut analyzer = Analyzer::default();
+    items.iter().for_each(|item| analyzer.apply(item, |_| {}));
+    analyzer.finish(capture(), end)
+}

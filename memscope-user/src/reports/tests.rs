@@ -1,0 +1,385 @@
+//! The reports on small recordings, with exact numbers and exact text.
+
+use super::{
+    Inconsistency, Report, View, check,
+    testing::{ENDED_AT_NS, analysis, analysis_of, items},
+};
+use crate::{
+    model::{Counters, Event, Item},
+    store::RecordingEnd,
+};
+
+/// 3 sites: `leak` keeps 2 of 3 blocks, `cache` keeps 1, `parse` frees all.
+const SERVER: &str = "
+    !stack leak complete operator_new(unsigned_long) keep<handle handle main
+    !stack cache complete ? main
+    !stack parse complete parse main
+    !exit 1 0
+    +1990
+    1 malloc 1000 = 0x10 @leak
+    1 malloc 3000 = 0x20 @leak
+    1 malloc 4000 = 0x30 @leak
+    1 free 0x30
+    2 malloc 500 = 0x40 @cache
+    1 malloc 2000 = 0x50 @parse
+    2 free 0x50
+    1 malloc 100 = 0x60 @parse
+    1 free 0x60";
+
+#[track_caller]
+fn check_text(report: &Report<'_>, expected: &str) {
+    let text = report.text();
+    let expected = expected.lines().skip(1).map(|line| line.strip_prefix("        ").unwrap_or(line));
+    let expected = expected.collect::<Vec<_>>().join("\n");
+    assert_eq!(text.trim_end(), expected.trim_end(), "\n{text}");
+    assert!(text.lines().all(|line| line.starts_with("Complete") || line.starts_with("INCOMPLETE") || line.chars().count() <= 100), "{text}");
+    assert!(!text.contains(|character: char| character.is_control() && character != '\n'));
+}
+
+#[test]
+fn sites_by_live_bytes() {
+    let analysis = analysis(SERVER);
+    check(&analysis).unwrap();
+    check_text(
+        &View::Sites.report(&analysis, "r", Some(2)),
+        "
+        Sites by bytes live at the end: the first 2 of 3 sites
+
+          1.  3.91 KiB live  88.9 % in 2 blocks; allocated 7.81 KiB in 3 blocks
+              keep  keep.c:2  [server]  (inlined)
+              handle  handle.c:2  [server]
+              handle  handle.c:3  [server]
+              main  main.c:4  [server]
+
+          2.     500 B live  11.1 % in 1 block; allocated 500 B in 1 block
+              server+0x500
+              main  main.c:4  [server]
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn sites_by_allocated_bytes() {
+    let analysis = analysis(SERVER);
+    check_text(
+        &View::Allocated.report(&analysis, "r", Some(1)),
+        "
+        Sites by bytes allocated: the first 1 of 3 sites
+
+          1.  7.81 KiB allocated  75.5 % in 3 blocks; 3.91 KiB live; half lived ≤ 10 ns
+              keep  keep.c:2  [server]  (inlined)
+              handle  handle.c:2  [server]
+              handle  handle.c:3  [server]
+              main  main.c:4  [server]
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn sites_by_temporary_allocations() {
+    let analysis = analysis(SERVER);
+    check_text(
+        &View::Temporary.report(&analysis, "r", None),
+        "
+        Sites by temporary allocations (freed with no other allocation in between): 2 sites
+
+          1.         1 temporary  50.0 %, 33.3 % of the 3 allocations here; half lived ≤ 10 ns
+              keep  keep.c:2  [server]  (inlined)
+              handle  handle.c:2  [server]
+              handle  handle.c:3  [server]
+              main  main.c:4  [server]
+
+          2.         1 temporary  50.0 %, 50.0 % of the 2 allocations here; half lived ≤ 10 ns
+              parse  parse.c:6  [server]
+              main  main.c:4  [server]
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn leaks() {
+    let analysis = analysis(SERVER);
+    check_text(
+        &View::Leaks.report(&analysis, "r", None),
+        "
+        Live at the end, 4.39 KiB in 3 blocks: 2 sites
+
+          1.  3.91 KiB  88.9 % in 2 blocks, 999 µs to 999 µs old; 1 freed
+              keep  keep.c:2  [server]  (inlined)
+              handle  handle.c:2  [server]
+              handle  handle.c:3  [server]
+              main  main.c:4  [server]
+
+          2.     500 B  11.1 % in 1 block, 999 µs old; none freed
+              server+0x500
+              main  main.c:4  [server]
+
+        Live is not lost: caches and pools are live too, and memscope follows no pointers to
+        see which blocks the program can still reach. Old blocks of a growing site are suspects.
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn peak() {
+    let analysis = analysis(SERVER);
+    check_text(
+        &View::Peak.report(&analysis, "r", None),
+        "
+        Live at the peak, 7.81 KiB in 3 blocks, 1.02 µs after the start: 1 site
+
+          1.  7.81 KiB 100.0 % in 3 blocks; 3.91 KiB live at the end
+              keep  keep.c:2  [server]  (inlined)
+              handle  handle.c:2  [server]
+              handle  handle.c:3  [server]
+              main  main.c:4  [server]
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn summary() {
+    let analysis = analysis(SERVER);
+    check_text(
+        &View::Summary.report(&analysis, "server.memscope", None),
+        "
+        server.memscope
+          process    server (pid 1001) /usr/bin/server, libc.so.6, exited with 0
+          when       2023-11-14T22:13:20Z for 1.00 ms, until the target ended
+          allocated  10.4 KiB in 6 blocks; 0 reallocations, 0 failed
+          freed      5.96 KiB in 3 blocks; 33.3 % of allocations were temporary
+          live       4.39 KiB in 3 blocks at the end
+          peak       7.81 KiB in 3 blocks, 1.02 µs after the start
+
+        Most live at the end
+           3.91 KiB  88.9 % in 2 blocks       keep  keep.c:2  [server]  (inlined)
+              500 B  11.1 % in 1 block        server+0x500
+        Most allocated
+           7.81 KiB  75.5 % in 3 blocks       keep  keep.c:2  [server]  (inlined)
+           2.05 KiB  19.8 % in 2 blocks       parse  parse.c:6  [server]
+              500 B   4.7 % in 1 block        server+0x500
+
+        Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn the_summary_fits_a_terminal_at_its_worst() {
+    let long = "averylongfunctionname".repeat(20);
+    let mut text = String::from("!late\n!process 2 second\n!process 3 third\n!process 4 fourth\n!lost ring_full_free 123456\n!lost thread_table_full 7\n");
+    for (name, outcome) in [("a", "depth_limit"), ("b", "frame_pointer_broken"), ("c", "frame_pointers_only"), ("d", "complete")] {
+        text.push_str(&format!("!stack {name} {outcome} {long}{name} main\n"));
+    }
+    for process in 1..5 {
+        text.push_str(&format!("{process}:1 malloc 123456789 = 0x10 @{}\n", ["a", "b", "c", "d"][process - 1]));
+    }
+    text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nlost 9");
+    let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
+    analysis.damage_count = 3;
+    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None).text();
+    let rows: usize = shown.lines().map(|line| line.chars().count().div_ceil(80).max(1)).sum();
+    assert!(rows <= 24, "{rows} rows:\n{shown}");
+    let last = shown.lines().last().unwrap();
+    assert!(last.starts_with("INCOMPLETE: "), "{last}");
+    assert!(shown.lines().filter(|line| *line != last).all(|line| line.chars().count() <= 80), "{shown}");
+}
+
+#[test]
+fn nothing_recorded_shows_nothing() {
+    let analysis = analysis("");
+    check(&analysis).unwrap();
+    for view in View::ALL {
+        let report = view.report(&analysis, "r", None);
+        let text = report.text();
+        assert!(text.trim_end().ends_with("Complete: all 0 events recorded, 0 lost."), "{text}");
+        assert!(!text.contains(" 1. "), "{view:?}: {text}");
+        serde_json::to_string(&report).unwrap();
+    }
+    let summary = View::Summary.report(&analysis, "r", None).text();
+    assert!(summary.contains("No allocation was recorded; the probes had 0 hits."), "{summary}");
+}
+
+/// The last line of every view.
+#[track_caller]
+fn check_trust(text: &str, end: RecordingEnd, expected: &str) {
+    let analysis = analysis_of(&items(text), end);
+    for view in View::ALL {
+        let text = view.report(&analysis, "r", None).text();
+        assert_eq!(text.lines().last(), Some(expected), "{view:?}");
+    }
+}
+
+#[test]
+fn trust_tells_what_is_missing() {
+    let regular = super::testing::regular_end;
+    check_trust(
+        "!lost ring_full_free 2\n!lost ring_full_allocation 5\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @a\n1 malloc 1 = 0x30 @a",
+        regular(),
+        "INCOMPLETE: 7 of 10 events lost (ring full allocation 5, ring full free 2); \
+         so between 1 and 8 blocks are live; stacks: 100.0 % complete.",
+    );
+    check_trust(
+        "!lost ring_full_free 7",
+        regular(),
+        "INCOMPLETE: 7 of 7 events lost (ring full free 7).",
+    );
+    check_trust(
+        "1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x10 @a",
+        regular(),
+        "INCOMPLETE: the end of 1 block was not seen; stacks: 100.0 % complete.",
+    );
+    check_trust(
+        "!late\n1 free 0x10",
+        regular(),
+        "Complete: all 1 event recorded, 0 lost; 1 free of blocks from before the trace.",
+    );
+    check_trust(
+        "!stack b depth_limit f\n1 malloc 1 = 0x10 @a\n1 malloc 1 = null @b\n1 free 0x20",
+        RecordingEnd::Truncated,
+        "INCOMPLETE: cut off before its end; 1 free of blocks not seen to begin; \
+         stacks: 50.0 % complete, 50.0 % depth limit.",
+    );
+}
+
+#[test]
+fn a_recording_killed_before_it_said_what_was_lost_is_incomplete() {
+    let mut items = items("1 malloc 1 = 0x10 @a\nlost 4");
+    items.retain(|item| !matches!(item, Item::Counters(_)));
+    let analysis = analysis_of(&items, RecordingEnd::Truncated);
+    let trust = super::Trust::of(&analysis);
+    assert!(!trust.complete);
+    assert_eq!((trust.attempted_events, trust.lost_events), (None, 4));
+    assert_eq!(trust.lost_by_cause["unattributed"], 4);
+    assert_eq!(trust.live_blocks_between, None);
+    assert_eq!(
+        trust.sentence,
+        "INCOMPLETE: cut off before its end; at least 4 events lost; stacks: 100.0 % complete."
+    );
+}
+
+#[test]
+fn damage_leaves_no_bounds() {
+    let mut analysis = analysis("1 malloc 1 = 0x10 @a");
+    analysis.damage_count = 2;
+    let trust = super::Trust::of(&analysis);
+    assert_eq!(trust.live_blocks_between, None);
+    assert_eq!(trust.sentence, "INCOMPLETE: 2 damaged places in the file; stacks: 100.0 % complete.");
+}
+
+#[test]
+fn all_events_lost_is_no_leak() {
+    let analysis = analysis("!lost ring_full_allocation 3");
+    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None) else { panic!() };
+    assert_eq!((leaks.live_blocks, leaks.rows.len()), (0, 0));
+    let bounds = leaks.trust.live_blocks_between.unwrap();
+    assert_eq!((bounds.at_least, bounds.at_most), (0, 3));
+}
+
+#[test]
+fn contradicting_numbers_are_found() {
+    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
+    wrong.totals.live_blocks = 2;
+    let Err(Inconsistency { left, right, .. }) = check(&wrong) else { panic!() };
+    assert_eq!((left, right), (1, 2));
+    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
+    wrong.sites[0].sums.temporary_allocations = 5;
+    check(&wrong).unwrap_err();
+    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
+    wrong.counters = Some(Counters { attempted: 2, recorded: 1, ..Counters::default() });
+    let Err(Inconsistency { law, .. }) = check(&wrong) else { panic!() };
+    assert_eq!(law, "attempted = recorded + lost events");
+    // Counters read while events come in do not fit each other exactly.
+    wrong.end = RecordingEnd::Truncated;
+    check(&wrong).unwrap();
+}
+
+#[test]
+fn several_processes_are_told_apart() {
+    let analysis = analysis("!process 2 worker\n1 malloc 1 = 0x10 @a\n2:7 malloc 2 = 0x10 @b");
+    let text = View::Sites.report(&analysis, "r", None).text();
+    assert!(text.contains("\n      in worker (pid 1002)\n"), "{text}");
+    assert!(text.contains("\n      in server (pid 1001)\n"), "{text}");
+}
+
+#[test]
+fn long_chains_are_folded_and_broken_ones_marked() {
+    let analysis = analysis("!stack a depth_limit a b c d e f g h i j k\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @b\n!stack b frames_lost");
+    let text = View::Sites.report(&analysis, "r", None).text();
+    assert!(text.contains("      h  h.c:8  [server]\n      … 3 more  [callers unknown: depth limit]\n"), "{text}");
+    assert!(text.contains("\n      [frames lost]\n"), "{text}");
+}
+
+#[test]
+fn what_the_recording_does_not_define_is_unknown_and_no_name() {
+    let items = items("7:1 malloc 1 = 0x10 @a");
+    let only: Vec<_> = items.into_iter().filter(|item| matches!(item, Item::Event(_))).collect();
+    let analysis = analysis_of(&only, RecordingEnd::Truncated);
+    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else { panic!() };
+    let row = &sites.rows[0];
+    assert_eq!((row.process.pid, row.stack, row.frames.len()), (None, "frames_lost", 0));
+    assert_eq!(row.process.text(), "[unknown process 7]");
+}
+
+#[test]
+fn code_outside_any_file_has_an_address() {
+    let analysis = analysis("!stack a complete ?? main\n1 malloc 1 = 0x10 @a");
+    let text = View::Sites.report(&analysis, "r", None).text();
+    assert!(text.contains("\n      [unknown]+0x7fff0000\n"), "{text}");
+}
+
+#[test]
+fn foreign_names_do_not_reach_the_terminal() {
+    let mut items = items("!process 2 x\n1 malloc 1 = 0x10 @a");
+    for item in &mut items {
+        match item {
+            Item::Process(process) => {
+                process.comm = "\x1b[2Jevil\n".to_owned();
+                process.exe = "/\x07".to_owned();
+                process.allocators = vec!["\x1b]0;x".to_owned()];
+            }
+            Item::Module(module) => module.path = "/a\rb".to_owned(),
+            Item::Symbols(symbols) => symbols.functions[0].name = "f\x1b[31m".to_owned(),
+            _ => {}
+        }
+    }
+    let analysis = analysis_of(&items, super::testing::regular_end());
+    for view in View::ALL {
+        let text = view.report(&analysis, "\x1b[0m.memscope", None).text();
+        assert!(!text.contains(|character: char| character.is_control() && character != '\n'), "{text:?}");
+    }
+}
+
+#[test]
+fn json_of_a_report_names_its_view_and_units() {
+    let analysis = analysis(SERVER);
+    let report = View::Leaks.report(&analysis, "r", Some(1));
+    let json: serde_json::Value = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["view"], "leaks");
+    assert_eq!(json["live_bytes"], 4500);
+    assert_eq!(json["site_count"], 2);
+    assert_eq!(json["rows"].as_array().unwrap().len(), 1);
+    let row = &json["rows"][0];
+    assert_eq!(row["live_bytes"], 4000);
+    assert_eq!(row["oldest_live_age_ns"], ENDED_AT_NS - 2000);
+    assert_eq!(row["frames"][0]["function"], "operator new(unsigned long)");
+    assert_eq!(row["frames"][0]["offset"], "0x100");
+    assert_eq!(json["trust"]["complete"], true);
+    let sites = View::Temporary.report(&analysis, "r", None);
+    assert_eq!(serde_json::to_value(&sites).unwrap()["order"], "temporary");
+}
+
+#[test]
+fn duration_of_a_cut_recording_reaches_to_its_last_event() {
+    let items = items("+4990\n1 malloc 1 = 0x10 @a");
+    let last = items.iter().rev().find_map(|item| match item {
+        Item::Event(event) => Some(Event::time_ns(event)),
+        _ => None,
+    });
+    assert_eq!(last, Some(5000));
+    assert_eq!(analysis_of(&items, RecordingEnd::Truncated).duration_ns(), 4000);
+}

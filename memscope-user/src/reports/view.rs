@@ -1,0 +1,119 @@
+//! The reports by name.
+
+use serde::Serialize;
+
+use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport};
+
+/// A question to a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// What does it hold?
+    Summary,
+    /// Who has most memory at the end?
+    Sites,
+    /// Who allocates most?
+    Allocated,
+    /// Who allocates in vain?
+    Temporary,
+    /// What was never freed?
+    Leaks,
+    /// Whose memory was it at the peak?
+    Peak,
+}
+
+impl View {
+    /// All of them, in the order of the help.
+    pub const ALL: [Self; 6] =
+        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
+
+    /// What `--view` calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Summary => "summary",
+            Self::Sites => "sites",
+            Self::Allocated => "allocated",
+            Self::Temporary => "temporary",
+            Self::Leaks => "leaks",
+            Self::Peak => "peak",
+        }
+    }
+
+    /// What it shows, in a line.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Summary => "the whole in one screen",
+            Self::Sites => "call chains by bytes live at the end",
+            Self::Allocated => "call chains by bytes allocated in all",
+            Self::Temporary => "call chains by blocks freed with no other allocation in between",
+            Self::Leaks => "blocks live at the end, by call chain, with their age",
+            Self::Peak => "blocks live when the program had most memory, by call chain",
+        }
+    }
+
+    /// The view of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|view| view.name() == name)
+    }
+
+    /// Answers the question. `recording` is what the recording is called, such as
+    /// its path; `top` limits the number of sites.
+    #[must_use]
+    pub fn report<'a>(self, analysis: &'a Analysis, recording: &'a str, top: Option<usize>) -> Report<'a> {
+        match self {
+            Self::Summary => Report::Summary(SummaryReport::of(analysis, recording)),
+            Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top)),
+            Self::Allocated => Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top)),
+            Self::Temporary => Report::Sites(SitesReport::of(analysis, SiteOrder::Temporary, top)),
+            Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top)),
+            Self::Peak => Report::Peak(PeakReport::of(analysis, top)),
+        }
+    }
+}
+
+/// The answer, as data; `report --json` is its serialization.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "view", rename_all = "snake_case")]
+pub enum Report<'a> {
+    /// To [`View::Summary`].
+    Summary(SummaryReport<'a>),
+    /// To [`View::Sites`], [`View::Allocated`] and [`View::Temporary`].
+    Sites(SitesReport<'a>),
+    /// To [`View::Leaks`].
+    Leaks(LeaksReport<'a>),
+    /// To [`View::Peak`].
+    Peak(PeakReport<'a>),
+}
+
+impl Report<'_> {
+    /// As text for a terminal; the last line says how far to trust it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Summary(report) => report.text(),
+            Self::Sites(report) => report.text(),
+            Self::Leaks(report) => report.text(),
+            Self::Peak(report) => report.text(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn views_have_unique_names_and_are_described() {
+        let names: BTreeSet<_> = View::ALL.iter().map(|view| view.name()).collect();
+        assert_eq!(names.len(), View::ALL.len());
+        for view in View::ALL {
+            assert!(view.description().len() > 10, "{view:?}");
+            assert_eq!(View::from_name(view.name()), Some(view));
+        }
+        assert_eq!(View::from_name("nothing"), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! Names for places in files, from their symbol tables and debug information.
+//!
+//! Takes open files and positions in them; gives functions with source lines, inlined
+//! ones included. What no symbol covers has no name: nothing is guessed.
+
+use std::{
+    fs::File,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, source, Symbolizer as Blazesym};
+
+use crate::model::SourceFunction;
+
+/// Longest name kept; demangled C++ can be far longer than anyone reads.
+const MAX_NAME_CHARS: usize = 4096;
+
+/// A file whose symbols are wanted.
+#[derive(Debug)]
+pub struct SymbolSource {
+    file: File,
+    /// Where the target sees it; its separate debug information is looked for beside it.
+    path: PathBuf,
+}
+
+impl SymbolSource {
+    /// An open file, and the path under which the target has it mapped.
+    #[must_use]
+    pub fn new(file: File, path: PathBuf) -> Self {
+        Self { file, path }
+    }
+
+    /// A path that leads to this very file: its own if that still does, because debug
+    /// links are relative to it; else the open descriptor.
+    fn readable_path(&self) -> PathBuf {
+        let same = |path: &Path| {
+            let (found, held) = (std::fs::metadata(path).ok()?, self.file.metadata().ok()?);
+            Some((found.dev(), found.ino()) == (held.dev(), held.ino()))
+        };
+        if same(&self.path) == Some(true) {
+            return self.path.clone();
+        }
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// Looks names up; keeps what it has parsed of each file. Stays on one thread.
+#[derive(Debug)]
+pub struct Symbolizer {
+    blazesym: Blazesym,
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Symbolizer {
+    /// With inlined functions, source lines and demangled names.
+    #[must_use]
+    pub fn new() -> Self {
+        let blazesym = Blazesym::builder()
+            .enable_code_info(true)
+            .enable_inlined_fns(true)
+            .enable_demangling(true)
+            .build();
+        Self { blazesym }
+    }
+
+    /// The functions at return addresses of one file, in the order of the positions
+    /// given. Innermost inlined function first; empty where nothing is known.
+    #[must_use]
+    pub fn functions(&self, source: &SymbolSource, return_file_offsets: &[u64]) -> Vec<Vec<SourceFunction>> {
+        // A return address is that of the instruction after the call.
+        let calls: Vec<u64> =
+            return_file_offsets.iter().map(|offset| offset.saturating_sub(1)).collect();
+        let elf = source::Source::Elf(source::Elf::new(source.readable_path()));
+        match self.blazesym.symbolize(&elf, Input::FileOffset(&calls)) {
+            Ok(symbolized) => symbolized.iter().map(functions_of).collect(),
+            Err(error) => {
+                log::debug!("no symbols for {}: {error:#}", source.path.display());
+                vec![Vec::new(); calls.len()]
+            }
+        }
+    }
+}
+
+fn functions_of(symbolized: &Symbolized<'_>) -> Vec<SourceFunction> {
+    let Symbolized::Sym(Sym { name, code_info, inlined, .. }) = symbolized else {
+        return Vec::new();
+    };
+    // blazesym gives the containing function first, each with the line it had reached.
+    let mut functions: Vec<SourceFunction> = inlined
+        .iter()
+        .rev()
+        .map(|function| source_function(&function.name, function.code_info.as_ref(), true))
+        .collect();
+    functions.push(source_function(name, code_info.as_deref(), false));
+    functions
+}
+
+fn source_function(name: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> SourceFunction {
+    SourceFunction {
+        name: name.chars().take(MAX_NAME_CHARS).collect(),
+        file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
+        line: code.and_then(|code| code.line),
+        inlined,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A function with a name of its own, to be found in this test's executable.
+    #[inline(never)]
+    fn a_place_with_a_name() -> u64 {
+        std::hint::black_box(4)
+    }
+
+    #[test]
+    fn functions_have_names_and_lines_and_other_places_have_none() {
+        a_place_with_a_name();
+        let exe = std::env::current_exe().unwrap();
+        let bytes = std::fs::read(&exe).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
+        let symbol = elf.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("a_place_with_a_name"))).unwrap();
+        let segment = elf.segments().find(|segment| (segment.address()..segment.address() + segment.size()).contains(&symbol.address())).unwrap();
+        let file_offset = symbol.address() - segment.address() + segment.file_range().0;
+        let source = SymbolSource::new(File::open(&exe).unwrap(), exe);
+        let found = Symbolizer::new().functions(&source, &[file_offset + 1, 1]);
+        let outer = found[0].last().expect("the function is in the symbol table");
+        assert!(outer.name.ends_with("a_place_with_a_name"), "{found:?}");
+        assert!(outer.file.as_ref().is_some_and(|file| file.ends_with("symbols/mod.rs")), "{found:?}");
+        assert_eq!(found[1], [], "the ELF header is no function");
+    }
+
+    #[test]
+    fn a_file_without_symbols_has_no_names() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = SymbolSource::new(file.reopen().unwrap(), file.path().to_owned());
+        assert_eq!(Symbolizer::new().functions(&source, &[10, 20]), [vec![], vec![]]);
+    }
+}

@@ -1,0 +1,20 @@
+//! Whom to trace: a read-only view of processes, the files mapped into them and the
+//! allocator functions in those.
+//!
+//! Takes process ids, `/proc` and ELF files, all of them hostile; gives plain facts.
+//! It only reads, but for one thing: it starts a command and holds it at its first
+//! instruction, so that it can be looked at before it runs.
+
+mod allocator;
+mod launch;
+mod module;
+mod plan;
+mod process;
+mod site;
+
+pub use allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind};
+pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
+pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
+pub use plan::{PlannedProbe, plan_probes};
+pub use process::{CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open};
+pub use site::{ProbeNeed, ProbeSite, choose_site};

@@ -1,0 +1,177 @@
+use std::{collections::BTreeMap, fs::File, io};
+
+use object::{
+    Object as _, ObjectSymbol as _, ReadCache, ReadRef as _, SegmentFlags,
+    SymbolKind, elf,
+};
+
+/// Largest file looked into.
+const MAX_FILE_BYTES: u64 = 1 << 36;
+/// Most bytes of a function that are decoded.
+const MAX_FUNCTION_BYTES: u64 = 1 << 16;
+
+/// Why a mapped file tells nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// It cannot be read.
+    #[error("cannot read the file")]
+    Read(#[source] io::Error),
+    /// It is larger than the limit.
+    #[error("the file has {bytes} bytes, the limit is {MAX_FILE_BYTES}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+    },
+    /// It is no ELF file, or a damaged one.
+    #[error("it is no intact ELF file")]
+    NotElf(#[source] object::Error),
+}
+
+/// A part of a file that is loaded as code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeSegment {
+    /// Where it is in the file.
+    pub file_offset: u64,
+    /// How long it is in the file.
+    pub length_bytes: u64,
+    /// Where its first byte is in the file's own numbering.
+    pub start_svma: u64,
+}
+
+impl CodeSegment {
+    /// Whether a position in the file belongs to it.
+    #[must_use]
+    pub fn contains_file_offset(&self, file_offset: u64) -> bool {
+        file_offset.wrapping_sub(self.file_offset) < self.length_bytes
+    }
+}
+
+/// A function that is defined in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionCode {
+    /// Name of its symbol, without a version.
+    pub name: String,
+    /// Position of its first instruction.
+    pub file_offset: u64,
+    /// Its machine code, as far as its symbol says it reaches.
+    pub code: Vec<u8>,
+}
+
+/// What a file says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleFacts {
+    /// GNU build id; empty if it has none.
+    pub build_id: Vec<u8>,
+    /// What is loaded as code.
+    pub code: Vec<CodeSegment>,
+    /// Those of the wanted functions that it defines, in the order of their positions.
+    pub functions: Vec<FunctionCode>,
+    /// Whether it is a dynamic loader: it has an allocator of its own for its first
+    /// steps, whose blocks nobody can free.
+    pub is_loader: bool,
+}
+
+impl ModuleFacts {
+    /// Looks into an ELF file for the functions whose names are wanted.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or cannot be read.
+    pub fn read(file: &File, wanted: impl Fn(&str) -> bool) -> Result<Self, ModuleError> {
+        let bytes = file.metadata().map_err(ModuleError::Read)?.len();
+        if bytes > MAX_FILE_BYTES {
+            return Err(ModuleError::TooLarge { bytes });
+        }
+        let cache = ReadCache::new(file);
+        let elf = object::File::parse(&cache).map_err(ModuleError::NotElf)?;
+        let code: Vec<CodeSegment> = elf.segments().filter_map(|segment| code_segment(&segment)).collect();
+        let mut found: BTreeMap<(u64, String), u64> = BTreeMap::new();
+        for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
+            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() || symbol.is_local() {
+                continue;
+            }
+            let Ok(name) = symbol.name() else { continue };
+            // .symtab writes the version into the name.
+            let name = name.split('@').next().unwrap_or(name);
+            if wanted(name) {
+                found.insert((symbol.address(), name.to_owned()), symbol.size());
+            }
+        }
+        let functions = found
+            .into_iter()
+            .filter_map(|((start_svma, name), size)| {
+                let segment = code.iter().find(|segment| {
+                    start_svma.wrapping_sub(segment.start_svma) < segment.length_bytes
+                })?;
+                let inside = start_svma - segment.start_svma;
+                let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
+                let file_offset = segment.file_offset.checked_add(inside)?;
+                let code = (&cache).read_bytes_at(file_offset, length).ok()?.to_vec();
+                Some(FunctionCode { name, file_offset, code })
+            })
+            .collect();
+        Ok(Self {
+            build_id: elf.build_id().ok().flatten().unwrap_or_default().to_vec(),
+            is_loader: elf
+                .dynamic_symbols()
+                .any(|symbol| symbol.is_definition() && symbol.name() == Ok("_rtld_global")),
+            code,
+            functions,
+        })
+    }
+}
+
+fn code_segment<'data>(segment: &impl object::ObjectSegment<'data>) -> Option<CodeSegment> {
+    let SegmentFlags::Elf { p_flags, .. } = segment.flags() else { return None };
+    if !p_flags.contains(elf::PF_X) {
+        return None;
+    }
+    let (file_offset, length_bytes) = segment.file_range();
+    Some(CodeSegment { file_offset, length_bytes, start_svma: segment.address() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn libc() -> File {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let path = maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("libc.so")));
+        File::open(path.expect("the tests run with a shared libc")).unwrap()
+    }
+
+    #[test]
+    fn libc_defines_its_allocator() {
+        let facts = ModuleFacts::read(&libc(), |name| matches!(name, "malloc" | "free")).unwrap();
+        let names: Vec<&str> = facts.functions.iter().map(|function| function.name.as_str()).collect();
+        assert!(names.contains(&"malloc") && names.contains(&"free"), "{names:?}");
+        assert!(!facts.is_loader);
+        assert!(!facts.build_id.is_empty());
+        for function in &facts.functions {
+            assert!(!function.code.is_empty());
+            assert!(facts.code.iter().any(|segment| segment.contains_file_offset(function.file_offset)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_elf_is_an_error() {
+        let mut file = tempfile::tempfile().unwrap();
+        assert!(matches!(ModuleFacts::read(&file, |_| true), Err(ModuleError::NotElf(_))));
+        file.write_all(b"\x7fELF\x02\x01\x01 and nothing more").unwrap();
+        assert!(matches!(ModuleFacts::read(&file, |_| true), Err(ModuleError::NotElf(_))));
+    }
+
+    #[test]
+    fn a_cut_file_never_panics() {
+        let mut whole = Vec::new();
+        std::io::Read::read_to_end(&mut libc(), &mut whole).unwrap();
+        for part in [64, 1000, 4096, whole.len() / 2, whole.len() - 1] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&whole[..part]).unwrap();
+            if let Ok(facts) = ModuleFacts::read(&file, |_| true) {
+                assert!(facts.functions.iter().all(|function| function.file_offset < whole.len() as u64));
+            }
+        }
+    }
+}

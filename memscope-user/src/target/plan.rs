@@ -1,0 +1,92 @@
+//! Which probes a module needs.
+
+use std::collections::BTreeMap;
+
+use super::{
+    allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind},
+    module::ModuleFacts,
+    site::{ProbeNeed, ProbeSite, choose_site},
+};
+
+/// A probe to be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedProbe {
+    /// What the function does.
+    pub function: AllocatorFunction,
+    /// Position of the instruction in the file.
+    pub file_offset: u64,
+    /// How it was chosen.
+    pub site: ProbeSite,
+}
+
+/// One probe for each allocator function that the module defines; a function with
+/// several names (glibc's `memalign` and `aligned_alloc`) gets one.
+///
+/// In the order in which they must be attached: what ends blocks first, so that no
+/// block is seen to begin whose end would be missed.
+#[must_use]
+pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
+    if facts.is_loader {
+        return Vec::new();
+    }
+    let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
+    for found in &facts.functions {
+        let Some(function) = ALLOCATOR_FUNCTIONS.iter().find(|row| row.name == found.name) else {
+            continue;
+        };
+        let need = match function.kind {
+            FunctionKind::Frees if function.block == Some(0) => ProbeNeed::CallsWithBlock,
+            _ => ProbeNeed::EveryCall,
+        };
+        let site = choose_site(&found.code, need);
+        let Some(file_offset) = found.file_offset.checked_add(site.offset) else { continue };
+        by_offset
+            .entry(found.file_offset)
+            .or_insert(PlannedProbe { function: *function, file_offset, site });
+    }
+    let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
+    probes.sort_by_key(|probe| match probe.function.kind {
+        FunctionKind::Frees => 0,
+        FunctionKind::Allocates if probe.function.block.is_some() => 1,
+        FunctionKind::Allocates => 2,
+    });
+    probes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::module::FunctionCode;
+
+    fn function(name: &str, file_offset: u64) -> FunctionCode {
+        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55] }
+    }
+
+    #[test]
+    fn aliases_are_probed_once_and_ends_before_begins() {
+        let facts = ModuleFacts {
+            functions: vec![
+                function("malloc", 0x100),
+                function("realloc", 0x200),
+                function("aligned_alloc", 0x300),
+                function("memalign", 0x300),
+                function("free", 0x400),
+                function("strdup", 0x500),
+            ],
+            ..ModuleFacts::default()
+        };
+        let names: Vec<&str> =
+            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
+        assert_eq!(names, ["free", "realloc", "malloc", "aligned_alloc"]);
+    }
+
+    #[test]
+    fn the_dynamic_loader_is_left_alone() {
+        let facts = ModuleFacts {
+            functions: vec![function("malloc", 0x100)],
+            is_loader: true,
+            ..ModuleFacts::default()
+        };
+        assert_eq!(plan_probes(&facts), []);
+    }
+}

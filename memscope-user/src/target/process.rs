@@ -1,0 +1,293 @@
+use std::{
+    fs::File,
+    io::{self, Cursor, Read},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use procfs::{
+    FromBufRead, ProcError,
+    process::{MMPermissions, MMapPath, MemoryMaps, Process, Stat},
+};
+
+/// Most bytes read of a `maps` file: a million mappings of ordinary length, where the
+/// kernel's default limit is 65,530 (`vm.max_map_count`).
+const MAX_MAPS_BYTES: u64 = 1 << 27;
+
+/// Why a process cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is none of that number.
+    #[error("there is no process {pid}")]
+    NoSuchProcess {
+        /// The number.
+        pid: u32,
+    },
+    /// It has ended and waits for its parent to notice.
+    #[error("process {pid} has already exited")]
+    Exited {
+        /// The number.
+        pid: u32,
+    },
+    /// It has no memory of its own.
+    #[error("process {pid} is a thread of the kernel: it has no memory of its own to trace")]
+    KernelThread {
+        /// The number.
+        pid: u32,
+    },
+    /// Not ours to look at.
+    #[error("not allowed to look at process {pid}: it takes root, or CAP_SYS_PTRACE")]
+    NotAllowed {
+        /// The number.
+        pid: u32,
+    },
+    /// `/proc` could not be read or understood.
+    #[error("cannot read {what} of process {pid}")]
+    Unreadable {
+        /// The number.
+        pid: u32,
+        /// Which file of `/proc/PID`.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: ProcError,
+    },
+}
+
+/// A process, held by a descriptor so that it stays the same one even when its number
+/// is used again.
+#[derive(Debug)]
+pub struct TargetProcess {
+    pid: u32,
+    start_ticks: u64,
+    process: Process,
+}
+
+/// Which file: it has moved or changed its name if the path says something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIdentity {
+    /// Major and minor number of the device.
+    pub device: (i32, i32),
+    /// Inode number on it.
+    pub inode: u64,
+}
+
+/// What is behind a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MappedFile {
+    /// A file.
+    File {
+        /// Which.
+        identity: FileIdentity,
+        /// Its path in the target's view, with ` (deleted)` after it if it is gone.
+        path: String,
+    },
+    /// Code that the kernel provides, such as `[vdso]`.
+    Kernel(String),
+    /// Memory without a file: generated code.
+    Anonymous,
+}
+
+/// Executable memory of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CodeMapping {
+    /// First address.
+    pub start_avma: u64,
+    /// First address after it.
+    pub end_avma: u64,
+    /// Position in the file of the first byte.
+    pub file_offset: u64,
+    /// What is mapped.
+    pub file: MappedFile,
+}
+
+impl TargetProcess {
+    /// Looks a process up.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it cannot be traced.
+    pub fn open(pid: u32) -> Result<Self, TargetError> {
+        let number = i32::try_from(pid).map_err(|_overflow| TargetError::NoSuchProcess { pid })?;
+        let process = Process::new(number).map_err(|error| classify(pid, "the directory", error))?;
+        let stat = process.stat().map_err(|error| classify(pid, "stat", error))?;
+        check_traceable(pid, &stat)?;
+        Ok(Self { pid, start_ticks: stat.starttime, process })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When it started, in clock ticks since boot.
+    #[must_use]
+    pub fn start_ticks(&self) -> u64 {
+        self.start_ticks
+    }
+
+    /// Name of its main thread.
+    #[must_use]
+    pub fn comm(&self) -> Option<String> {
+        self.process.stat().ok().map(|stat| stat.comm)
+    }
+
+    /// Path of its executable.
+    #[must_use]
+    pub fn exe(&self) -> Option<String> {
+        self.process.exe().ok().map(|path| path.to_string_lossy().into_owned())
+    }
+
+    /// Its executable memory, in the order of addresses.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone or may not be read.
+    pub fn code_mappings(&self) -> Result<Vec<CodeMapping>, TargetError> {
+        let unreadable = |source| classify(self.pid, "maps", source);
+        let mut text = Vec::new();
+        self.process
+            .open_relative("maps")
+            .map_err(unreadable)?
+            .take(MAX_MAPS_BYTES)
+            .read_to_end(&mut text)
+            .map_err(|error| unreadable(ProcError::Io(error, None)))?;
+        // A path that is no UTF-8 must not hide the mappings after it.
+        let text = String::from_utf8_lossy(&text);
+        let maps =
+            MemoryMaps::from_buf_read(Cursor::new(text.as_bytes())).map_err(unreadable)?;
+        let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
+        Ok(maps.0.into_iter().filter(executable).map(code_mapping).collect())
+    }
+
+    /// Opens the file behind a mapping: the very file, even if its path now leads to
+    /// another one or to none.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened, or is no longer mapped there.
+    pub fn open_mapped(&self, mapping: &CodeMapping) -> io::Result<File> {
+        let MappedFile::File { identity, path } = &mapping.file else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no file is mapped there"));
+        };
+        let link = format!(
+            "/proc/{}/map_files/{:x}-{:x}",
+            self.pid, mapping.start_avma, mapping.end_avma
+        );
+        match open_identical(Path::new(&link), *identity) {
+            Ok(file) => Ok(file),
+            // map_files needs CAP_CHECKPOINT_RESTORE; the path will often do.
+            Err(_) => {
+                let mut in_root = PathBuf::from(format!("/proc/{}/root", self.pid));
+                in_root.push(path.trim_start_matches('/'));
+                open_identical(&in_root, *identity)
+            }
+        }
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.process.stat().is_ok_and(|stat| stat.starttime == self.start_ticks && stat.state != 'Z')
+    }
+
+    /// Number of its threads.
+    #[must_use]
+    pub fn thread_count(&self) -> Option<u64> {
+        self.process.stat().ok().and_then(|stat| u64::try_from(stat.num_threads).ok())
+    }
+}
+
+/// Path under which this process can reach an open file, whatever its own path is.
+#[must_use]
+pub fn path_of_open(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn open_identical(path: &Path, identity: FileIdentity) -> io::Result<File> {
+    // Looked at before it is opened: opening a device or a pipe could have effects.
+    let metadata = std::fs::metadata(path)?;
+    if metadata.file_type().is_fifo() || metadata.ino() != identity.inode {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the path leads to another file"));
+    }
+    File::open(path)
+}
+
+fn check_traceable(pid: u32, stat: &Stat) -> Result<(), TargetError> {
+    /// The task's mm is not its own (`PF_KTHREAD`, include/linux/sched.h).
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    if stat.flags & PF_KTHREAD != 0 {
+        return Err(TargetError::KernelThread { pid });
+    }
+    if matches!(stat.state, 'Z' | 'X' | 'x') {
+        return Err(TargetError::Exited { pid });
+    }
+    Ok(())
+}
+
+fn classify(pid: u32, what: &'static str, source: ProcError) -> TargetError {
+    match source {
+        ProcError::NotFound(_) => TargetError::NoSuchProcess { pid },
+        ProcError::PermissionDenied(_) => TargetError::NotAllowed { pid },
+        // What reading a file of /proc gives when its process is gone.
+        ProcError::Io(error, _) if error.raw_os_error() == Some(libc::ESRCH) => {
+            TargetError::Exited { pid }
+        }
+        source => TargetError::Unreadable { pid, what, source },
+    }
+}
+
+fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
+    let file = match map.pathname {
+        MMapPath::Path(path) => MappedFile::File {
+            identity: FileIdentity { device: map.dev, inode: map.inode },
+            path: path.to_string_lossy().into_owned(),
+        },
+        MMapPath::Vdso => MappedFile::Kernel("[vdso]".to_owned()),
+        MMapPath::Vsyscall => MappedFile::Kernel("[vsyscall]".to_owned()),
+        MMapPath::Other(name) => MappedFile::Kernel(format!("[{name}]")),
+        _ => MappedFile::Anonymous,
+    };
+    CodeMapping {
+        start_avma: map.address.0,
+        end_avma: map.address.1,
+        file_offset: map.offset,
+        file,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_maps_its_own_executable() {
+        let me = TargetProcess::open(std::process::id()).unwrap();
+        let exe = std::env::current_exe().unwrap();
+        let inode = std::fs::metadata(&exe).unwrap().ino();
+        let mappings = me.code_mappings().unwrap();
+        let own = mappings.iter().find(|mapping| matches!(&mapping.file, MappedFile::File { identity, .. } if identity.inode == inode));
+        let file = me.open_mapped(own.expect("the test's own code is mapped")).unwrap();
+        assert_eq!(file.metadata().unwrap().ino(), inode);
+        assert!(me.is_alive());
+    }
+
+    #[test]
+    fn processes_that_cannot_be_traced_are_told_apart() {
+        assert!(matches!(TargetProcess::open(u32::MAX), Err(TargetError::NoSuchProcess { .. })));
+        assert!(matches!(TargetProcess::open(4_194_304 + 1), Err(TargetError::NoSuchProcess { .. })));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        // Not waited for, it stays as a zombie once it has exited.
+        while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let opened = TargetProcess::open(pid);
+        child.wait().unwrap();
+        assert!(matches!(opened, Err(TargetError::Exited { .. })), "{opened:?}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Text for people: units, and text from outside made harmless.
+
+use std::fmt::Write as _;
+
+/// Longest piece of foreign text shown; demangled C++ names can have megabytes.
+const MAX_SHOWN_CHARS: usize = 500;
+
+/// Names, paths and comms come from the target and may hold anything. Control
+/// characters (which a terminal would obey), and those that reorder text, are shown
+/// as escapes; what is too long is cut.
+#[must_use]
+pub fn harmless(foreign: &str) -> String {
+    let mut shown = String::with_capacity(foreign.len().min(MAX_SHOWN_CHARS));
+    for (position, character) in foreign.chars().enumerate() {
+        if position == MAX_SHOWN_CHARS {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() || reorders(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// Directional formatting characters and the line separators (Unicode UAX #9, #14).
+fn reorders(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
+/// Bytes with a binary unit and three figures: `1.50 MiB`.
+#[must_use]
+pub fn bytes(value: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if value < 1024 {
+        return format!("{value} B");
+    }
+    let mut scaled = value as f64 / 1024.0;
+    let mut unit = 0;
+    while scaled >= 999.5 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    format!("{} {}", three_figures(scaled), UNITS.get(unit).unwrap_or(&"EiB"))
+}
+
+/// A duration with a unit and three figures: `2.35 ms`.
+#[must_use]
+pub fn duration_ns(value: u64) -> String {
+    let seconds = value as f64 / 1e9;
+    match value {
+        0..1_000 => format!("{value} ns"),
+        1_000..1_000_000 => format!("{} µs", three_figures(value as f64 / 1e3)),
+        1_000_000..1_000_000_000 => format!("{} ms", three_figures(value as f64 / 1e6)),
+        _ if seconds < 120.0 => format!("{} s", three_figures(seconds)),
+        _ if seconds < 7200.0 => format!("{} min", three_figures(seconds / 60.0)),
+        _ => format!("{} h", three_figures(seconds / 3600.0)),
+    }
+}
+
+fn three_figures(value: f64) -> String {
+    let decimals = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A count with its thousands set apart: `1,234,567`.
+#[must_use]
+pub fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// `part` of `whole` in percent: `12.3 %`; a dash where there is no whole.
+#[must_use]
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "–".to_owned();
+    }
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}
+
+/// Lower-case hexadecimal, two digits a byte.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        write!(hex, "{byte:02x}").ok();
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_do_not_reach_the_terminal() {
+        assert_eq!(harmless("a\x1b[31mb\r\n"), "a\\u{1b}[31mb\\u{d}\\u{a}");
+        assert_eq!(harmless("\u{202e}evil"), "\\u{202e}evil");
+        assert_eq!(harmless("naïve::<T>()"), "naïve::<T>()");
+        assert_eq!(harmless(&"x".repeat(501)).chars().count(), 501);
+    }
+
+    #[test]
+    fn units_carry_three_figures() {
+        let cases = [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (1 << 20, "1.00 MiB"), (1023 << 10, "1.00 MiB"), (u64::MAX, "16.0 EiB")];
+        for (value, expected) in cases {
+            assert_eq!(bytes(value), expected);
+        }
+        assert_eq!(duration_ns(999), "999 ns");
+        assert_eq!(duration_ns(2_345_678), "2.35 ms");
+        assert_eq!(duration_ns(90_000_000_000), "90.0 s");
+        assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!(count(12), "12");
+        assert_eq!(percent(1, 8), "12.5 %");
+        assert_eq!(percent(1, 0), "–");
+        assert_eq!(hex(&[0, 0xab]), "00ab");
+    }
+}

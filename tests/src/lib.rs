@@ -1,0 +1,21 @@
+//! What the end-to-end tests share: the ground-truth programs and their compilation, running them in step with a
+//! test, and the oracle that says what a program really asked of its allocator.
+//!
+//! `tests/programs/README.md` lists the programs with their arguments and output.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a kit for tests: a broken invariant ends the test, and most names say all there is to say"
+)]
+
+#[cfg(test)]
+mod agreement;
+pub mod oracle;
+pub mod process;
+pub mod programs;
+
+pub use oracle::{OracleCall, OracleCounts, OracleFunction, OracleImage, OracleTotals};
+pub use process::{ExpectedChain, ExpectedFrame, Figures, TestProgram};
+pub use programs::{Variant, memscope_binary};
