@@ -118,7 +118,7 @@ pub const COUNTER_LOST_FREE: u32 = 5;
 pub const COUNTER_LOST_REALLOCATION: u32 = 6;
 /// No room in the ring buffer for the frames of a stack; it is sent again when next seen.
 pub const COUNTER_LOST_STACK: u32 = 7;
-/// No room in the ring buffer for an exec, thread exit or mapping.
+/// No room in the ring buffer for an exec, thread exit or change of code.
 pub const COUNTER_LOST_PROCESS: u32 = 8;
 /// The table of threads is full: the call cannot be followed to its return.
 pub const COUNTER_THREAD_TABLE_FULL: u32 = 9;

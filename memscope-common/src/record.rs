@@ -22,14 +22,22 @@ pub const KIND_LOSS: u8 = 6;
 pub const KIND_EXEC: u8 = 7;
 /// A thread of the target has ended: [`ThreadExit`].
 pub const KIND_THREAD_EXIT: u8 = 8;
-/// The target mapped executable memory: [`ExecutableMapping`].
-pub const KIND_MAPPING: u8 = 9;
+/// The target's dynamic loader has mapped or unmapped libraries: [`CodeChanged`].
+pub const KIND_CODE_CHANGED: u8 = 9;
 /// One above the largest kind: the size of tables indexed by kind.
 pub const KIND_COUNT: usize = 10;
 
 /// What every record begins with.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// One of the `KIND_` constants.
@@ -50,7 +58,15 @@ const _: () = assert!(size_of::<Header>() == 16);
 
 /// A call that returned a block, or failed to (`address` 0).
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
     /// Kind, probe, process and time of the return.
@@ -70,7 +86,15 @@ const _: () = assert!(size_of::<Allocation>() == 48);
 
 /// A call that frees a block, seen at its entry.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Free {
     /// Kind, probe, process and time of the entry.
@@ -89,7 +113,15 @@ const _: () = assert!(size_of::<Free>() == 32);
 /// Entry of a reallocation of an existing block: from here on the allocator may
 /// hand the old address to another thread.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReallocationBegin {
     /// Kind, probe, process and time of the entry.
@@ -108,7 +140,15 @@ const _: () = assert!(size_of::<ReallocationBegin>() == 32);
 /// `new_address_avma` 0 with `size_bytes` 0 means freed; 0 with another size
 /// means that the call failed and the old block lives on.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReallocationEnd {
     /// Kind, probe, process and time of the return.
@@ -131,7 +171,15 @@ const _: () = assert!(size_of::<ReallocationEnd>() == 56);
 /// Frames of one stack: this header, then `frame_count` return addresses
 /// (`u64`, avma), innermost first.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackHeader {
     /// Kind, process and time.
@@ -157,7 +205,15 @@ pub const OUTCOME_DEPTH_LIMIT: u32 = 3;
 /// `lost_count` records were lost on one CPU between `first_lost_ns` and the
 /// header's time, which is that of the first record to get through again.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
     /// Kind and time; no process.
@@ -171,7 +227,15 @@ const _: () = assert!(size_of::<Loss>() == 32);
 
 /// exec of a traced process. `header.image` is already that of the new image.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessExec {
     /// Kind, process (new image) and time.
@@ -181,7 +245,15 @@ const _: () = assert!(size_of::<ProcessExec>() == 16);
 
 /// End of one thread of a traced process.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadExit {
     /// Kind, process and time.
@@ -193,18 +265,20 @@ pub struct ThreadExit {
 }
 const _: () = assert!(size_of::<ThreadExit>() == 24);
 
-/// mmap with `PROT_EXEC` by a traced process, seen after it succeeded.
+/// The dynamic loader of a traced process has finished a change of what is mapped.
 #[repr(C)]
-#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExecutableMapping {
+pub struct CodeChanged {
     /// Kind, process and time.
     pub header: Header,
-    /// First address.
-    pub start_avma: u64,
-    /// Length as asked for; the kernel rounds it up to whole pages.
-    pub length_bytes: u64,
-    /// Offset into the mapped file; 0 for anonymous memory.
-    pub file_offset: u64,
 }
-const _: () = assert!(size_of::<ExecutableMapping>() == 40);
+const _: () = assert!(size_of::<CodeChanged>() == 16);

@@ -44,7 +44,12 @@ impl Hit {
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
         let image = *IMAGES.get(index)?;
-        Some(Self { cookie, pid_tgid: bpf_get_current_pid_tgid(), target, image })
+        Some(Self {
+            cookie,
+            pid_tgid: bpf_get_current_pid_tgid(),
+            target,
+            image,
+        })
     }
 
     #[inline(always)]
@@ -128,8 +133,13 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     let state = unsafe { &mut *state };
     // SAFETY: the context of a uprobe is the thread's registers.
     let sp_avma = unsafe { (*context.regs).rsp };
-    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
-    {
+    match classify_entry(
+        Cookie(state.cookie),
+        state.sp_avma,
+        state.tail_probe,
+        hit.cookie,
+        sp_avma,
+    ) {
         Entry::Nested => {
             emit::count(COUNTER_NESTED);
             return None;
@@ -141,7 +151,12 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
         }
         Entry::OutermostAfterLostReturn => {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
-            debug!(context, "thread {} never returned from probe {}", hit.thread(), state.cookie as u16);
+            debug!(
+                context,
+                "thread {} never returned from probe {}",
+                hit.thread(),
+                state.cookie as u16
+            );
         }
         Entry::Outermost => {}
     }
@@ -178,7 +193,12 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
+    if !is_return_of(
+        Cookie(state.cookie),
+        state.sp_avma,
+        hit.cookie,
+        registers.rsp,
+    ) {
         return None;
     }
     emit::count(COUNTER_HITS);
@@ -216,7 +236,10 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
         emit::send(record, COUNTER_LOST_ALLOCATION);
     } else {
         let record = ReallocationEnd {
-            header: Header { kind: KIND_REALLOCATION_END, ..header },
+            header: Header {
+                kind: KIND_REALLOCATION_END,
+                ..header
+            },
             old_address_avma: state.block_avma,
             new_address_avma: address_avma,
             size_bytes: state.size_bytes,
@@ -277,7 +300,11 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         header: hit.header(KIND_FREE),
         address_avma,
         thread: hit.thread(),
-        caller_distance_bytes: if distance == i64::from(distance as i32) { distance as i32 } else { 0 },
+        caller_distance_bytes: if distance == i64::from(distance as i32) {
+            distance as i32
+        } else {
+            0
+        },
     };
     emit::send(record, COUNTER_LOST_FREE);
     Some(())

@@ -129,10 +129,15 @@ fn tell_losses(cpu: *mut CpuCounters) {
     if unsafe { (*cpu).untold_losses } == 0 {
         return;
     }
-    let Some(mut place) = EVENTS.reserve::<Loss>(0) else { return };
+    let Some(mut place) = EVENTS.reserve::<Loss>(0) else {
+        return;
+    };
     // SAFETY: as above.
     let (first_lost_ns, lost_count) = unsafe {
-        ((*cpu).first_untold_loss_ns, take(&raw mut (*cpu).untold_losses))
+        (
+            (*cpu).first_untold_loss_ns,
+            take(&raw mut (*cpu).untold_losses),
+        )
     };
     place.write(Loss {
         header: Header {
@@ -156,7 +161,9 @@ fn tell_losses(cpu: *mut CpuCounters) {
 #[inline(always)]
 fn wake_up() -> u64 {
     let quiet = u64::from(BPF_RB_NO_WAKEUP);
-    let Some(consumer) = CONSUMER.get_ptr_mut(0) else { return quiet };
+    let Some(consumer) = CONSUMER.get_ptr_mut(0) else {
+        return quiet;
+    };
     // SAFETY: points to the map's only element, whose fields are plain integers;
     // a race with the reader costs at most one wake-up too many or too late.
     unsafe {

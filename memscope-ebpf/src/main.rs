@@ -12,8 +12,8 @@ mod process;
 mod stack;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, fexit, uprobe, uretprobe},
-    programs::{BtfTracePointContext, FExitContext, ProbeContext, RetProbeContext},
+    macros::{btf_tracepoint, uprobe, uretprobe},
+    programs::{BtfTracePointContext, ProbeContext, RetProbeContext},
 };
 use memscope_common::CONTRACT_VERSION;
 
@@ -61,10 +61,10 @@ fn thread_exit(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// New executable memory. The loader names the function, which differs by architecture.
-#[fexit]
-fn code_mapped(context: FExitContext) -> i32 {
-    process::mapped(&context);
+/// The dynamic loader has mapped or unmapped libraries.
+#[uprobe]
+fn code_changed(context: ProbeContext) -> u32 {
+    process::code_changed(&context);
     0
 }
 

@@ -1,15 +1,15 @@
 //! What happens to the traced processes: exec, end of a thread, new code.
 
 use aya_ebpf::{
-    bindings::pt_regs,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
-    programs::{BtfTracePointContext, FExitContext},
+    EbpfContext as _,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    programs::{BtfTracePointContext, ProbeContext},
 };
 use aya_log_ebpf::debug;
 use memscope_common::{
-    control::{COUNTER_LOST_PROCESS, COUNTER_RETURN_NOT_SEEN},
+    control::{COUNTER_LOST_PROCESS, COUNTER_RETURN_NOT_SEEN, Cookie},
     record::{
-        ExecutableMapping, Header, KIND_EXEC, KIND_MAPPING, KIND_THREAD_EXIT, ProcessExec,
+        CodeChanged, Header, KIND_CODE_CHANGED, KIND_EXEC, KIND_THREAD_EXIT, ProcessExec,
         ThreadExit,
     },
 };
@@ -18,8 +18,6 @@ use crate::{
     emit,
     maps::{IMAGES, PROCESSES, THREADS},
 };
-
-const PROT_EXEC: u64 = 4;
 
 /// The traced process that the current thread belongs to, if any, and the count of
 /// its images.
@@ -51,8 +49,13 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     let (target, image) = current_target()?;
     // SAFETY: as above; exec leaves one thread, so nobody else writes it.
     unsafe { *image += 1 };
-    let record = ProcessExec { header: header(KIND_EXEC, target, image) };
-    debug!(context, "target {} is now image {}", target, record.header.image);
+    let record = ProcessExec {
+        header: header(KIND_EXEC, target, image),
+    };
+    debug!(
+        context,
+        "target {} is now image {}", target, record.header.image
+    );
     emit::send(record, COUNTER_LOST_PROCESS);
     Some(())
 }
@@ -65,7 +68,10 @@ pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
         // SAFETY: this thread's own map value.
         if unsafe { (*state).cookie } != 0 {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
-            debug!(context, "thread {} ended inside an allocator call", pid_tgid as u32);
+            debug!(
+                context,
+                "thread {} ended inside an allocator call", pid_tgid as u32
+            );
         }
         // It was there a moment ago, and only this thread removes it.
         THREADS.remove(pid_tgid).ok();
@@ -80,27 +86,20 @@ pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
     Some(())
 }
 
-/// Return of the mmap system call.
+/// The dynamic loader tells debuggers, by calling an empty function, that it has
+/// changed what is mapped; here it tells us.
 #[inline(always)]
-pub(crate) fn mapped(context: &FExitContext) -> Option<()> {
-    let (target, image) = current_target()?;
-    let registers: *const pt_regs = context.arg(0);
-    // SAFETY: the function's only argument is the kernel's copy of the caller's
-    // registers; the helper fails on an unreadable address.
-    let registers = unsafe { bpf_probe_read_kernel(registers) }.ok()?;
-    let start_avma: i64 = context.arg(1);
-    // System call arguments 2, 3 and 6: length, protection, file offset. A negative
-    // result within the last page is an error number.
-    if registers.rdx & PROT_EXEC == 0 || (-4095..0).contains(&start_avma) {
-        return None;
-    }
-    let record = ExecutableMapping {
-        header: header(KIND_MAPPING, target, image),
-        start_avma: start_avma as u64,
-        length_bytes: registers.rsi,
-        file_offset: registers.r9,
+pub(crate) fn code_changed(context: &ProbeContext) -> Option<()> {
+    // SAFETY: the helper reads the cookie of the link that called this program.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+    let target = u32::from(cookie.target());
+    let record = CodeChanged {
+        header: header(KIND_CODE_CHANGED, target, IMAGES.get_ptr(target)?),
     };
-    debug!(context, "target {} mapped code at {:x}", target, record.start_avma);
+    debug!(
+        context,
+        "the loader of target {} has changed its code", target
+    );
     emit::send(record, COUNTER_LOST_PROCESS);
     Some(())
 }

@@ -127,11 +127,17 @@ impl ExportOptions {
     #[must_use]
     pub fn contradiction(&self) -> Option<String> {
         if self.blocks && self.format != Format::Json {
-            return Some(format!("--blocks is for --format json, not {}", self.format.name()));
+            return Some(format!(
+                "--blocks is for --format json, not {}",
+                self.format.name()
+            ));
         }
         let weighted = matches!(self.format, Format::Collapsed | Format::Flamegraph);
         (self.weight.is_some() && !weighted).then(|| {
-            format!("--weight is for collapsed and flamegraph, not {}", self.format.name())
+            format!(
+                "--weight is for collapsed and flamegraph, not {}",
+                self.format.name()
+            )
         })
     }
 }
@@ -151,27 +157,44 @@ impl<T: Copy + Send + Sync + 'static> clap::builder::TypedValueParser for Regist
         argument: Option<&clap::Arg>,
         value: &std::ffi::OsStr,
     ) -> Result<T, clap::Error> {
-        let names = clap::builder::PossibleValuesParser::new(self.entries.iter().map(|(_, name, _)| *name));
+        let names =
+            clap::builder::PossibleValuesParser::new(self.entries.iter().map(|(_, name, _)| *name));
         let name = names.parse_ref(command, argument, value)?;
         let entry = self.entries.iter().find(|(_, known, _)| *known == name);
-        entry.map(|(value, _, _)| *value).ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+        entry
+            .map(|(value, _, _)| *value)
+            .ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.entries.iter().map(|(_, name, help)| PossibleValue::new(*name).help(*help))))
+        Some(Box::new(self.entries.iter().map(|(_, name, help)| {
+            PossibleValue::new(*name).help(*help)
+        })))
     }
 }
 
 fn views() -> Registry<View> {
-    Registry { entries: View::ALL.map(|view| (view, view.name(), view.description())).to_vec() }
+    Registry {
+        entries: View::ALL
+            .map(|view| (view, view.name(), view.description()))
+            .to_vec(),
+    }
 }
 
 fn formats() -> Registry<Format> {
-    Registry { entries: Format::ALL.map(|format| (format, format.name(), format.description())).to_vec() }
+    Registry {
+        entries: Format::ALL
+            .map(|format| (format, format.name(), format.description()))
+            .to_vec(),
+    }
 }
 
 fn weights() -> Registry<Weight> {
-    Registry { entries: Weight::ALL.map(|weight| (weight, weight.name(), weight.description())).to_vec() }
+    Registry {
+        entries: Weight::ALL
+            .map(|weight| (weight, weight.name(), weight.description()))
+            .to_vec(),
+    }
 }
 
 #[cfg(test)]
@@ -197,7 +220,11 @@ mod tests {
             "memscope export f --format xml",
             "memscope report f --view nothing",
         ] {
-            assert_eq!(parse(wrong).map_err(|error| error.exit_code()).err(), Some(2), "{wrong}");
+            assert_eq!(
+                parse(wrong).map_err(|error| error.exit_code()).err(),
+                Some(2),
+                "{wrong}"
+            );
         }
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
@@ -212,13 +239,22 @@ mod tests {
 
     #[test]
     fn export_options_must_fit_the_format() {
-        let contradiction = |line: &str| match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+        let contradiction = |line: &str| match Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        {
             Command::Export(options) => options.contradiction(),
             _ => None,
         };
         assert!(contradiction("memscope export f --format pprof --blocks").is_some());
         assert!(contradiction("memscope export f --format json --weight temporary").is_some());
-        assert_eq!(contradiction("memscope export f --format json --blocks"), None);
-        assert_eq!(contradiction("memscope export f --format collapsed --weight allocations"), None);
+        assert_eq!(
+            contradiction("memscope export f --format json --blocks"),
+            None
+        );
+        assert_eq!(
+            contradiction("memscope export f --format collapsed --weight allocations"),
+            None
+        );
     }
 }

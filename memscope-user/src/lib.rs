@@ -7,14 +7,14 @@
 pub mod model;
 pub mod text;
 
-pub mod target;
-pub mod kernel;
 pub mod collect;
+pub mod export;
+pub mod kernel;
 pub mod lifetimes;
+pub mod reports;
 pub mod store;
 pub mod symbols;
-pub mod reports;
-pub mod export;
+pub mod target;
 
 pub mod cli;
 pub mod commands;

@@ -27,7 +27,9 @@ fn main() -> ExitCode {
     }
     let outcome = match &cli.command {
         // The eBPF side's own messages: none, or all up to debug.
-        Command::Trace(options) => commands::trace::run(options, if cli.verbose > 1 { 4 } else { 0 }),
+        Command::Trace(options) => {
+            commands::trace::run(options, if cli.verbose > 1 { 4 } else { 0 })
+        }
         Command::Report(options) => commands::report::run(options),
         Command::Export(options) => match options.contradiction() {
             Some(contradiction) => {
@@ -44,7 +46,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("memscope: {}", memscope::text::harmless(&format!("{error:#}")));
+            eprintln!(
+                "memscope: {}",
+                memscope::text::harmless(&format!("{error:#}"))
+            );
             ExitCode::FAILURE
         }
     }
@@ -54,7 +59,9 @@ fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        let json = cause
+            .downcast_ref::<serde_json::Error>()
+            .and_then(serde_json::Error::io_error_kind);
         io.or(json) == Some(io::ErrorKind::BrokenPipe)
     })
 }
@@ -72,7 +79,10 @@ impl log::Log for StandardError {
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("memscope: {level}: {}", memscope::text::harmless(&record.args().to_string()));
+            eprintln!(
+                "memscope: {level}: {}",
+                memscope::text::harmless(&record.args().to_string())
+            );
         }
     }
 

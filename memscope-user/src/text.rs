@@ -43,7 +43,11 @@ pub fn bytes(value: u64) -> String {
         scaled /= 1024.0;
         unit += 1;
     }
-    format!("{} {}", three_figures(scaled), UNITS.get(unit).unwrap_or(&"EiB"))
+    format!(
+        "{} {}",
+        three_figures(scaled),
+        UNITS.get(unit).unwrap_or(&"EiB")
+    )
 }
 
 /// A duration with a unit and three figures: `2.35 ms`.
@@ -97,11 +101,13 @@ pub fn percent(part: u64, whole: u64) -> String {
 /// Lower-case hexadecimal, two digits a byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        write!(hex, "{byte:02x}").ok();
-        hex
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            write!(hex, "{byte:02x}").ok();
+            hex
+        })
 }
 
 #[cfg(test)]
@@ -118,7 +124,15 @@ mod tests {
 
     #[test]
     fn units_carry_three_figures() {
-        let cases = [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (1 << 20, "1.00 MiB"), (1023 << 10, "1.00 MiB"), (u64::MAX, "16.0 EiB")];
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (1536, "1.50 KiB"),
+            (1 << 20, "1.00 MiB"),
+            (1023 << 10, "1.00 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ];
         for (value, expected) in cases {
             assert_eq!(bytes(value), expected);
         }

@@ -49,7 +49,13 @@ mod tests {
 
     #[test]
     fn addresses_are_found_within_bounds_only() {
-        let range = |start_avma, end_avma| CodeRange { start_avma, end_avma, file_offset: 0, module: None, is_allocator: false };
+        let range = |start_avma, end_avma| CodeRange {
+            start_avma,
+            end_avma,
+            file_offset: 0,
+            module: None,
+            is_allocator: false,
+        };
         let code = [range(0x1000, 0x2000), range(0x3000, 0x4000)];
         let start = |address| range_of(&code, address).map(|range| range.start_avma);
         assert_eq!(start(0xfff), None);

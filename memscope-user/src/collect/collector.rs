@@ -117,8 +117,16 @@ impl<V: ProcessView> Collector<V> {
     }
 
     /// A target has exited; nothing of it will come any more.
-    pub fn end_target(&mut self, target: u16, time_ns: u64, status: Option<i32>, mut give: impl FnMut(Item)) {
-        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else { return };
+    pub fn end_target(
+        &mut self,
+        target: u16,
+        time_ns: u64,
+        status: Option<i32>,
+        mut give: impl FnMut(Item),
+    ) {
+        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else {
+            return;
+        };
         target.ended = true;
         give(Item::ProcessEnd(ProcessEnd {
             process: target.process.id,
@@ -167,12 +175,15 @@ impl<V: ProcessView> Collector<V> {
                 self.process(&record.header, give);
                 return;
             }
-            Record::ThreadExit(record) => self.process(&record.header, give).map(|process| Event::ThreadExit {
-                process,
-                thread: ThreadId(record.thread),
-                time_ns: record.header.time_ns,
-            }),
-            Record::Mapping(record) => {
+            Record::ThreadExit(record) => {
+                self.process(&record.header, give)
+                    .map(|process| Event::ThreadExit {
+                        process,
+                        thread: ThreadId(record.thread),
+                        time_ns: record.header.time_ns,
+                    })
+            }
+            Record::CodeChanged(record) => {
                 self.process(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
                     target.outdated = true;
@@ -185,7 +196,11 @@ impl<V: ProcessView> Collector<V> {
         }
     }
 
-    fn allocation(&mut self, record: &record::Allocation, give: &mut impl FnMut(Item)) -> Option<Event> {
+    fn allocation(
+        &mut self,
+        record: &record::Allocation,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Event> {
         let process = self.process(&record.header, give)?;
         Some(Event::Allocation {
             process,
@@ -201,11 +216,20 @@ impl<V: ProcessView> Collector<V> {
     fn free(&mut self, record: &record::Free, give: &mut impl FnMut(Item)) -> Option<Event> {
         let process = self.process(&record.header, give)?;
         let definition = self.probes.get(&ProbeId(record.header.probe.into()));
-        let caller = definition.filter(|_| record.caller_distance_bytes != 0).map_or(FreeCaller::Program, |definition| {
-            let caller = definition.probe.file_offset.wrapping_add_signed(record.caller_distance_bytes.into());
-            let (begin, end) = definition.code_file_offsets;
-            if (begin..end).contains(&caller) { FreeCaller::AllocatorModule } else { FreeCaller::Program }
-        });
+        let caller = definition
+            .filter(|_| record.caller_distance_bytes != 0)
+            .map_or(FreeCaller::Program, |definition| {
+                let caller = definition
+                    .probe
+                    .file_offset
+                    .wrapping_add_signed(record.caller_distance_bytes.into());
+                let (begin, end) = definition.code_file_offsets;
+                if (begin..end).contains(&caller) {
+                    FreeCaller::AllocatorModule
+                } else {
+                    FreeCaller::Program
+                }
+            });
         Some(Event::Free {
             process,
             thread: ThreadId(record.thread),
@@ -215,7 +239,11 @@ impl<V: ProcessView> Collector<V> {
         })
     }
 
-    fn reallocation_begin(&mut self, record: &record::ReallocationBegin, give: &mut impl FnMut(Item)) -> Option<Event> {
+    fn reallocation_begin(
+        &mut self,
+        record: &record::ReallocationBegin,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Event> {
         let process = self.process(&record.header, give)?;
         Some(Event::ReallocationBegin {
             process,
@@ -225,7 +253,11 @@ impl<V: ProcessView> Collector<V> {
         })
     }
 
-    fn reallocation_end(&mut self, record: &record::ReallocationEnd, give: &mut impl FnMut(Item)) -> Option<Event> {
+    fn reallocation_end(
+        &mut self,
+        record: &record::ReallocationEnd,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Event> {
         let process = self.process(&record.header, give)?;
         Some(Event::ReallocationEnd {
             process,
@@ -297,13 +329,19 @@ impl<V: ProcessView> Collector<V> {
 
     fn stack(&mut self, stack: &StackFrames, give: &mut impl FnMut(Item)) {
         let header = &stack.header;
-        let Some(process) = self.process(&header.header, give) else { return };
+        let Some(process) = self.process(&header.header, give) else {
+            return;
+        };
         let id = self.stack_id(process, header.stack);
         if !self.defined_stacks.insert(id) {
             return;
         }
         let target = header.header.target;
-        if self.targets.get(&target).is_some_and(|target| target.outdated) {
+        if self
+            .targets
+            .get(&target)
+            .is_some_and(|target| target.outdated)
+        {
             self.look(target, header.header.time_ns, give);
         }
         let mut outcome = match header.outcome {
@@ -318,7 +356,10 @@ impl<V: ProcessView> Collector<V> {
                 Some(location) => frames.push(self.frame(location, give)),
                 // The first one is where the call returned to, whatever is mapped there.
                 None if depth == 0 => {
-                    let location = Location::Unmapped { process, address_avma: *return_avma };
+                    let location = Location::Unmapped {
+                        process,
+                        address_avma: *return_avma,
+                    };
                     frames.push(self.frame(location, give));
                 }
                 // Followed a register that held no frame pointer into data.
@@ -328,7 +369,12 @@ impl<V: ProcessView> Collector<V> {
                 }
             }
         }
-        give(Item::Stack(Stack { id, process, outcome, frames }));
+        give(Item::Stack(Stack {
+            id,
+            process,
+            outcome,
+            frames,
+        }));
     }
 
     fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
@@ -363,17 +409,24 @@ impl<V: ProcessView> Collector<V> {
                 module: module.id,
                 file_offset: (return_avma - range.start_avma).wrapping_add(range.file_offset),
             },
-            None => Location::Unmapped { process, address_avma: return_avma },
+            None => Location::Unmapped {
+                process,
+                address_avma: return_avma,
+            },
         })
     }
 
     /// Looks at a target and tells what is new.
     fn look(&mut self, index: u16, now_ns: u64, give: &mut impl FnMut(Item)) {
-        let Some(target) = self.targets.get_mut(&index) else { return };
+        let Some(target) = self.targets.get_mut(&index) else {
+            return;
+        };
         target.looked_at_ns = now_ns;
         target.outdated = false;
         // A process that is gone keeps what was last seen of it.
-        let Some(Observation { comm, exe, code }) = self.view.observe(index) else { return };
+        let Some(Observation { comm, exe, code }) = self.view.observe(index) else {
+            return;
+        };
         for range in &code {
             if let Some(module) = &range.module
                 && self.known_modules.insert(module.id)

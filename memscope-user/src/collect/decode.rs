@@ -1,7 +1,7 @@
 use memscope_common::record::{
-    Allocation, ExecutableMapping, Free, KIND_ALLOCATION, KIND_EXEC, KIND_FREE, KIND_LOSS,
-    KIND_MAPPING, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_STACK, KIND_THREAD_EXIT,
-    Loss, MAX_FRAMES, ProcessExec, ReallocationBegin, ReallocationEnd, StackHeader, ThreadExit,
+    Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
+    KIND_LOSS, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_STACK, KIND_THREAD_EXIT, Loss,
+    MAX_FRAMES, ProcessExec, ReallocationBegin, ReallocationEnd, StackHeader, ThreadExit,
 };
 use zerocopy::FromBytes;
 
@@ -24,8 +24,8 @@ pub enum Record {
     Exec(ProcessExec),
     /// A thread ended.
     ThreadExit(ThreadExit),
-    /// New code was mapped.
-    Mapping(ExecutableMapping),
+    /// Libraries were mapped or unmapped.
+    CodeChanged(CodeChanged),
 }
 
 /// A stack with its frames, innermost first.
@@ -50,7 +50,7 @@ impl Record {
             Self::Loss(record) => record.header.time_ns,
             Self::Exec(record) => record.header.time_ns,
             Self::ThreadExit(record) => record.header.time_ns,
-            Self::Mapping(record) => record.header.time_ns,
+            Self::CodeChanged(record) => record.header.time_ns,
         }
     }
 }
@@ -83,8 +83,13 @@ pub enum DecodeError {
 ///
 /// If they are none.
 pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
-    let Some(&kind) = bytes.first() else { return Err(DecodeError::Empty) };
-    let length = DecodeError::Length { kind, bytes: bytes.len() };
+    let Some(&kind) = bytes.first() else {
+        return Err(DecodeError::Empty);
+    };
+    let length = DecodeError::Length {
+        kind,
+        bytes: bytes.len(),
+    };
     match kind {
         KIND_ALLOCATION => whole(bytes).map(Record::Allocation),
         KIND_FREE => whole(bytes).map(Record::Free),
@@ -94,7 +99,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_LOSS => whole(bytes).map(Record::Loss),
         KIND_EXEC => whole(bytes).map(Record::Exec),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
-        KIND_MAPPING => whole(bytes).map(Record::Mapping),
+        KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(length)
@@ -116,7 +121,10 @@ fn stack(bytes: &[u8]) -> Option<StackFrames> {
         .chunks_exact(size_of::<u64>())
         .map(|frame| u64::read_from_bytes(frame).ok())
         .collect::<Option<Vec<u64>>>()?;
-    Some(StackFrames { header, frames_avma })
+    Some(StackFrames {
+        header,
+        frames_avma,
+    })
 }
 
 #[cfg(test)]
@@ -127,7 +135,14 @@ mod tests {
     use zerocopy::IntoBytes as _;
 
     fn header(kind: u8) -> Header {
-        Header { kind, padding: 0, probe: 1, image: 0, target: 2, time_ns: 3 }
+        Header {
+            kind,
+            padding: 0,
+            probe: 1,
+            image: 0,
+            target: 2,
+            time_ns: 3,
+        }
     }
 
     #[test]
@@ -145,20 +160,39 @@ mod tests {
 
     #[test]
     fn a_stack_has_as_many_frames_as_it_says() {
-        let stack = StackHeader { header: header(KIND_STACK), stack: 5, outcome: OUTCOME_DEPTH_LIMIT, frame_count: 2 };
+        let stack = StackHeader {
+            header: header(KIND_STACK),
+            stack: 5,
+            outcome: OUTCOME_DEPTH_LIMIT,
+            frame_count: 2,
+        };
         let mut bytes = stack.as_bytes().to_vec();
         bytes.extend(0x40_1000_u64.to_ne_bytes());
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "one frame too few");
+        assert!(
+            matches!(decode(&bytes), Err(DecodeError::Length { .. })),
+            "one frame too few"
+        );
         bytes.extend(0x40_2000_u64.to_ne_bytes());
-        let expected = StackFrames { header: stack, frames_avma: vec![0x40_1000, 0x40_2000] };
+        let expected = StackFrames {
+            header: stack,
+            frames_avma: vec![0x40_1000, 0x40_2000],
+        };
         assert_eq!(decode(&bytes), Ok(Record::Stack(expected)));
         bytes.push(0);
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "a byte too many");
+        assert!(
+            matches!(decode(&bytes), Err(DecodeError::Length { .. })),
+            "a byte too many"
+        );
     }
 
     #[test]
     fn frame_counts_beyond_the_limit_are_refused() {
-        let stack = StackHeader { header: header(KIND_STACK), stack: 5, outcome: 0, frame_count: MAX_FRAMES as u32 + 1 };
+        let stack = StackHeader {
+            header: header(KIND_STACK),
+            stack: 5,
+            outcome: 0,
+            frame_count: MAX_FRAMES as u32 + 1,
+        };
         let mut bytes = stack.as_bytes().to_vec();
         bytes.resize(bytes.len() + (MAX_FRAMES + 1) * 8, 0);
         assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })));
@@ -167,8 +201,17 @@ mod tests {
     #[test]
     fn what_is_no_record_is_told_apart() {
         assert_eq!(decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(decode(&[200, 0, 0]), Err(DecodeError::UnknownKind { kind: 200 }));
-        assert_eq!(decode(&[KIND_FREE]), Err(DecodeError::Length { kind: KIND_FREE, bytes: 1 }));
+        assert_eq!(
+            decode(&[200, 0, 0]),
+            Err(DecodeError::UnknownKind { kind: 200 })
+        );
+        assert_eq!(
+            decode(&[KIND_FREE]),
+            Err(DecodeError::Length {
+                kind: KIND_FREE,
+                bytes: 1
+            })
+        );
     }
 
     proptest! {

@@ -31,7 +31,9 @@ struct Source {
 impl Source {
     /// Nothing from before this moment will come any more.
     fn reached_ns(&self) -> u64 {
-        self.waiting.front().map_or(self.seen_until_ns, Record::time_ns)
+        self.waiting
+            .front()
+            .map_or(self.seen_until_ns, Record::time_ns)
     }
 }
 
@@ -94,8 +96,10 @@ impl Order {
                 }
                 self.forced += 1;
             }
-            let record =
-                self.sources.get_mut(earliest).and_then(|source| source.waiting.pop_front());
+            let record = self
+                .sources
+                .get_mut(earliest)
+                .and_then(|source| source.waiting.pop_front());
             let Some(record) = record else { return };
             self.held -= 1;
             give(record);
@@ -118,8 +122,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn record(time_ns: u64) -> Record {
-        let header = Header { kind: KIND_THREAD_EXIT, padding: 0, probe: 0, image: 0, target: 0, time_ns };
-        Record::ThreadExit(ThreadExit { header, thread: 0, padding: 0 })
+        let header = Header {
+            kind: KIND_THREAD_EXIT,
+            padding: 0,
+            probe: 0,
+            image: 0,
+            target: 0,
+            time_ns,
+        };
+        Record::ThreadExit(ThreadExit {
+            header,
+            thread: 0,
+            padding: 0,
+        })
     }
 
     #[test]

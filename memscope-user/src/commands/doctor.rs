@@ -8,7 +8,8 @@ use crate::{
     cli::DoctorOptions,
     kernel::{Kernel, KernelConfig, features, missing_capabilities},
     target::{
-        ALLOCATOR_FUNCTIONS, MappedFile, ModuleFacts, TargetError, TargetProcess, plan_probes,
+        FunctionKind, MappedFile, ModuleFacts, TargetError, TargetProcess, is_of_interest,
+        plan_probes,
     },
     text::harmless,
 };
@@ -71,10 +72,18 @@ struct ProbeDiagnosis {
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let process = options.pid.map(diagnose_process).transpose()?;
-    let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    let loaded = Kernel::load(KernelConfig {
+        ring_bytes: TRIAL_RING_BYTES,
+        log_level: 0,
+    });
     let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
         |_error| Default::default(),
-        |name| (name.release().to_string_lossy().into_owned(), name.machine().to_string_lossy().into_owned()),
+        |name| {
+            (
+                name.release().to_string_lossy().into_owned(),
+                name.machine().to_string_lossy().into_owned(),
+            )
+        },
     );
     let features: Vec<FeatureState> = features()
         .into_iter()
@@ -85,7 +94,9 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
             purpose: feature.purpose,
         })
         .collect();
-    let has_allocator = process.as_ref().is_none_or(|process| !process.allocators.is_empty());
+    let has_allocator = process
+        .as_ref()
+        .is_none_or(|process| !process.allocators.is_empty());
     let diagnosis = Diagnosis {
         memscope: env!("CARGO_PKG_VERSION"),
         kernel,
@@ -94,7 +105,9 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
-        programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
+        programs_error: loaded
+            .err()
+            .map(|error| format!("{:#}", anyhow::Error::new(error))),
         process,
     };
     let mut out = std::io::stdout().lock();
@@ -104,7 +117,11 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", as_text(&diagnosis))?;
     }
-    Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if diagnosis.can_trace {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
@@ -120,20 +137,25 @@ fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
     };
     let mut seen = Vec::new();
     for mapping in process.code_mappings()? {
-        let MappedFile::File { identity, path } = &mapping.file else { continue };
+        let MappedFile::File { identity, path } = &mapping.file else {
+            continue;
+        };
         if seen.contains(identity) {
             continue;
         }
         seen.push(*identity);
         diagnosis.files += 1;
-        let wanted = |name: &str| ALLOCATOR_FUNCTIONS.iter().any(|function| function.name == name);
-        let facts = process.open_mapped(&mapping).ok().and_then(|file| ModuleFacts::read(&file, wanted).ok());
+        let facts = process
+            .open_mapped(&mapping)
+            .ok()
+            .and_then(|file| ModuleFacts::read(&file, is_of_interest).ok());
         let Some(facts) = facts else {
             diagnosis.files_unreadable += 1;
             continue;
         };
         let probes: Vec<ProbeDiagnosis> = plan_probes(&facts)
             .iter()
+            .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
             .map(|probe| ProbeDiagnosis {
                 function: probe.function.name,
                 file_offset: probe.file_offset,
@@ -142,7 +164,10 @@ fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
             })
             .collect();
         if !probes.is_empty() {
-            diagnosis.allocators.push(AllocatorDiagnosis { path: path.clone(), probes });
+            diagnosis.allocators.push(AllocatorDiagnosis {
+                path: path.clone(),
+                probes,
+            });
         }
     }
     Ok(diagnosis)
@@ -161,34 +186,65 @@ fn as_text(diagnosis: &Diagnosis) -> String {
         (false, false) => "no ",
     };
     for feature in &diagnosis.features {
-        lines.push(format!("  {}  {}: {}", mark(feature.available, feature.required), feature.name, feature.purpose));
+        lines.push(format!(
+            "  {}  {}: {}",
+            mark(feature.available, feature.required),
+            feature.name,
+            feature.purpose
+        ));
     }
     let capabilities = if diagnosis.missing_capabilities.is_empty() {
         "all needed capabilities are held".to_owned()
     } else {
-        format!("missing {}: run it with sudo", diagnosis.missing_capabilities.join(", "))
+        format!(
+            "missing {}: run it with sudo",
+            diagnosis.missing_capabilities.join(", ")
+        )
     };
-    lines.push(format!("  {}  capabilities: {capabilities}", mark(diagnosis.missing_capabilities.is_empty(), true)));
-    let programs = diagnosis.programs_error.as_deref().unwrap_or("the kernel takes memscope's programs");
-    lines.push(format!("  {}  programs: {}", mark(diagnosis.programs_load, true), harmless(programs)));
+    lines.push(format!(
+        "  {}  capabilities: {capabilities}",
+        mark(diagnosis.missing_capabilities.is_empty(), true)
+    ));
+    let programs = diagnosis
+        .programs_error
+        .as_deref()
+        .unwrap_or("the kernel takes memscope's programs");
+    lines.push(format!(
+        "  {}  programs: {}",
+        mark(diagnosis.programs_load, true),
+        harmless(programs)
+    ));
     if let Some(process) = &diagnosis.process {
         lines.extend(process_lines(process));
     }
-    let verdict = if diagnosis.can_trace { "Tracing is possible." } else { "Tracing is NOT possible; see the lines marked NO." };
+    let verdict = if diagnosis.can_trace {
+        "Tracing is possible."
+    } else {
+        "Tracing is NOT possible; see the lines marked NO."
+    };
     lines.push(verdict.to_owned());
     lines.join("\n") + "\n"
 }
 
 fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
-    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "unknown".to_owned(), harmless);
+    let shown = |text: &Option<String>| {
+        text.as_deref()
+            .map_or_else(|| "unknown".to_owned(), harmless)
+    };
     let mut lines = vec![format!(
         "process {} ({}), {}, {} threads, {} files of code{}",
         process.pid,
         shown(&process.comm),
         shown(&process.exe),
-        process.threads.map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
+        process
+            .threads
+            .map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
         process.files,
-        if process.files_unreadable > 0 { format!(", {} of them unreadable", process.files_unreadable) } else { String::new() },
+        if process.files_unreadable > 0 {
+            format!(", {} of them unreadable", process.files_unreadable)
+        } else {
+            String::new()
+        },
     )];
     if process.allocators.is_empty() {
         lines.push("  NO   allocator: none of its files defines malloc".to_owned());
@@ -196,8 +252,15 @@ fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
     for allocator in &process.allocators {
         lines.push(format!("  yes  allocator: {}", harmless(&allocator.path)));
         for probe in &allocator.probes {
-            let price = if probe.emulated { "emulated" } else { "single-stepped, costs more" };
-            lines.push(format!("       {:<16} at {:#x}: {price} ({})", probe.function, probe.file_offset, probe.reason));
+            let price = if probe.emulated {
+                "emulated"
+            } else {
+                "single-stepped, costs more"
+            };
+            lines.push(format!(
+                "       {:<16} at {:#x}: {price} ({})",
+                probe.function, probe.file_offset, probe.reason
+            ));
         }
     }
     lines

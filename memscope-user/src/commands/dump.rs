@@ -41,13 +41,21 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
                 }
             }
             Chunk::Ending(ending) => {
-                writeln!(out, "end at_ns={} reason={:?}", ending.ended_at_ns, ending.reason)?;
+                writeln!(
+                    out,
+                    "end at_ns={} reason={:?}",
+                    ending.ended_at_ns, ending.reason
+                )?;
             }
             Chunk::Unknown { kind } => writeln!(out, "unknown-chunk kind={kind}")?,
         }
     }
     out.flush()?;
-    warn_of_damage(&options.file, reader.damage_count(), reader.end() == RecordingEnd::Truncated);
+    warn_of_damage(
+        &options.file,
+        reader.damage_count(),
+        reader.end() == RecordingEnd::Truncated,
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,7 +75,11 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             harmless(&process.allocators.join(",")),
         ),
         Item::ProcessEnd(end) => {
-            writeln!(out, "process-end {} at_ns={} reason={:?}", end.process, end.time_ns, end.reason)
+            writeln!(
+                out,
+                "process-end {} at_ns={} reason={:?}",
+                end.process, end.time_ns, end.reason
+            )
         }
         Item::Module(module) => writeln!(
             out,
@@ -86,16 +98,40 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             probe.emulated
         ),
         Item::Frame(frame) => match frame.location {
-            Location::Module { module, file_offset } => {
-                writeln!(out, "frame {} module={module} file_offset={file_offset:#x}", frame.id)
+            Location::Module {
+                module,
+                file_offset,
+            } => {
+                writeln!(
+                    out,
+                    "frame {} module={module} file_offset={file_offset:#x}",
+                    frame.id
+                )
             }
-            Location::Unmapped { process, address_avma } => {
-                writeln!(out, "frame {} process={process} address_avma={address_avma:#x}", frame.id)
+            Location::Unmapped {
+                process,
+                address_avma,
+            } => {
+                writeln!(
+                    out,
+                    "frame {} process={process} address_avma={address_avma:#x}",
+                    frame.id
+                )
             }
         },
-        Item::Stack(Stack { id, process, outcome, frames }) => {
+        Item::Stack(Stack {
+            id,
+            process,
+            outcome,
+            frames,
+        }) => {
             let frames: Vec<String> = frames.iter().map(ToString::to_string).collect();
-            writeln!(out, "stack {id} process={process} outcome={} frames={}", outcome.name(), frames.join(","))
+            writeln!(
+                out,
+                "stack {id} process={process} outcome={} frames={}",
+                outcome.name(),
+                frames.join(",")
+            )
         }
         Item::Symbols(symbols) => {
             for function in &symbols.functions {
@@ -104,8 +140,13 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
                     "symbol frame={} function={} file={} line={} inlined={}",
                     symbols.frame,
                     harmless(&function.name),
-                    function.file.as_deref().map_or_else(|| "-".to_owned(), harmless),
-                    function.line.map_or_else(|| "-".to_owned(), |line| line.to_string()),
+                    function
+                        .file
+                        .as_deref()
+                        .map_or_else(|| "-".to_owned(), harmless),
+                    function
+                        .line
+                        .map_or_else(|| "-".to_owned(), |line| line.to_string()),
                     function.inlined
                 )?;
             }
@@ -113,8 +154,11 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
         }
         Item::Event(event) => write_event(out, event, started_at_ns),
         Item::Counters(counters) => {
-            let lost: Vec<String> =
-                counters.lost.iter().map(|(cause, count)| format!("{}={count}", cause.name())).collect();
+            let lost: Vec<String> = counters
+                .lost
+                .iter()
+                .map(|(cause, count)| format!("{}={count}", cause.name()))
+                .collect();
             writeln!(
                 out,
                 "counters attempted={} recorded={} nested={} hits={} in_flight={} {}",
@@ -133,26 +177,63 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
 fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
     let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
     match *event {
-        Event::Allocation { process, thread, address_avma, size_bytes, stack, probe, .. } => writeln!(
+        Event::Allocation {
+            process,
+            thread,
+            address_avma,
+            size_bytes,
+            stack,
+            probe,
+            ..
+        } => writeln!(
             out,
             "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
         ),
-        Event::Free { process, thread, address_avma, caller, .. } => writeln!(
+        Event::Free {
+            process,
+            thread,
+            address_avma,
+            caller,
+            ..
+        } => writeln!(
             out,
             "free +{at_ns} process={process} thread={thread} address={address_avma:#x} caller={caller:?}"
         ),
-        Event::ReallocationBegin { process, thread, old_address_avma, .. } => writeln!(
+        Event::ReallocationBegin {
+            process,
+            thread,
+            old_address_avma,
+            ..
+        } => writeln!(
             out,
             "reallocation-begin +{at_ns} process={process} thread={thread} old={old_address_avma:#x}"
         ),
-        Event::ReallocationEnd { process, thread, old_address_avma, new_address_avma, size_bytes, stack, probe, .. } => writeln!(
+        Event::ReallocationEnd {
+            process,
+            thread,
+            old_address_avma,
+            new_address_avma,
+            size_bytes,
+            stack,
+            probe,
+            ..
+        } => writeln!(
             out,
             "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
         ),
-        Event::ThreadExit { process, thread, .. } => {
-            writeln!(out, "thread-exit +{at_ns} process={process} thread={thread}")
+        Event::ThreadExit {
+            process, thread, ..
+        } => {
+            writeln!(
+                out,
+                "thread-exit +{at_ns} process={process} thread={thread}"
+            )
         }
-        Event::Loss { first_lost_ns, lost_count, .. } => writeln!(
+        Event::Loss {
+            first_lost_ns,
+            lost_count,
+            ..
+        } => writeln!(
             out,
             "loss +{at_ns} from=+{} lost={lost_count}",
             first_lost_ns.wrapping_sub(started_at_ns).cast_signed()

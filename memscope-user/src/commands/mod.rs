@@ -32,9 +32,13 @@ fn open_recording(path: &Path) -> anyhow::Result<Reader<BufReader<File>>> {
 fn warn_of_damage(path: &Path, damage_count: u64, truncated: bool) {
     let path = path.display();
     if damage_count > 0 {
-        eprintln!("memscope: {path} is damaged at {damage_count} places; `memscope verify` shows where");
+        eprintln!(
+            "memscope: {path} is damaged at {damage_count} places; `memscope verify` shows where"
+        );
     }
     if truncated {
-        eprintln!("memscope: {path} has no ending: memscope was killed, or the file was cut. What was saved is shown");
+        eprintln!(
+            "memscope: {path} has no ending: memscope was killed, or the file was cut. What was saved is shown"
+        );
     }
 }

@@ -2,20 +2,19 @@
 
 use std::io::{Cursor, Write};
 
-use inferno::flamegraph::{
-    Options, Palette,
-    color::BasicPalette,
-    from_lines,
-};
+use inferno::flamegraph::{Options, Palette, color::BasicPalette, from_lines};
 
 use super::{ExportError, Weight, collapsed::chains};
 use crate::{
-    reports::{Analysis, Trust, check, started_at},
+    reports::{Analysis, Trust, check, cut, started_at},
     text,
 };
 
+/// Characters that fit under the title of a picture 1200 wide.
+const SUBTITLE_WIDTH: usize = 160;
+
 /// Writes the picture; its title says what is shown and how much there is of it,
-/// its notes how far to trust it.
+/// and the line below how far to trust it.
 ///
 /// # Errors
 ///
@@ -27,30 +26,42 @@ pub fn export_flamegraph(
 ) -> Result<(), ExportError> {
     check(analysis)?;
     let chains = chains(analysis, weight);
-    let all = chains.values().fold(0_u64, |sum, weight| sum.saturating_add(*weight));
+    let all = chains
+        .values()
+        .fold(0_u64, |sum, weight| sum.saturating_add(*weight));
     let amount = match weight.unit() {
         "bytes" => text::bytes(all),
         unit => format!("{} {unit}", text::count(all)),
     };
     let title = format!("memscope: {}, {amount}", weight.description());
     let trust = Trust::of(analysis).sentence;
-    let when = started_at(&analysis.capture);
     if chains.is_empty() {
         return write_empty(&title, &trust, out).map_err(ExportError::Write);
     }
     let mut options = Options::default();
     options.title = title;
-    options.subtitle = Some(format!("{when}, {}", text::duration_ns(analysis.duration_ns())));
-    options.notes = trust;
+    options.subtitle = Some(cut(&trust, SUBTITLE_WIDTH));
+    let when = started_at(&analysis.capture);
+    options.notes = format!(
+        "{when}, {}. {trust}",
+        text::duration_ns(analysis.duration_ns())
+    );
     options.count_name = weight.unit().to_owned();
     options.colors = Palette::Basic(BasicPalette::Mem);
     // The same recording gives the same picture, byte for byte.
     options.deterministic = true;
-    let lines: Vec<_> = chains.iter().map(|(chain, weight)| format!("{chain} {weight}")).collect();
+    // inferno sums without care; only a forged recording comes near its limit.
+    let exact: u128 = chains.values().map(|weight| u128::from(*weight)).sum();
+    let shift = exact.checked_ilog2().unwrap_or(0).saturating_sub(61);
+    let lines: Vec<_> = chains
+        .iter()
+        .map(|(chain, weight)| format!("{chain} {}", weight >> shift))
+        .collect();
     let mut picture = Cursor::new(Vec::new());
     from_lines(&mut options, lines.iter().map(String::as_str), &mut picture)
         .map_err(ExportError::Write)?;
-    out.write_all(picture.get_ref()).map_err(ExportError::Write)?;
+    out.write_all(picture.get_ref())
+        .map_err(ExportError::Write)?;
     out.flush().map_err(ExportError::Write)
 }
 

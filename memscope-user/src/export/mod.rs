@@ -55,7 +55,9 @@ impl Format {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Json => "everything, as JSON of schema memscope.export, version 1",
-            Self::Collapsed => "call chains with a weight, one a line, for flame graph tools and speedscope",
+            Self::Collapsed => {
+                "call chains with a weight, one a line, for flame graph tools and speedscope"
+            }
             Self::Flamegraph => "call chains by weight as an SVG picture",
             Self::Pprof => "gzipped profile.proto for pprof and compatible viewers",
         }

@@ -18,7 +18,7 @@ use self::{
 use super::ExportError;
 use crate::{
     lifetimes::Site,
-    model::{FrameId, ModuleId, StackId, StackOutcome},
+    model::{FrameId, Module, ModuleId, StackId, StackOutcome},
     reports::{Analysis, ProcessName, ResolvedFrame, Trust, check, missing_callers, place},
     text,
 };
@@ -32,8 +32,13 @@ pub fn export_pprof(analysis: &Analysis, out: &mut dyn Write) -> Result<(), Expo
     check(analysis)?;
     let profile = Builder::new(analysis).build();
     let mut zipped = GzEncoder::new(out, Compression::default());
-    zipped.write_all(&profile.encode_to_vec()).map_err(ExportError::Write)?;
-    zipped.finish().and_then(|out| out.flush()).map_err(ExportError::Write)
+    zipped
+        .write_all(&profile.encode_to_vec())
+        .map_err(ExportError::Write)?;
+    zipped
+        .finish()
+        .and_then(|out| out.flush())
+        .map_err(ExportError::Write)
 }
 
 /// The format's numbers have a sign; none of ours comes near its limit but in a
@@ -78,11 +83,14 @@ impl<'a> Builder<'a> {
             ("inuse_objects", "count"),
             ("inuse_space", "bytes"),
         ];
-        self.profile.sample_type =
-            types.into_iter().map(|(name, unit)| self.value_type(name, unit)).collect();
+        self.profile.sample_type = types
+            .into_iter()
+            .map(|(name, unit)| self.value_type(name, unit))
+            .collect();
         self.profile.default_sample_type = self.strings.index_of("inuse_space");
         self.profile.period_type = Some(self.value_type("space", "bytes"));
         self.profile.period = 1;
+        self.main_mapping();
         for site in &self.analysis.sites {
             self.sample(site);
         }
@@ -101,7 +109,10 @@ impl<'a> Builder<'a> {
     }
 
     fn value_type(&mut self, name: &str, unit: &str) -> ValueType {
-        ValueType { r#type: self.strings.index_of(name), unit: self.strings.index_of(unit) }
+        ValueType {
+            r#type: self.strings.index_of(name),
+            unit: self.strings.index_of(unit),
+        }
     }
 
     fn sample(&mut self, site: &Site) {
@@ -109,11 +120,20 @@ impl<'a> Builder<'a> {
         if sums.allocations == 0 {
             return;
         }
-        let value = [sums.allocations, sums.allocated_bytes, sums.live_blocks(), sums.live_bytes()];
+        let value = [
+            sums.allocations,
+            sums.allocated_bytes,
+            sums.live_blocks(),
+            sums.live_bytes(),
+        ];
         let process = ProcessName::of(self.analysis, site.key.process);
         let mut label = Vec::new();
         if let (Some(pid), Some(comm)) = (process.pid, process.comm) {
-            label.push(Label { key: self.strings.index_of("pid"), num: i64::from(pid), ..Label::default() });
+            label.push(Label {
+                key: self.strings.index_of("pid"),
+                num: i64::from(pid),
+                ..Label::default()
+            });
             label.push(Label {
                 key: self.strings.index_of("comm"),
                 str: self.strings.index_of(&text::harmless(comm)),
@@ -121,16 +141,24 @@ impl<'a> Builder<'a> {
             });
         }
         let location_id = self.chain(site.key.stack);
-        self.profile.sample.push(Sample { location_id, value: value.map(signed).to_vec(), label });
+        self.profile.sample.push(Sample {
+            location_id,
+            value: value.map(signed).to_vec(),
+            label,
+        });
     }
 
     /// The locations of a call chain, innermost first.
     fn chain(&mut self, stack: StackId) -> Vec<u64> {
         let known = self.analysis.definitions.stacks.get(&stack);
         let outcome = known.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
-        let frames = known.map(|stack| stack.frames.as_slice()).unwrap_or_default();
-        let mut chain: Vec<_> =
-            frames.iter().map(|frame| self.location(Place::Frame(*frame))).collect();
+        let frames = known
+            .map(|stack| stack.frames.as_slice())
+            .unwrap_or_default();
+        let mut chain: Vec<_> = frames
+            .iter()
+            .map(|frame| self.location(Place::Frame(*frame)))
+            .collect();
         if let Some(missing) = missing_callers(outcome) {
             chain.push(self.location(Place::Missing(missing)));
         }
@@ -147,7 +175,10 @@ impl<'a> Builder<'a> {
             Place::Frame(frame) => self.frame_location(id, frame),
             Place::Missing(missing) => Location {
                 id,
-                line: vec![Line { function_id: self.function(missing, None), line: 0 }],
+                line: vec![Line {
+                    function_id: self.function(missing, None),
+                    line: 0,
+                }],
                 ..Location::default()
             },
         };
@@ -163,7 +194,14 @@ impl<'a> Builder<'a> {
             function_id: self.function(&frame.name(), frame.file),
             line: frame.line.map_or(0, i64::from),
         });
-        Location { id, mapping_id, address, line: lines.collect() }
+        let line = lines.collect();
+        // Within the call, as the format has it, and not after it.
+        Location {
+            id,
+            mapping_id,
+            address: address.saturating_sub(1),
+            line,
+        }
     }
 
     /// The mapping of a module, of which a frame at `address` was seen. Locations
@@ -186,6 +224,23 @@ impl<'a> Builder<'a> {
         id
     }
 
+    /// By convention the first mapping is that of the main executable.
+    fn main_mapping(&mut self) {
+        let definitions = &self.analysis.definitions;
+        let Some(process) = definitions.processes.values().next() else {
+            return;
+        };
+        let is_main = |(_, module): &(&ModuleId, &Module)| module.path == process.exe;
+        if let Some((module, _)) = definitions
+            .modules
+            .iter()
+            .filter(is_main)
+            .min_by_key(|(id, _)| **id)
+        {
+            self.new_mapping(*module);
+        }
+    }
+
     fn new_mapping(&mut self, module: ModuleId) -> u64 {
         let id = self.mappings.len() as u64 + 1;
         self.mappings.insert(module, id);
@@ -205,11 +260,19 @@ impl<'a> Builder<'a> {
 
     fn function(&mut self, name: &str, file: Option<&str>) -> u64 {
         let name = self.strings.index_of(&text::harmless(name));
-        let filename = self.strings.index_of(&file.map(text::harmless).unwrap_or_default());
+        let filename = self
+            .strings
+            .index_of(&file.map(text::harmless).unwrap_or_default());
         let next = self.functions.len() as u64 + 1;
         let id = *self.functions.entry((name, filename)).or_insert(next);
         if id == next {
-            self.profile.function.push(Function { id, name, system_name: name, filename, start_line: 0 });
+            self.profile.function.push(Function {
+                id,
+                name,
+                system_name: name,
+                filename,
+                start_line: 0,
+            });
         }
         id
     }

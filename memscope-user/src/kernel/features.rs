@@ -31,7 +31,7 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     needed
         .into_iter()
         .filter(|(capability, admin_will_do, _)| {
-            !held.contains(capability) && !(admin && *admin_will_do)
+            !(held.contains(capability) || admin && *admin_will_do)
         })
         .map(|(_, _, name)| name)
         .collect()
@@ -43,7 +43,9 @@ pub fn features() -> Vec<Feature> {
     let exists = |path: &str| Path::new(path).exists();
     let release = procfs::sys::kernel::Version::current().ok();
     let at_least = |major, minor| {
-        release.as_ref().is_some_and(|version| (version.major, version.minor) >= (major, minor))
+        release
+            .as_ref()
+            .is_some_and(|version| (version.major, version.minor) >= (major, minor))
     };
     vec![
         Feature {

@@ -4,8 +4,8 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, FExit, Program, ProgramError, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
+        BtfTracePoint, Program, ProgramError, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
 use memscope_common::{
@@ -14,12 +14,10 @@ use memscope_common::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
         COUNTER_RECORDED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Consumer, Cookie, CpuCounters, NO_ARGUMENT, Target,
-        ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Consumer, Cookie, CpuCounters, NO_ARGUMENT, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
-use rustc_hash::FxHashMap;
 
 use super::{KernelError, features, missing_capabilities, ring::EventRing};
 use crate::{
@@ -31,13 +29,10 @@ use crate::{
 static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
 
-/// System call entry that maps memory, named after the architecture.
-#[cfg(target_arch = "x86_64")]
-const MMAP_FUNCTION: &str = "__x64_sys_mmap";
-
 const ENTRY: &str = "allocation_entered";
 const RETURN: &str = "allocation_returned";
 const FREE: &str = "free_entered";
+const CODE_CHANGED: &str = "code_changed";
 
 /// A value of a map that is shared with the programs.
 #[derive(Clone, Copy)]
@@ -79,18 +74,10 @@ pub struct AttachRequest<'a> {
     pub id: ProbeId,
 }
 
-#[derive(Debug)]
-struct Link {
-    program: &'static str,
-    id: UProbeLinkId,
-}
-
-/// The loaded programs and everything attached.
+/// The loaded programs and everything attached; dropping it removes all of it.
 pub struct Kernel {
     ebpf: Ebpf,
     targets: Array<MapData, Plain<Target>>,
-    links: FxHashMap<u16, Vec<Link>>,
-    warnings: Vec<String>,
 }
 
 impl Kernel {
@@ -104,11 +91,18 @@ impl Kernel {
         if !missing.is_empty() {
             return Err(KernelError::NotAllowed { missing });
         }
-        if let Some(feature) = features().into_iter().find(|feature| feature.required && !feature.available) {
-            return Err(KernelError::Unsupported { what: feature.purpose });
+        if let Some(feature) = features()
+            .into_iter()
+            .find(|feature| feature.required && !feature.available)
+        {
+            return Err(KernelError::Unsupported {
+                what: feature.purpose,
+            });
         }
         if !config.ring_bytes.is_power_of_two() || config.ring_bytes < page_bytes() {
-            return Err(KernelError::RingSize { bytes: config.ring_bytes.into() });
+            return Err(KernelError::RingSize {
+                bytes: config.ring_bytes.into(),
+            });
         }
         check_contract()?;
         // Before Linux 5.11 BPF memory counts against this limit; later raising it has
@@ -126,34 +120,28 @@ impl Kernel {
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
-        for name in [ENTRY, RETURN, FREE] {
+        for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
             let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|source| KernelError::Program { program: name, source })?;
+            program.load().map_err(|source| KernelError::Program {
+                program: name,
+                source,
+            })?;
         }
-        let mut warnings = Vec::new();
-        for (name, tracepoint) in
-            [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
-        {
+        for (name, tracepoint) in [
+            ("process_exec", "sched_process_exec"),
+            ("thread_exit", "sched_process_exit"),
+        ] {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
             program
                 .load(tracepoint, &btf)
                 .and_then(|()| program.attach().map(drop))
-                .map_err(|source| KernelError::Program { program: name, source })?;
-        }
-        let mapped: &mut FExit = program(&mut ebpf, "code_mapped")?;
-        if let Err(error) = mapped.load(MMAP_FUNCTION, &btf).and_then(|()| mapped.attach().map(drop)) {
-            warnings.push(format!(
-                "new code of the target is noticed late, because {MMAP_FUNCTION} cannot be traced: {error}"
-            ));
+                .map_err(|source| KernelError::Program {
+                    program: name,
+                    source,
+                })?;
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
-        Ok(Self { ebpf, targets, links: FxHashMap::default(), warnings })
-    }
-
-    /// What works less well than it could.
-    #[must_use]
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+        Ok(Self { ebpf, targets })
     }
 
     /// The reading end of the ring; there is one.
@@ -175,8 +163,9 @@ impl Kernel {
     ///
     /// If the programs were loaded without any.
     pub fn take_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, KernelError> {
-        aya_log::EbpfLogger::init(&mut self.ebpf)
-            .map_err(|_missing| KernelError::Missing { what: "map AYA_LOGS" })
+        aya_log::EbpfLogger::init(&mut self.ebpf).map_err(|_missing| KernelError::Missing {
+            what: "map AYA_LOGS",
+        })
     }
 
     /// From now on exec, exit and new code of a process are told as those of a target.
@@ -187,12 +176,20 @@ impl Kernel {
     pub fn watch_process(&mut self, target: u16, pid: u32) -> Result<(), KernelError> {
         self.processes()?
             .insert(pid, u32::from(target), 0)
-            .map_err(|source| KernelError::Map { map: "PROCESSES", source })
+            .map_err(|source| KernelError::Map {
+                map: "PROCESSES",
+                source,
+            })
     }
 
     fn processes(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, KernelError> {
-        let map = self.ebpf.map_mut("PROCESSES").ok_or(KernelError::Missing { what: "map PROCESSES" })?;
-        HashMap::try_from(map).map_err(|source| KernelError::Map { map: "PROCESSES", source })
+        let map = self.ebpf.map_mut("PROCESSES").ok_or(KernelError::Missing {
+            what: "map PROCESSES",
+        })?;
+        HashMap::try_from(map).map_err(|source| KernelError::Map {
+            map: "PROCESSES",
+            source,
+        })
     }
 
     /// Attaches one probe.
@@ -217,15 +214,16 @@ impl Kernel {
         let programs: &[&'static str] = match function.kind {
             FunctionKind::Allocates => &[RETURN, ENTRY],
             FunctionKind::Frees => &[FREE],
+            FunctionKind::ChangesCode => &[CODE_CHANGED],
         };
         for name in programs {
-            let id = self.attach_program(name, request, cookie).map_err(|source| KernelError::Attach {
-                path: request.shown_path.to_owned(),
-                file_offset: request.probe.file_offset,
-                pid: request.pid,
-                source,
-            })?;
-            self.links.entry(request.target).or_default().push(Link { program: name, id });
+            self.attach_program(name, request, cookie)
+                .map_err(|source| KernelError::Attach {
+                    path: request.shown_path.to_owned(),
+                    file_offset: request.probe.file_offset,
+                    pid: request.pid,
+                    source,
+                })?;
         }
         Ok(())
     }
@@ -235,15 +233,17 @@ impl Kernel {
         name: &'static str,
         request: &AttachRequest<'_>,
         cookie: Cookie,
-    ) -> Result<UProbeLinkId, ProgramError> {
+    ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         let program: &mut UProbe = program.try_into()?;
-        let scope = NonZeroU32::new(request.pid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+        let scope = NonZeroU32::new(request.pid)
+            .map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(request.probe.file_offset),
             cookie: Some(cookie.0),
         };
-        program.attach(point, request.file, scope)
+        // The link is the program's, and goes when it goes.
+        program.attach(point, request.file, scope).map(drop)
     }
 
     /// Begins or ends recording of a target.
@@ -253,20 +253,23 @@ impl Kernel {
     /// If the map refuses.
     pub fn set_enabled(&mut self, target: u16, enabled: bool) -> Result<(), KernelError> {
         self.targets
-            .set(target.into(), Plain(Target { enabled: enabled.into() }), 0)
-            .map_err(|source| KernelError::Map { map: "TARGETS", source })
+            .set(
+                target.into(),
+                Plain(Target {
+                    enabled: enabled.into(),
+                }),
+                0,
+            )
+            .map_err(|source| KernelError::Map {
+                map: "TARGETS",
+                source,
+            })
     }
 
-    /// Removes all probes of a target.
-    pub fn detach(&mut self, target: u16, pid: u32) {
-        for Link { program: name, id } in self.links.remove(&target).unwrap_or_default() {
-            let Some(Ok(program)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) else { continue };
-            // Fails only for a link that is not there any more.
-            if let Err(error) = program.detach(id) {
-                log::debug!("a probe of process {pid} was gone already: {error}");
-            }
-        }
-        // The entry may be missing: the table is only filled for targets that live.
+    /// A process has ended: what another process of the same number does is not its own.
+    /// Its probes stay until all are removed, because the kernel waits for about a tenth
+    /// of a second for each (`synchronize_rcu_tasks_trace`), and nothing hits them.
+    pub fn forget_process(&mut self, pid: u32) {
         if let Ok(mut processes) = self.processes()
             && let Err(error) = processes.remove(&pid)
         {
@@ -280,12 +283,20 @@ impl Kernel {
     ///
     /// If the maps cannot be read.
     pub fn counters(&self) -> Result<Counters, KernelError> {
-        let source = |source| KernelError::Map { map: "COUNTERS", source };
-        let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing { what: "map COUNTERS" })?;
-        let cpus: PerCpuArray<_, Plain<CpuCounters>> = PerCpuArray::try_from(map).map_err(source)?;
+        let source = |source| KernelError::Map {
+            map: "COUNTERS",
+            source,
+        };
+        let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing {
+            what: "map COUNTERS",
+        })?;
+        let cpus: PerCpuArray<_, Plain<CpuCounters>> =
+            PerCpuArray::try_from(map).map_err(source)?;
         let cpus = cpus.get(&0, 0).map_err(source)?;
         let sum = |counter: u32| -> u64 {
-            cpus.iter().filter_map(|cpu| cpu.0.values.get(counter as usize)).sum()
+            cpus.iter()
+                .filter_map(|cpu| cpu.0.values.get(counter as usize))
+                .sum()
         };
         let lost = [
             (LossCause::RingFullAllocation, COUNTER_LOST_ALLOCATION),
@@ -304,7 +315,10 @@ impl Kernel {
             hits: sum(COUNTER_HITS),
             malformed: 0,
             in_flight: 0,
-            lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
+            lost: lost
+                .into_iter()
+                .map(|(cause, counter)| (cause, sum(counter)))
+                .collect(),
         })
     }
 
@@ -315,9 +329,15 @@ impl Kernel {
     ///
     /// If the map cannot be read.
     pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
-        let map_error = |source| KernelError::Map { map: "THREADS", source };
-        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
-        let threads: HashMap<_, u64, Plain<ThreadState>> = HashMap::try_from(map).map_err(map_error)?;
+        let map_error = |source| KernelError::Map {
+            map: "THREADS",
+            source,
+        };
+        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing {
+            what: "map THREADS",
+        })?;
+        let threads: HashMap<_, u64, Plain<ThreadState>> =
+            HashMap::try_from(map).map_err(map_error)?;
         let mut in_flight = 0;
         for entry in threads.iter() {
             match entry {
@@ -338,21 +358,28 @@ where
     ebpf.program_mut(name)
         .ok_or(KernelError::Missing { what: name })?
         .try_into()
-        .map_err(|source| KernelError::Program { program: name, source })
+        .map_err(|source| KernelError::Program {
+            program: name,
+            source,
+        })
 }
 
 fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf.take_map(name).ok_or(KernelError::Missing { what: name })?;
+    let map = ebpf
+        .take_map(name)
+        .ok_or(KernelError::Missing { what: name })?;
     M::try_from(map).map_err(|source| KernelError::Map { map: name, source })
 }
 
 /// The object says which contract it was built with.
 fn check_contract() -> Result<(), KernelError> {
     let found = object::File::parse(OBJECT).ok().and_then(|elf| {
-        let symbol = elf.symbols().find(|symbol| symbol.name() == Ok("MEMSCOPE_CONTRACT_VERSION"))?;
+        let symbol = elf
+            .symbols()
+            .find(|symbol| symbol.name() == Ok("MEMSCOPE_CONTRACT_VERSION"))?;
         let section = elf.section_by_index(symbol.section_index()?).ok()?;
         let bytes = section.data_range(symbol.address(), 4).ok()??;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -360,7 +387,10 @@ fn check_contract() -> Result<(), KernelError> {
     if found == Some(CONTRACT_VERSION) {
         return Ok(());
     }
-    Err(KernelError::WrongObject { found, expected: CONTRACT_VERSION })
+    Err(KernelError::WrongObject {
+        found,
+        expected: CONTRACT_VERSION,
+    })
 }
 
 fn page_bytes() -> u32 {

@@ -30,7 +30,9 @@ pub enum KernelError {
         what: &'static str,
     },
     /// The object that was compiled in does not fit this collector.
-    #[error("the eBPF object has contract {found:?}, this memscope needs {expected}: rebuild it with `cargo xtask build-ebpf`")]
+    #[error(
+        "the eBPF object has contract {found:?}, this memscope needs {expected}: rebuild it with `cargo xtask build-ebpf`"
+    )]
     WrongObject {
         /// What the object says.
         found: Option<u32>,
@@ -78,7 +80,9 @@ pub enum KernelError {
         what: &'static str,
     },
     /// The size given for the ring is none.
-    #[error("a ring buffer of {bytes} bytes is not possible: it must be a power of two and at least one page")]
+    #[error(
+        "a ring buffer of {bytes} bytes is not possible: it must be a power of two and at least one page"
+    )]
     RingSize {
         /// What was given.
         bytes: u64,

@@ -6,8 +6,10 @@
 //!
 //! The rules are those of `docs/accounting.md`.
 
+mod block;
 mod histogram;
 mod sites;
+mod state;
 mod tracker;
 
 #[cfg(test)]
@@ -15,6 +17,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use histogram::{Lifetimes, LifetimeSummary};
+pub use block::{Block, LiveBlock, LossWindow, Totals};
+pub use histogram::{LifetimeSummary, Lifetimes};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
-pub use tracker::{Block, LiveBlock, LossWindow, Totals, Tracker};
+pub use tracker::Tracker;

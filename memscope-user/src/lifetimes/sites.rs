@@ -47,7 +47,9 @@ impl SiteSums {
     /// Sum of their requested sizes.
     #[must_use]
     pub const fn live_bytes(&self) -> u64 {
-        self.allocated_bytes.wrapping_sub(self.freed_bytes).wrapping_sub(self.unseen_end_bytes)
+        self.allocated_bytes
+            .wrapping_sub(self.freed_bytes)
+            .wrapping_sub(self.unseen_end_bytes)
     }
 }
 
@@ -82,7 +84,10 @@ impl Site {
         if self.gone {
             return Resident::default();
         }
-        Resident { blocks: self.sums.live_blocks(), bytes: self.sums.live_bytes() }
+        Resident {
+            blocks: self.sums.live_blocks(),
+            bytes: self.sums.live_bytes(),
+        }
     }
 }
 
@@ -121,7 +126,9 @@ impl Sites {
 
     /// Changes a site's sums, with all that follows from it for the peak.
     pub(super) fn change(&mut self, index: u32, time_ns: u64, change: impl FnOnce(&mut Site)) {
-        let Some(site) = self.list.get_mut(index as usize) else { return };
+        let Some(site) = self.list.get_mut(index as usize) else {
+            return;
+        };
         let before = site.resident();
         if site.at_peak_epoch != self.peak_epoch {
             site.at_peak = before;
@@ -130,8 +137,11 @@ impl Sites {
         change(site);
         let after = site.resident();
         self.resident.blocks = self.resident.blocks + after.blocks - before.blocks;
-        self.resident.bytes =
-            self.resident.bytes.wrapping_add(after.bytes).wrapping_sub(before.bytes);
+        self.resident.bytes = self
+            .resident
+            .bytes
+            .wrapping_add(after.bytes)
+            .wrapping_sub(before.bytes);
         if self.resident.bytes > self.peak.bytes {
             self.peak = self.resident;
             self.peak_epoch += 1;

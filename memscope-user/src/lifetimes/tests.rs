@@ -9,6 +9,7 @@ use super::{
 use crate::model::StackId;
 
 mod properties;
+mod reallocations;
 
 /// Applies a trace; gives the tracker and what ended.
 pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
@@ -32,11 +33,19 @@ fn tell(trace: &Trace) -> String {
     let totals = tracker.totals();
     let mut told = Vec::new();
     for (name, blocks, bytes) in [
-        ("allocated", totals.allocations, Some(totals.allocated_bytes)),
+        (
+            "allocated",
+            totals.allocations,
+            Some(totals.allocated_bytes),
+        ),
         ("freed", totals.frees, Some(totals.freed_bytes)),
         ("unseen", totals.unseen_ends, Some(totals.unseen_end_bytes)),
         ("live", totals.live_blocks, Some(totals.live_bytes)),
-        ("peak", totals.peak_live_blocks, Some(totals.peak_live_bytes)),
+        (
+            "peak",
+            totals.peak_live_blocks,
+            Some(totals.peak_live_bytes),
+        ),
         ("reallocations", totals.reallocations, None),
         ("failed", totals.failed_allocations, None),
         ("temporary", totals.temporary_allocations, None),
@@ -53,13 +62,30 @@ fn tell(trace: &Trace) -> String {
     let mut out = told.join(", ");
     let name = |site: u32| {
         let id: StackId = tracker.site_key(site).unwrap().stack;
-        trace.stacks().into_iter().find(|(_, known, _)| *known == id).unwrap().0
+        trace
+            .stacks()
+            .into_iter()
+            .find(|(_, known, _)| *known == id)
+            .unwrap()
+            .0
     };
-    for Block { address_avma, block, freed_ns, freed_by, .. } in &ended {
+    for Block {
+        address_avma,
+        block,
+        freed_ns,
+        freed_by,
+        ..
+    } in &ended
+    {
         let lifetime_ns = freed_ns - block.allocated_ns;
         let by = freed_by.map_or("?".to_owned(), |thread| thread.to_string());
         let site = name(block.site);
-        write!(out, "\n{address_avma:#x} {} @{site} {}→{by} {lifetime_ns}ns", block.size_bytes, block.thread).unwrap();
+        write!(
+            out,
+            "\n{address_avma:#x} {} @{site} {}→{by} {lifetime_ns}ns",
+            block.size_bytes, block.thread
+        )
+        .unwrap();
         if block.chain_allocated_ns != block.allocated_ns {
             write!(out, " chain {}ns", freed_ns - block.chain_allocated_ns).unwrap();
         }
@@ -67,7 +93,13 @@ fn tell(trace: &Trace) -> String {
     let mut live: Vec<_> = tracker.live_blocks().collect();
     live.sort_by_key(|(process, address_avma, _)| (*process, *address_avma));
     for (_, address_avma, block) in live {
-        write!(out, "\nlive {address_avma:#x} {} @{}", block.size_bytes, name(block.site)).unwrap();
+        write!(
+            out,
+            "\nlive {address_avma:#x} {} @{}",
+            block.size_bytes,
+            name(block.site)
+        )
+        .unwrap();
     }
     out
 }
@@ -76,7 +108,10 @@ fn tell(trace: &Trace) -> String {
 #[track_caller]
 fn check(trace: &str, expected: &str) {
     let told = tell(&parse(trace));
-    let lines = expected.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines = expected
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
     let expected = lines.collect::<Vec<_>>().join("\n");
     assert_eq!(told, expected, "\nof the trace:\n{trace}");
 }
@@ -165,7 +200,10 @@ fn a_block_freed_by_another_thread_is_freed() {
 fn five_lives_at_one_address_are_five_blocks() {
     let life = "1 malloc 8 = 0x10 @a\n1 free 0x10\n";
     let ended = "0x10 8 @a 1→1 10ns\n".repeat(5);
-    check(&life.repeat(5), &format!("allocated 5/40, freed 5/40, peak 1/8, temporary 5\n{ended}"));
+    check(
+        &life.repeat(5),
+        &format!("allocated 5/40, freed 5/40, peak 1/8, temporary 5\n{ended}"),
+    );
 }
 
 #[test]
@@ -182,171 +220,6 @@ fn addresses_of_two_processes_are_two_addresses() {
         "allocated 2/3, freed 1/1, live 1/2, peak 2/3, temporary 1
          0x10 1 @a 1→1 20ns
          live 0x10 2 @b",
-    );
-}
-
-#[test]
-fn a_reallocation_that_moves_is_a_free_and_an_allocation() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc 0x10 200 = 0x20 @b
-         1 free 0x20",
-        "allocated 2/300, freed 2/300, peak 1/200, reallocations 1, temporary 2
-         0x10 100 @a 1→1 10ns
-         0x20 200 @b 1→1 10ns chain 20ns",
-    );
-}
-
-#[test]
-fn a_reallocation_in_place_is_a_free_and_an_allocation_too() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc 0x10 100 = 0x10 @b",
-        "allocated 2/200, freed 1/100, live 1/100, peak 1/100, reallocations 1, temporary 1
-         0x10 100 @a 1→1 10ns
-         live 0x10 100 @b",
-    );
-}
-
-#[test]
-fn chains_of_reallocations_remember_their_beginning() {
-    check(
-        "1 malloc 1 = 0x10 @a
-         1 realloc 0x10 2 = 0x20 @a
-         1 realloc 0x20 3 = 0x20 @a
-         2 free 0x20",
-        "allocated 3/6, freed 3/6, peak 1/3, reallocations 2, temporary 2
-         0x10 1 @a 1→1 10ns
-         0x20 2 @a 1→1 10ns chain 20ns
-         0x20 3 @a 1→2 10ns chain 30ns",
-    );
-}
-
-#[test]
-fn a_failed_reallocation_leaves_the_block() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc 0x10 200 = null @b
-         1 free 0x10",
-        "allocated 1/100, freed 1/100, peak 1/100, failed 1, temporary 1
-         0x10 100 @a 1→1 20ns",
-    );
-}
-
-#[test]
-fn a_reallocation_to_nothing_frees() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc 0x10 0 = null @b",
-        "allocated 1/100, freed 1/100, peak 1/100, temporary 1
-         0x10 100 @a 1→1 10ns",
-    );
-}
-
-#[test]
-fn a_reallocation_to_no_bytes_can_give_a_block() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc 0x10 0 = 0x10 @b",
-        "allocated 2/100, freed 1/100, live 1/0, peak 1/100, reallocations 1, temporary 1
-         0x10 100 @a 1→1 10ns
-         live 0x10 0 @b",
-    );
-}
-
-#[test]
-fn a_reallocation_of_an_unknown_block_is_an_unknown_free_and_an_allocation() {
-    check(
-        "1 realloc 0x10 200 = 0x20 @a",
-        "allocated 1/200, live 1/200, peak 1/200, reallocations 1, unknown 1
-         live 0x20 200 @a",
-    );
-}
-
-#[test]
-fn a_reallocation_by_another_thread_ends_the_block_there() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         2 realloc 0x10 200 = 0x20 @b",
-        "allocated 2/300, freed 1/100, live 1/200, peak 1/200, reallocations 1
-         0x10 100 @a 1→2 10ns
-         live 0x20 200 @b",
-    );
-}
-
-#[test]
-fn an_old_address_given_out_while_its_reallocation_is_under_way_has_moved() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc> 0x10
-         2 malloc 50 = 0x10 @b
-         1 realloc< 0x10 200 = 0x20 @c
-         2 free 0x10",
-        "allocated 3/350, freed 2/150, live 1/200, peak 2/250, reallocations 1, temporary 2
-         0x10 100 @a 1→1 20ns
-         0x10 50 @b 2→2 20ns
-         live 0x20 200 @c",
-    );
-}
-
-#[test]
-fn what_takes_the_old_address_may_end_before_the_reallocation_returns() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc> 0x10
-         2 malloc 50 = 0x10 @b
-         2 free 0x10
-         3 malloc 60 = 0x10 @b
-         1 realloc< 0x10 200 = 0x20 @c",
-        "allocated 4/410, freed 2/150, live 2/260, peak 2/260, reallocations 1, temporary 2
-         0x10 100 @a 1→1 20ns
-         0x10 50 @b 2→2 10ns
-         live 0x10 60 @b
-         live 0x20 200 @c",
-    );
-}
-
-#[test]
-fn two_reallocations_can_swap_addresses() {
-    check(
-        "1 malloc 1 = 0x10 @a
-         2 malloc 2 = 0x20 @a
-         1 realloc> 0x10
-         2 realloc> 0x20
-         2 realloc< 0x20 20 = 0x10 @b
-         1 realloc< 0x10 10 = 0x20 @b",
-        "allocated 4/33, freed 2/3, live 2/30, peak 2/30, reallocations 2, temporary 2
-         0x20 2 @a 2→2 30ns
-         0x10 1 @a 1→1 40ns
-         live 0x10 20 @b
-         live 0x20 10 @b",
-    );
-}
-
-#[test]
-fn a_reallocation_whose_entry_was_lost_is_told_by_its_return() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         lost 1
-         1 realloc< 0x10 200 = 0x20 @b",
-        "allocated 2/300, freed 1/100, live 1/200, peak 1/200, reallocations 1, temporary 1, lost 1
-         0x10 100 @a 1→1 20ns
-         live 0x20 200 @b",
-    );
-}
-
-#[test]
-fn a_reallocation_whose_return_was_lost_is_over_when_its_thread_goes_on() {
-    check(
-        "1 malloc 100 = 0x10 @a
-         1 realloc> 0x10
-         lost 1
-         1 malloc 5 = 0x30 @b
-         2 malloc 50 = 0x10 @b",
-        "allocated 3/155, unseen 1/100, live 2/55, peak 2/105, lost 1
-         0x10 100 @a 1→? 40ns
-         live 0x10 50 @b
-         live 0x30 5 @b",
     );
 }
 
@@ -421,8 +294,19 @@ fn the_peak_is_the_first_moment_of_most_bytes() {
     );
     let (tracker, _) = run(&trace);
     let totals = tracker.totals();
-    assert_eq!((totals.peak_live_blocks, totals.peak_live_bytes, totals.peak_time_ns), (1, 100, 10));
-    let at_peak: Vec<_> = tracker.sites().iter().map(|site| site.at_peak.bytes).collect();
+    assert_eq!(
+        (
+            totals.peak_live_blocks,
+            totals.peak_live_bytes,
+            totals.peak_time_ns
+        ),
+        (1, 100, 10)
+    );
+    let at_peak: Vec<_> = tracker
+        .sites()
+        .iter()
+        .map(|site| site.at_peak.bytes)
+        .collect();
     assert_eq!(at_peak, [100, 0]);
 }
 

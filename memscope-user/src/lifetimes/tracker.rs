@@ -1,127 +1,14 @@
-use hashbrown::HashMap;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 
-use super::sites::{Resident, Site, SiteKey, Sites};
+use super::{
+    block::{Block, LiveBlock, LossWindow, Totals},
+    sites::{Site, SiteKey, Sites},
+    state::{Begin, ClosedInFlight, InFlight, ProcessState},
+};
 use crate::model::{Event, FreeCaller, ProcessId, ThreadId};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
-
-/// Sums over everything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Blocks that began.
-    pub allocations: u64,
-    /// Sum of their requested sizes.
-    pub allocated_bytes: u64,
-    /// Blocks that ended by free or reallocation.
-    pub frees: u64,
-    /// Sum of their requested sizes.
-    pub freed_bytes: u64,
-    /// Reallocations of an existing block that returned a block.
-    pub reallocations: u64,
-    /// Calls that returned no block although one was asked for.
-    pub failed_allocations: u64,
-    /// Begun and not ended when the trace ended, ended processes included.
-    pub live_blocks: u64,
-    /// Sum of their requested sizes.
-    pub live_bytes: u64,
-    /// Blocks at the moment of the largest sum of live requested bytes.
-    pub peak_live_blocks: u64,
-    /// That largest sum.
-    pub peak_live_bytes: u64,
-    /// `CLOCK_MONOTONIC` of that moment, 0 if nothing was allocated.
-    pub peak_time_ns: u64,
-    /// Freed by the thread that allocated them, with no other allocation of that
-    /// thread in between.
-    pub temporary_allocations: u64,
-    /// Frees of blocks that are not known: allocated before the trace began, or
-    /// their allocation was lost.
-    pub unknown_frees: u64,
-    /// Calls of free by the allocator itself for blocks already freed; no frees.
-    pub allocator_internal_frees: u64,
-    /// Blocks whose end was not seen, but whose address was given out again.
-    pub unseen_ends: u64,
-    /// Sum of their requested sizes.
-    pub unseen_end_bytes: u64,
-    /// Records lost, as told by markers in the stream.
-    pub marked_losses: u64,
-}
-
-/// A stretch of time in which records are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LossWindow {
-    /// `CLOCK_MONOTONIC`.
-    pub from_ns: u64,
-    /// `CLOCK_MONOTONIC`.
-    pub until_ns: u64,
-    /// How many records.
-    pub lost_count: u64,
-}
-
-/// A block while it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LiveBlock {
-    /// Requested size.
-    pub size_bytes: u64,
-    /// When it began.
-    pub allocated_ns: u64,
-    /// When the first block of its chain of reallocations began.
-    pub chain_allocated_ns: u64,
-    /// Where it began: an index into [`Tracker::sites`].
-    pub site: u32,
-    /// By which thread.
-    pub thread: ThreadId,
-    /// The how-manieth allocation of all it was, modulo 2^32.
-    ordinal: u32,
-}
-
-/// A block that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Whose.
-    pub process: ProcessId,
-    /// Where it was.
-    pub address_avma: u64,
-    /// What it was.
-    pub block: LiveBlock,
-    /// When it ended.
-    pub freed_ns: u64,
-    /// By which thread; none if its end was not seen.
-    pub freed_by: Option<ThreadId>,
-}
-
-/// A reallocation that was entered and has not returned.
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    old_address_avma: u64,
-    /// When the old address was given out again, the block there having moved: it
-    /// was closed then, and what lives there now is another block.
-    closed: Option<ClosedInFlight>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct ClosedInFlight {
-    chain_allocated_ns: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Thread {
-    /// Ordinal of its last allocation; none before the first. Ordinals count the
-    /// allocations of all threads, so that a thread which gets the number of one
-    /// that has ended does not continue its count.
-    last_ordinal: Option<u32>,
-    /// Frees of unknown blocks by the allocator's own module, with nothing after
-    /// them yet: what they are is decided by what comes next.
-    pending_internal_frees: u64,
-}
-
-#[derive(Debug, Default)]
-struct ProcessState {
-    live: HashMap<u64, LiveBlock, FxBuildHasher>,
-    threads: FxHashMap<ThreadId, Thread>,
-    in_flight: FxHashMap<ThreadId, InFlight>,
-}
 
 /// The state machine.
 #[derive(Debug, Default)]
@@ -130,16 +17,6 @@ pub struct Tracker {
     sites: Sites,
     totals: Totals,
     loss_windows: Vec<LossWindow>,
-}
-
-/// Fields that allocation and reallocation share.
-#[derive(Clone, Copy)]
-struct Begin {
-    key: SiteKey,
-    thread: ThreadId,
-    time_ns: u64,
-    address_avma: u64,
-    size_bytes: u64,
 }
 
 impl Tracker {
@@ -152,9 +29,23 @@ impl Tracker {
     /// Takes the next event; gives the blocks that it ends.
     pub fn apply(&mut self, event: &Event, mut ended: impl FnMut(&Block)) {
         match *event {
-            Event::Allocation { process, thread, time_ns, address_avma, size_bytes, stack, .. } => {
+            Event::Allocation {
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                size_bytes,
+                stack,
+                ..
+            } => {
                 let key = SiteKey { process, stack };
-                let begin = Begin { key, thread, time_ns, address_avma, size_bytes };
+                let begin = Begin {
+                    key,
+                    thread,
+                    time_ns,
+                    address_avma,
+                    size_bytes,
+                };
                 self.go_on(process, thread);
                 if address_avma == 0 {
                     self.fail(key, time_ns);
@@ -162,12 +53,26 @@ impl Tracker {
                     self.begin(begin, None, &mut ended);
                 }
             }
-            Event::Free { process, thread, time_ns, address_avma, caller } => {
+            Event::Free {
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                caller,
+            } => {
                 self.free(process, thread, time_ns, address_avma, caller, &mut ended);
             }
-            Event::ReallocationBegin { process, thread, old_address_avma, .. } => {
+            Event::ReallocationBegin {
+                process,
+                thread,
+                old_address_avma,
+                ..
+            } => {
                 self.settle_pending(process, thread);
-                let in_flight = InFlight { old_address_avma, closed: None };
+                let in_flight = InFlight {
+                    old_address_avma,
+                    closed: None,
+                };
                 self.process(process).in_flight.insert(thread, in_flight);
             }
             Event::ReallocationEnd {
@@ -181,19 +86,30 @@ impl Tracker {
                 ..
             } => {
                 let key = SiteKey { process, stack };
-                let begin =
-                    Begin { key, thread, time_ns, address_avma: new_address_avma, size_bytes };
+                let begin = Begin {
+                    key,
+                    thread,
+                    time_ns,
+                    address_avma: new_address_avma,
+                    size_bytes,
+                };
                 self.end_reallocation(old_address_avma, begin, &mut ended);
             }
-            Event::ThreadExit { process, thread, .. } => {
+            Event::ThreadExit {
+                process, thread, ..
+            } => {
                 let state = self.process(process);
                 state.in_flight.remove(&thread);
                 if let Some(thread) = state.threads.remove(&thread) {
                     self.totals.allocator_internal_frees += thread.pending_internal_frees;
                 }
             }
-            Event::Loss { first_lost_ns, time_ns, lost_count } => {
-                self.totals.marked_losses = self.totals.marked_losses.wrapping_add(lost_count);
+            Event::Loss {
+                first_lost_ns,
+                time_ns,
+                lost_count,
+            } => {
+                self.totals.marked_losses = self.totals.marked_losses.saturating_add(lost_count);
                 if self.loss_windows.len() < MAX_LOSS_WINDOWS {
                     self.loss_windows.push(LossWindow {
                         from_ns: first_lost_ns,
@@ -217,13 +133,13 @@ impl Tracker {
         self.processes.entry(process).or_default()
     }
 
-    /// The thread goes on, so what it freed before was no clearing of its cache, and
-    /// a reallocation it was in is over, though the record of its return was lost.
+    /// The thread goes on, so a reallocation it was in is over: its return was lost.
     fn go_on(&mut self, process: ProcessId, thread: ThreadId) {
         self.process(process).in_flight.remove(&thread);
         self.settle_pending(process, thread);
     }
 
+    /// What the thread freed before was no clearing of its cache, as it goes on.
     fn settle_pending(&mut self, process: ProcessId, thread: ThreadId) {
         let thread = self.process(process).threads.entry(thread).or_default();
         let pending = std::mem::take(&mut thread.pending_internal_frees);
@@ -233,7 +149,8 @@ impl Tracker {
     fn fail(&mut self, key: SiteKey, time_ns: u64) {
         self.totals.failed_allocations += 1;
         let site = self.sites.index_of(key);
-        self.sites.change(site, time_ns, |site| site.sums.failed_allocations += 1);
+        self.sites
+            .change(site, time_ns, |site| site.sums.failed_allocations += 1);
     }
 
     /// A block begins. `chain_allocated_ns` is that of the block it continues.
@@ -243,7 +160,13 @@ impl Tracker {
         chain_allocated_ns: Option<u64>,
         ended: &mut impl FnMut(&Block),
     ) {
-        let Begin { key, thread, time_ns, address_avma, size_bytes } = begin;
+        let Begin {
+            key,
+            thread,
+            time_ns,
+            address_avma,
+            size_bytes,
+        } = begin;
         self.displace(key.process, address_avma, thread, time_ns, ended);
         let site = self.sites.index_of(key);
         let state = self.processes.entry(key.process).or_default();
@@ -277,7 +200,9 @@ impl Tracker {
         ended: &mut impl FnMut(&Block),
     ) {
         let state = self.processes.entry(process).or_default();
-        let Some(block) = state.live.remove(&address_avma) else { return };
+        let Some(block) = state.live.remove(&address_avma) else {
+            return;
+        };
         let mover = state.in_flight.iter_mut().find(|(thread, in_flight)| {
             **thread != by
                 && in_flight.old_address_avma == address_avma
@@ -285,16 +210,25 @@ impl Tracker {
         });
         let Some((mover, in_flight)) = mover else {
             self.totals.unseen_ends += 1;
-            self.totals.unseen_end_bytes = self.totals.unseen_end_bytes.wrapping_add(block.size_bytes);
+            self.totals.unseen_end_bytes =
+                self.totals.unseen_end_bytes.wrapping_add(block.size_bytes);
             self.sites.change(block.site, time_ns, |site| {
                 site.sums.unseen_ends += 1;
-                site.sums.unseen_end_bytes = site.sums.unseen_end_bytes.wrapping_add(block.size_bytes);
+                site.sums.unseen_end_bytes =
+                    site.sums.unseen_end_bytes.wrapping_add(block.size_bytes);
             });
-            ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: None });
+            ended(&Block {
+                process,
+                address_avma,
+                block,
+                freed_ns: time_ns,
+                freed_by: None,
+            });
             return;
         };
-        in_flight.closed =
-            Some(ClosedInFlight { chain_allocated_ns: block.chain_allocated_ns });
+        in_flight.closed = Some(ClosedInFlight {
+            chain_allocated_ns: block.chain_allocated_ns,
+        });
         let mover = *mover;
         self.end(process, address_avma, block, mover, time_ns, ended);
     }
@@ -310,7 +244,10 @@ impl Tracker {
         ended: &mut impl FnMut(&Block),
     ) {
         let state = self.processes.entry(process).or_default();
-        let last_ordinal = state.threads.get(&by).and_then(|thread| thread.last_ordinal);
+        let last_ordinal = state
+            .threads
+            .get(&by)
+            .and_then(|thread| thread.last_ordinal);
         let temporary = by == block.thread && last_ordinal == Some(block.ordinal);
         self.totals.frees += 1;
         self.totals.freed_bytes = self.totals.freed_bytes.wrapping_add(block.size_bytes);
@@ -319,9 +256,16 @@ impl Tracker {
             site.sums.frees += 1;
             site.sums.freed_bytes = site.sums.freed_bytes.wrapping_add(block.size_bytes);
             site.sums.temporary_allocations += u64::from(temporary);
-            site.lifetimes.add(time_ns.saturating_sub(block.allocated_ns));
+            site.lifetimes
+                .add(time_ns.saturating_sub(block.allocated_ns));
         });
-        ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: Some(by) });
+        ended(&Block {
+            process,
+            address_avma,
+            block,
+            freed_ns: time_ns,
+            freed_by: Some(by),
+        });
     }
 
     fn free(
@@ -341,7 +285,11 @@ impl Tracker {
                     self.totals.unknown_frees += 1;
                 }
                 FreeCaller::AllocatorModule => {
-                    state.threads.entry(thread).or_default().pending_internal_frees += 1;
+                    state
+                        .threads
+                        .entry(thread)
+                        .or_default()
+                        .pending_internal_frees += 1;
                 }
             }
             return;
@@ -356,7 +304,13 @@ impl Tracker {
         begin: Begin,
         ended: &mut impl FnMut(&Block),
     ) {
-        let Begin { key, thread, time_ns, address_avma: new_address_avma, size_bytes } = begin;
+        let Begin {
+            key,
+            thread,
+            time_ns,
+            address_avma: new_address_avma,
+            size_bytes,
+        } = begin;
         self.settle_pending(key.process, thread);
         let in_flight = self.process(key.process).in_flight.remove(&thread);
         let closed = in_flight
@@ -413,8 +367,7 @@ impl Tracker {
     /// What takes memory now: live blocks of processes that have not ended.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        let Resident { bytes, .. } = self.sites.resident();
-        bytes
+        self.sites.resident().bytes
     }
 
     /// All sites, in the order in which they were first seen.
@@ -432,7 +385,10 @@ impl Tracker {
     /// The live blocks of all processes with their addresses, in no order.
     pub fn live_blocks(&self) -> impl Iterator<Item = (ProcessId, u64, &LiveBlock)> {
         self.processes.iter().flat_map(|(process, state)| {
-            state.live.iter().map(|(address_avma, block)| (*process, *address_avma, block))
+            state
+                .live
+                .iter()
+                .map(|(address_avma, block)| (*process, *address_avma, block))
         })
     }
 

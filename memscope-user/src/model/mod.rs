@@ -262,7 +262,7 @@ pub enum LossCause {
     RingFullReallocation,
     /// No room in the ring buffer for the frames of a stack.
     RingFullStack,
-    /// No room in the ring buffer for an exec, thread exit or mapping.
+    /// No room in the ring buffer for an exec, thread exit or change of code.
     RingFullProcess,
     /// More threads than the table holds.
     ThreadTableFull,

@@ -8,8 +8,8 @@ use rustc_hash::FxHashMap;
 use crate::{
     lifetimes::{Block, LiveBlock, LossWindow, Site, Totals, Tracker},
     model::{
-        Capture, Counters, Frame, FrameId, FrameSymbols, Item, Module, ModuleId, Probe,
-        ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId, StackOutcome,
+        Capture, Counters, Frame, FrameId, FrameSymbols, Item, Module, ModuleId, Probe, ProbeId,
+        Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId, StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -190,7 +190,14 @@ impl Analysis {
     /// Records known to be missing; `None` if the recording does not say.
     #[must_use]
     pub fn lost_events(&self) -> Option<u64> {
-        self.counters.as_ref().map(Counters::lost_total)
+        let sum = |counters: &Counters| {
+            // A forged recording can have more than a u64 holds.
+            counters
+                .lost
+                .iter()
+                .fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
+        };
+        self.counters.as_ref().map(sum)
     }
 
     /// Whether everything that the target did while it was observed is in here.
@@ -246,7 +253,11 @@ pub fn replay_blocks<R: Read + Seek>(
 ) -> Result<Analysis, ReadError> {
     let (analysis, tracker) = replay(reader, |block| each(BlockFate::Ended(block)))?;
     for (process, address_avma, block) in tracker.live_blocks() {
-        each(BlockFate::Live { process, address_avma, block });
+        each(BlockFate::Live {
+            process,
+            address_avma,
+            block,
+        });
     }
     Ok(analysis)
 }

@@ -68,7 +68,9 @@ impl<'a> ResolvedFrame<'a> {
 /// Last part of a path.
 #[must_use]
 pub fn base_name(path: &str) -> &str {
-    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+    path.rsplit('/')
+        .find(|part| !part.is_empty())
+        .unwrap_or(path)
 }
 
 /// Functions of the languages' runtime libraries between the program and the
@@ -103,7 +105,9 @@ const WRAPPER_PREFIXES: [&str; 24] = [
 fn is_allocator_wrapper(function: &str) -> bool {
     // A template function's name begins with its return type: `void* f<…>(…)`.
     let name = function.strip_prefix("void* ").unwrap_or(function);
-    WRAPPER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    WRAPPER_PREFIXES
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
         || (name.starts_with('<') && name.contains(" as alloc::"))
         || (name.starts_with('<') && name.contains(" as core::alloc::"))
 }
@@ -122,13 +126,19 @@ impl<'a> ResolvedStack<'a> {
     #[must_use]
     pub fn of(definitions: &'a Definitions, stack: StackId) -> Self {
         let Some(stack) = definitions.stacks.get(&stack) else {
-            return Self { outcome: StackOutcome::FramesLost, frames: Vec::new() };
+            return Self {
+                outcome: StackOutcome::FramesLost,
+                frames: Vec::new(),
+            };
         };
         let mut frames = Vec::with_capacity(stack.frames.len());
         for frame in &stack.frames {
             resolve(definitions, *frame, &mut frames);
         }
-        Self { outcome: stack.outcome, frames }
+        Self {
+            outcome: stack.outcome,
+            frames,
+        }
     }
 
     /// How many of the innermost frames are the allocator's wrappers, which a
@@ -149,7 +159,10 @@ impl<'a> ResolvedStack<'a> {
 
 /// See [`ResolvedStack::wrapper_count`].
 pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
-    frames.iter().position(|frame| !frame.is_allocator_wrapper()).unwrap_or(0)
+    frames
+        .iter()
+        .position(|frame| !frame.is_allocator_wrapper())
+        .unwrap_or(0)
 }
 
 /// What stands in place of the missing callers where a chain does not reach the
@@ -168,7 +181,10 @@ pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
 /// Where a frame is: its module, and an offset in it or an address.
 pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<ModuleId>, u64) {
     match definitions.frames.get(&frame).map(|frame| frame.location) {
-        Some(Location::Module { module, file_offset }) => (Some(module), file_offset),
+        Some(Location::Module {
+            module,
+            file_offset,
+        }) => (Some(module), file_offset),
         Some(Location::Unmapped { address_avma, .. }) => (None, address_avma),
         None => (None, 0),
     }
@@ -176,9 +192,14 @@ pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<Module
 
 fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<ResolvedFrame<'a>>) {
     let (module, offset) = place(definitions, frame);
-    let module =
-        module.and_then(|module| definitions.modules.get(&module)).map(|module| &*module.path);
-    let functions = definitions.symbols.get(&frame).map(Vec::as_slice).unwrap_or_default();
+    let module = module
+        .and_then(|module| definitions.modules.get(&module))
+        .map(|module| &*module.path);
+    let functions = definitions
+        .symbols
+        .get(&frame)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if functions.is_empty() {
         frames.push(ResolvedFrame {
             function: None,
@@ -235,15 +256,35 @@ mod tests {
 
     #[test]
     fn base_names() {
-        for (path, expected) in [("/usr/lib/libc.so.6", "libc.so.6"), ("[vdso]", "[vdso]"), ("", ""), ("/", "/"), ("a/", "a")] {
+        for (path, expected) in [
+            ("/usr/lib/libc.so.6", "libc.so.6"),
+            ("[vdso]", "[vdso]"),
+            ("", ""),
+            ("/", "/"),
+            ("a/", "a"),
+        ] {
             assert_eq!(base_name(path), expected);
         }
     }
 
     #[test]
     fn a_frame_without_symbols_is_a_place() {
-        let frame = ResolvedFrame { function: None, module: Some("/opt/x/libfoo.so"), offset: 0x12ab, file: None, line: None, inlined: false };
+        let frame = ResolvedFrame {
+            function: None,
+            module: Some("/opt/x/libfoo.so"),
+            offset: 0x12ab,
+            file: None,
+            line: None,
+            inlined: false,
+        };
         assert_eq!(frame.name(), "libfoo.so+0x12ab");
-        assert_eq!(ResolvedFrame { module: None, ..frame }.name(), "[unknown]+0x12ab");
+        assert_eq!(
+            ResolvedFrame {
+                module: None,
+                ..frame
+            }
+            .name(),
+            "[unknown]+0x12ab"
+        );
     }
 }

@@ -15,12 +15,16 @@ const MAX_SHOWN_FRAMES: usize = 8;
 const MIN_NAME_WIDTH: usize = 24;
 const INDENT: &str = "      ";
 
-/// Cuts a harmless text to a number of characters.
-pub(super) fn cut(shown: &str, width: usize) -> String {
+/// Cuts a text to a number of characters.
+pub(crate) fn cut(shown: &str, width: usize) -> String {
     if shown.chars().count() <= width {
         return shown.to_owned();
     }
-    shown.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    shown
+        .chars()
+        .take(width.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 /// A line; writing to a String cannot fail.
@@ -35,7 +39,11 @@ pub(super) use line;
 /// File and line of a frame, if known: `server.c:123`. Harmless to a terminal.
 pub(super) fn source(frame: &ResolvedFrame<'_>) -> Option<String> {
     let file = cut(&text::harmless(base_name(frame.file?)), 40);
-    Some(frame.line.map_or_else(|| file.clone(), |line| format!("{file}:{line}")))
+    Some(
+        frame
+            .line
+            .map_or_else(|| file.clone(), |line| format!("{file}:{line}")),
+    )
 }
 
 /// `name  file:line  [module]  (inlined)`, not longer than `width` if it can be.
@@ -47,12 +55,17 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
         rest.push_str(&source);
     }
     if let (Some(_), Some(module)) = (frame.function, frame.module) {
-        rest.push_str(&format!("  [{}]", cut(&text::harmless(base_name(module)), 30)));
+        rest.push_str(&format!(
+            "  [{}]",
+            cut(&text::harmless(base_name(module)), 30)
+        ));
     }
     if frame.inlined {
         rest.push_str("  (inlined)");
     }
-    let room = width.saturating_sub(rest.chars().count()).max(MIN_NAME_WIDTH);
+    let room = width
+        .saturating_sub(rest.chars().count())
+        .max(MIN_NAME_WIDTH);
     format!("{}{rest}", cut(&text::harmless(&frame.name()), room))
 }
 
@@ -67,7 +80,9 @@ pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
     }
     let hidden = row.frames.len().saturating_sub(wrappers + MAX_SHOWN_FRAMES);
-    let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.stack);
+    let outcome = StackOutcome::ALL
+        .into_iter()
+        .find(|outcome| outcome.name() == row.stack);
     let mut tail = Vec::new();
     if hidden > 0 {
         tail.push(format!("… {hidden} more"));
@@ -86,7 +101,12 @@ pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
 pub(super) fn heading(out: &mut String, what: &str, shown: usize, all: usize) {
     let sites = if all == 1 { "site" } else { "sites" };
     if shown < all {
-        line!(out, "{what}: the first {} of {} {sites}", text::count(shown as u64), text::count(all as u64));
+        line!(
+            out,
+            "{what}: the first {} of {} {sites}",
+            text::count(shown as u64),
+            text::count(all as u64)
+        );
     } else {
         line!(out, "{what}: {} {sites}", text::count(all as u64));
     }
@@ -103,12 +123,22 @@ mod tests {
     use super::*;
 
     fn frame<'a>(function: Option<&'a str>, file: Option<&'a str>) -> ResolvedFrame<'a> {
-        ResolvedFrame { function, module: Some("/usr/bin/server"), offset: 16, file, line: Some(7), inlined: true }
+        ResolvedFrame {
+            function,
+            module: Some("/usr/bin/server"),
+            offset: 16,
+            file,
+            line: Some(7),
+            inlined: true,
+        }
     }
 
     #[test]
     fn frames_fit_their_line() {
-        assert_eq!(frame_text(&frame(Some("f"), Some("/src/a.c")), 94), "f  a.c:7  [server]  (inlined)");
+        assert_eq!(
+            frame_text(&frame(Some("f"), Some("/src/a.c")), 94),
+            "f  a.c:7  [server]  (inlined)"
+        );
         assert_eq!(frame_text(&frame(None, None), 94), "server+0x10  (inlined)");
         let long = "x".repeat(400);
         let shown = frame_text(&frame(Some(&long), Some("/src/a.c")), 94);

@@ -69,8 +69,14 @@ impl<'a> LeaksReport<'a> {
             layout::stack(&mut out, row, self.analysis);
         }
         if self.live_blocks > 0 {
-            line!(out, "\nLive is not lost: caches and pools are live too, and memscope follows no pointers to");
-            line!(out, "see which blocks the program can still reach. Old blocks of a growing site are suspects.");
+            line!(
+                out,
+                "\nLive is not lost: caches and pools are live too, and memscope follows no pointers to"
+            );
+            line!(
+                out,
+                "see which blocks the program can still reach. Old blocks of a growing site are suspects."
+            );
         }
         line!(out, "\n{}", self.trust.sentence);
         out
@@ -83,12 +89,20 @@ fn ages(row: &SiteRow<'_>) -> String {
             format!("{} old", text::duration_ns(oldest))
         }
         (Some(newest), Some(oldest)) => {
-            format!("{} to {} old", text::duration_ns(newest), text::duration_ns(oldest))
+            format!(
+                "{} to {} old",
+                text::duration_ns(newest),
+                text::duration_ns(oldest)
+            )
         }
         _ => "of unknown age".to_owned(),
     }
 }
 
 fn freed_text(frees: u64) -> String {
-    if frees == 0 { "none freed".to_owned() } else { format!("{} freed", text::count(frees)) }
+    if frees == 0 {
+        "none freed".to_owned()
+    } else {
+        format!("{} freed", text::count(frees))
+    }
 }

@@ -28,8 +28,9 @@ pub use analysis::{
     Analysis, Analyzer, BlockFate, Definitions, LiveAge, ReadError, analyze, replay_blocks,
 };
 pub use consistency::{Inconsistency, check};
-pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
 pub(crate) use frames::place;
+pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
+pub(crate) use layout::cut;
 pub use leaks::LeaksReport;
 pub use origin::{ProcessName, started_at};
 pub use peak::PeakReport;

@@ -77,7 +77,9 @@ impl<'a> SitesReport<'a> {
         let what = match self.order {
             SiteOrder::Live => "Sites by bytes live at the end",
             SiteOrder::Allocated => "Sites by bytes allocated",
-            SiteOrder::Temporary => "Sites by temporary allocations (freed with no other allocation in between)",
+            SiteOrder::Temporary => {
+                "Sites by temporary allocations (freed with no other allocation in between)"
+            }
         };
         layout::heading(&mut out, what, self.rows.len(), self.site_count);
         for (position, row) in self.rows.iter().enumerate() {

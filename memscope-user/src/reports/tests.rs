@@ -1,13 +1,15 @@
 //! The reports on small recordings, with exact numbers and exact text.
 
 use super::{
-    Inconsistency, Report, View, check,
+    Report, View, check,
     testing::{ENDED_AT_NS, analysis, analysis_of, items},
 };
 use crate::{
-    model::{Counters, Event, Item},
+    model::{Event, Item},
     store::RecordingEnd,
 };
+
+mod trust;
 
 /// 3 sites: `leak` keeps 2 of 3 blocks, `cache` keeps 1, `parse` frees all.
 const SERVER: &str = "
@@ -29,10 +31,18 @@ const SERVER: &str = "
 #[track_caller]
 fn check_text(report: &Report<'_>, expected: &str) {
     let text = report.text();
-    let expected = expected.lines().skip(1).map(|line| line.strip_prefix("        ").unwrap_or(line));
+    let expected = expected
+        .lines()
+        .skip(1)
+        .map(|line| line.strip_prefix("        ").unwrap_or(line));
     let expected = expected.collect::<Vec<_>>().join("\n");
     assert_eq!(text.trim_end(), expected.trim_end(), "\n{text}");
-    assert!(text.lines().all(|line| line.starts_with("Complete") || line.starts_with("INCOMPLETE") || line.chars().count() <= 100), "{text}");
+    assert!(
+        text.lines().all(|line| line.starts_with("Complete")
+            || line.starts_with("INCOMPLETE")
+            || line.chars().count() <= 100),
+        "{text}"
+    );
     assert!(!text.contains(|character: char| character.is_control() && character != '\n'));
 }
 
@@ -171,22 +181,43 @@ fn summary() {
 #[test]
 fn the_summary_fits_a_terminal_at_its_worst() {
     let long = "averylongfunctionname".repeat(20);
-    let mut text = String::from("!late\n!process 2 second\n!process 3 third\n!process 4 fourth\n!lost ring_full_free 123456\n!lost thread_table_full 7\n");
-    for (name, outcome) in [("a", "depth_limit"), ("b", "frame_pointer_broken"), ("c", "frame_pointers_only"), ("d", "complete")] {
+    let mut text = String::from(
+        "!late\n!process 2 second\n!process 3 third\n!process 4 fourth\n!lost ring_full_free 123456\n!lost thread_table_full 7\n",
+    );
+    for (name, outcome) in [
+        ("a", "depth_limit"),
+        ("b", "frame_pointer_broken"),
+        ("c", "frame_pointers_only"),
+        ("d", "complete"),
+    ] {
         text.push_str(&format!("!stack {name} {outcome} {long}{name} main\n"));
     }
     for process in 1..5 {
-        text.push_str(&format!("{process}:1 malloc 123456789 = 0x10 @{}\n", ["a", "b", "c", "d"][process - 1]));
+        text.push_str(&format!(
+            "{process}:1 malloc 123456789 = 0x10 @{}\n",
+            ["a", "b", "c", "d"][process - 1]
+        ));
     }
     text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nlost 9");
     let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
     analysis.damage_count = 3;
-    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None).text();
-    let rows: usize = shown.lines().map(|line| line.chars().count().div_ceil(80).max(1)).sum();
+    let shown = View::Summary
+        .report(&analysis, &"path/".repeat(60), None)
+        .text();
+    let rows: usize = shown
+        .lines()
+        .map(|line| line.chars().count().div_ceil(80).max(1))
+        .sum();
     assert!(rows <= 24, "{rows} rows:\n{shown}");
     let last = shown.lines().last().unwrap();
     assert!(last.starts_with("INCOMPLETE: "), "{last}");
-    assert!(shown.lines().filter(|line| *line != last).all(|line| line.chars().count() <= 80), "{shown}");
+    assert!(
+        shown
+            .lines()
+            .filter(|line| *line != last)
+            .all(|line| line.chars().count() <= 80),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -196,106 +227,19 @@ fn nothing_recorded_shows_nothing() {
     for view in View::ALL {
         let report = view.report(&analysis, "r", None);
         let text = report.text();
-        assert!(text.trim_end().ends_with("Complete: all 0 events recorded, 0 lost."), "{text}");
+        assert!(
+            text.trim_end()
+                .ends_with("Complete: all 0 events recorded, 0 lost."),
+            "{text}"
+        );
         assert!(!text.contains(" 1. "), "{view:?}: {text}");
         serde_json::to_string(&report).unwrap();
     }
     let summary = View::Summary.report(&analysis, "r", None).text();
-    assert!(summary.contains("No allocation was recorded; the probes had 0 hits."), "{summary}");
-}
-
-/// The last line of every view.
-#[track_caller]
-fn check_trust(text: &str, end: RecordingEnd, expected: &str) {
-    let analysis = analysis_of(&items(text), end);
-    for view in View::ALL {
-        let text = view.report(&analysis, "r", None).text();
-        assert_eq!(text.lines().last(), Some(expected), "{view:?}");
-    }
-}
-
-#[test]
-fn trust_tells_what_is_missing() {
-    let regular = super::testing::regular_end;
-    check_trust(
-        "!lost ring_full_free 2\n!lost ring_full_allocation 5\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @a\n1 malloc 1 = 0x30 @a",
-        regular(),
-        "INCOMPLETE: 7 of 10 events lost (ring full allocation 5, ring full free 2); \
-         so between 1 and 8 blocks are live; stacks: 100.0 % complete.",
+    assert!(
+        summary.contains("No allocation was recorded; the probes had 0 hits."),
+        "{summary}"
     );
-    check_trust(
-        "!lost ring_full_free 7",
-        regular(),
-        "INCOMPLETE: 7 of 7 events lost (ring full free 7).",
-    );
-    check_trust(
-        "1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x10 @a",
-        regular(),
-        "INCOMPLETE: the end of 1 block was not seen; stacks: 100.0 % complete.",
-    );
-    check_trust(
-        "!late\n1 free 0x10",
-        regular(),
-        "Complete: all 1 event recorded, 0 lost; 1 free of blocks from before the trace.",
-    );
-    check_trust(
-        "!stack b depth_limit f\n1 malloc 1 = 0x10 @a\n1 malloc 1 = null @b\n1 free 0x20",
-        RecordingEnd::Truncated,
-        "INCOMPLETE: cut off before its end; 1 free of blocks not seen to begin; \
-         stacks: 50.0 % complete, 50.0 % depth limit.",
-    );
-}
-
-#[test]
-fn a_recording_killed_before_it_said_what_was_lost_is_incomplete() {
-    let mut items = items("1 malloc 1 = 0x10 @a\nlost 4");
-    items.retain(|item| !matches!(item, Item::Counters(_)));
-    let analysis = analysis_of(&items, RecordingEnd::Truncated);
-    let trust = super::Trust::of(&analysis);
-    assert!(!trust.complete);
-    assert_eq!((trust.attempted_events, trust.lost_events), (None, 4));
-    assert_eq!(trust.lost_by_cause["unattributed"], 4);
-    assert_eq!(trust.live_blocks_between, None);
-    assert_eq!(
-        trust.sentence,
-        "INCOMPLETE: cut off before its end; at least 4 events lost; stacks: 100.0 % complete."
-    );
-}
-
-#[test]
-fn damage_leaves_no_bounds() {
-    let mut analysis = analysis("1 malloc 1 = 0x10 @a");
-    analysis.damage_count = 2;
-    let trust = super::Trust::of(&analysis);
-    assert_eq!(trust.live_blocks_between, None);
-    assert_eq!(trust.sentence, "INCOMPLETE: 2 damaged places in the file; stacks: 100.0 % complete.");
-}
-
-#[test]
-fn all_events_lost_is_no_leak() {
-    let analysis = analysis("!lost ring_full_allocation 3");
-    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None) else { panic!() };
-    assert_eq!((leaks.live_blocks, leaks.rows.len()), (0, 0));
-    let bounds = leaks.trust.live_blocks_between.unwrap();
-    assert_eq!((bounds.at_least, bounds.at_most), (0, 3));
-}
-
-#[test]
-fn contradicting_numbers_are_found() {
-    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
-    wrong.totals.live_blocks = 2;
-    let Err(Inconsistency { left, right, .. }) = check(&wrong) else { panic!() };
-    assert_eq!((left, right), (1, 2));
-    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
-    wrong.sites[0].sums.temporary_allocations = 5;
-    check(&wrong).unwrap_err();
-    let mut wrong = analysis("1 malloc 1 = 0x10 @a");
-    wrong.counters = Some(Counters { attempted: 2, recorded: 1, ..Counters::default() });
-    let Err(Inconsistency { law, .. }) = check(&wrong) else { panic!() };
-    assert_eq!(law, "attempted = recorded + lost events");
-    // Counters read while events come in do not fit each other exactly.
-    wrong.end = RecordingEnd::Truncated;
-    check(&wrong).unwrap();
 }
 
 #[test]
@@ -308,20 +252,33 @@ fn several_processes_are_told_apart() {
 
 #[test]
 fn long_chains_are_folded_and_broken_ones_marked() {
-    let analysis = analysis("!stack a depth_limit a b c d e f g h i j k\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @b\n!stack b frames_lost");
+    let analysis = analysis(
+        "!stack a depth_limit a b c d e f g h i j k\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @b\n!stack b frames_lost",
+    );
     let text = View::Sites.report(&analysis, "r", None).text();
-    assert!(text.contains("      h  h.c:8  [server]\n      … 3 more  [callers unknown: depth limit]\n"), "{text}");
+    assert!(
+        text.contains("      h  h.c:8  [server]\n      … 3 more  [callers unknown: depth limit]\n"),
+        "{text}"
+    );
     assert!(text.contains("\n      [frames lost]\n"), "{text}");
 }
 
 #[test]
 fn what_the_recording_does_not_define_is_unknown_and_no_name() {
     let items = items("7:1 malloc 1 = 0x10 @a");
-    let only: Vec<_> = items.into_iter().filter(|item| matches!(item, Item::Event(_))).collect();
+    let only: Vec<_> = items
+        .into_iter()
+        .filter(|item| matches!(item, Item::Event(_)))
+        .collect();
     let analysis = analysis_of(&only, RecordingEnd::Truncated);
-    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else { panic!() };
+    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else {
+        panic!()
+    };
     let row = &sites.rows[0];
-    assert_eq!((row.process.pid, row.stack, row.frames.len()), (None, "frames_lost", 0));
+    assert_eq!(
+        (row.process.pid, row.stack, row.frames.len()),
+        (None, "frames_lost", 0)
+    );
     assert_eq!(row.process.text(), "[unknown process 7]");
 }
 
@@ -350,7 +307,10 @@ fn foreign_names_do_not_reach_the_terminal() {
     let analysis = analysis_of(&items, super::testing::regular_end());
     for view in View::ALL {
         let text = view.report(&analysis, "\x1b[0m.memscope", None).text();
-        assert!(!text.contains(|character: char| character.is_control() && character != '\n'), "{text:?}");
+        assert!(
+            !text.contains(|character: char| character.is_control() && character != '\n'),
+            "{text:?}"
+        );
     }
 }
 
@@ -381,5 +341,8 @@ fn duration_of_a_cut_recording_reaches_to_its_last_event() {
         _ => None,
     });
     assert_eq!(last, Some(5000));
-    assert_eq!(analysis_of(&items, RecordingEnd::Truncated).duration_ns(), 4000);
+    assert_eq!(
+        analysis_of(&items, RecordingEnd::Truncated).duration_ns(),
+        4000
+    );
 }

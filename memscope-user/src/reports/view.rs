@@ -23,8 +23,14 @@ pub enum View {
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] =
-        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
+    pub const ALL: [Self; 6] = [
+        Self::Summary,
+        Self::Sites,
+        Self::Allocated,
+        Self::Temporary,
+        Self::Leaks,
+        Self::Peak,
+    ];
 
     /// What `--view` calls it.
     #[must_use]
@@ -61,7 +67,12 @@ impl View {
     /// Answers the question. `recording` is what the recording is called, such as
     /// its path; `top` limits the number of sites.
     #[must_use]
-    pub fn report<'a>(self, analysis: &'a Analysis, recording: &'a str, top: Option<usize>) -> Report<'a> {
+    pub fn report<'a>(
+        self,
+        analysis: &'a Analysis,
+        recording: &'a str,
+        top: Option<usize>,
+    ) -> Report<'a> {
         match self {
             Self::Summary => Report::Summary(SummaryReport::of(analysis, recording)),
             Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top)),

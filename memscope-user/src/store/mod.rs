@@ -54,7 +54,9 @@ pub enum StoreError {
     #[error("this is not a memscope recording: it does not begin with \"MEMSCOPE\"")]
     NotARecording,
     /// A newer memscope wrote it.
-    #[error("the recording has format {found}, this memscope reads up to format {MAJOR_VERSION}; use a newer memscope")]
+    #[error(
+        "the recording has format {found}, this memscope reads up to format {MAJOR_VERSION}; use a newer memscope"
+    )]
     TooNew {
         /// Major version in the file.
         found: u16,
@@ -108,8 +110,32 @@ impl ChunkHeader {
 
     /// None if these bytes are no intact header within the limits.
     fn from_bytes(bytes: &[u8; CHUNK_HEADER_BYTES]) -> Option<Self> {
-        let [m0, m1, m2, m3, k0, k1, e0, e1, s0, s1, s2, s3, p0, p1, p2, p3, c0, c1, c2, c3, o0, o1, o2, o3] =
-            *bytes;
+        let [
+            m0,
+            m1,
+            m2,
+            m3,
+            k0,
+            k1,
+            e0,
+            e1,
+            s0,
+            s1,
+            s2,
+            s3,
+            p0,
+            p1,
+            p2,
+            p3,
+            c0,
+            c1,
+            c2,
+            c3,
+            o0,
+            o1,
+            o2,
+            o3,
+        ] = *bytes;
         let own_crc32c = u32::from_le_bytes([o0, o1, o2, o3]);
         if [m0, m1, m2, m3] != CHUNK_MAGIC || crc32c::crc32c(&bytes[0..20]) != own_crc32c {
             return None;
@@ -121,11 +147,13 @@ impl ChunkHeader {
             payload_bytes: u32::from_le_bytes([p0, p1, p2, p3]),
             stored_crc32c: u32::from_le_bytes([c0, c1, c2, c3]),
         };
-        let within = header.stored_bytes <= MAX_PAYLOAD_BYTES
-            && header.payload_bytes <= MAX_PAYLOAD_BYTES;
+        let within =
+            header.stored_bytes <= MAX_PAYLOAD_BYTES && header.payload_bytes <= MAX_PAYLOAD_BYTES;
         within.then_some(header)
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -29,8 +29,12 @@ impl<W: Write> Writer<W> {
     ///
     /// If it cannot be written.
     pub fn new(output: W, capture: &Capture) -> Result<Self, StoreError> {
-        let mut writer =
-            Self { output, payload: Vec::new(), delta: Delta::default(), written_bytes: 0 };
+        let mut writer = Self {
+            output,
+            payload: Vec::new(),
+            delta: Delta::default(),
+            written_bytes: 0,
+        };
         let mut header = [0; FILE_HEADER_BYTES];
         header[0..8].copy_from_slice(&MAGIC);
         header[8..10].copy_from_slice(&MAJOR_VERSION.to_le_bytes());
@@ -55,7 +59,11 @@ impl<W: Write> Writer<W> {
             }
             other => self.append(other)?,
         }
-        if self.payload.len() >= CHUNK_TARGET_BYTES { self.flush() } else { Ok(()) }
+        if self.payload.len() >= CHUNK_TARGET_BYTES {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn append(&mut self, item: &Item) -> Result<(), StoreError> {
@@ -111,8 +119,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn write_chunk(&mut self, kind: u16, payload: &[u8]) -> Result<(), StoreError> {
-        let compressed =
-            zstd::bulk::compress(payload, ZSTD_LEVEL).map_err(StoreError::Compress)?;
+        let compressed = zstd::bulk::compress(payload, ZSTD_LEVEL).map_err(StoreError::Compress)?;
         let (encoding, stored) = if compressed.len() < payload.len() {
             (ENCODING_ZSTD, compressed.as_slice())
         } else {

@@ -9,9 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, source, Symbolizer as Blazesym};
+use blazesym::symbolize::{
+    CodeInfo, Input, Sym, Symbolized, Symbolizer as Blazesym,
+    source::{Elf, Source},
+};
 
-use crate::model::SourceFunction;
+use crate::{model::SourceFunction, target::CodeSegment};
 
 /// Longest name kept; demangled C++ can be far longer than anyone reads.
 const MAX_NAME_CHARS: usize = 4096;
@@ -22,13 +25,24 @@ pub struct SymbolSource {
     file: File,
     /// Where the target sees it; its separate debug information is looked for beside it.
     path: PathBuf,
+    code: Vec<CodeSegment>,
 }
 
 impl SymbolSource {
-    /// An open file, and the path under which the target has it mapped.
+    /// An open file, the path under which the target has it mapped, and what of it is
+    /// code.
     #[must_use]
-    pub fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path }
+    pub fn new(file: File, path: PathBuf, code: Vec<CodeSegment>) -> Self {
+        Self { file, path, code }
+    }
+
+    /// Debug information of functions that the linker has thrown away says that they
+    /// begin at 0 or another place where no code is (DWARF 5 calls none; linkers write
+    /// such "tombstones"), and can reach into what is really there.
+    fn can_begin_function(&self, start_svma: u64) -> bool {
+        self.code
+            .iter()
+            .any(|segment| start_svma.wrapping_sub(segment.start_svma) < segment.length_bytes)
     }
 
     /// A path that leads to this very file: its own if that still does, because debug
@@ -72,13 +86,22 @@ impl Symbolizer {
     /// The functions at return addresses of one file, in the order of the positions
     /// given. Innermost inlined function first; empty where nothing is known.
     #[must_use]
-    pub fn functions(&self, source: &SymbolSource, return_file_offsets: &[u64]) -> Vec<Vec<SourceFunction>> {
+    pub fn functions(
+        &self,
+        source: &SymbolSource,
+        return_file_offsets: &[u64],
+    ) -> Vec<Vec<SourceFunction>> {
         // A return address is that of the instruction after the call.
-        let calls: Vec<u64> =
-            return_file_offsets.iter().map(|offset| offset.saturating_sub(1)).collect();
-        let elf = source::Source::Elf(source::Elf::new(source.readable_path()));
+        let calls: Vec<u64> = return_file_offsets
+            .iter()
+            .map(|offset| offset.saturating_sub(1))
+            .collect();
+        let elf = Source::Elf(Elf::new(source.readable_path()));
         match self.blazesym.symbolize(&elf, Input::FileOffset(&calls)) {
-            Ok(symbolized) => symbolized.iter().map(functions_of).collect(),
+            Ok(symbolized) => symbolized
+                .iter()
+                .map(|symbolized| functions_of(source, symbolized))
+                .collect(),
             Err(error) => {
                 log::debug!("no symbols for {}: {error:#}", source.path.display());
                 vec![Vec::new(); calls.len()]
@@ -87,10 +110,20 @@ impl Symbolizer {
     }
 }
 
-fn functions_of(symbolized: &Symbolized<'_>) -> Vec<SourceFunction> {
-    let Symbolized::Sym(Sym { name, code_info, inlined, .. }) = symbolized else {
+fn functions_of(source: &SymbolSource, symbolized: &Symbolized<'_>) -> Vec<SourceFunction> {
+    let Symbolized::Sym(Sym {
+        name,
+        addr,
+        code_info,
+        inlined,
+        ..
+    }) = symbolized
+    else {
         return Vec::new();
     };
+    if !source.can_begin_function(*addr) {
+        return Vec::new();
+    }
     // blazesym gives the containing function first, each with the line it had reached.
     let mut functions: Vec<SourceFunction> = inlined
         .iter()
@@ -127,21 +160,48 @@ mod tests {
         let bytes = std::fs::read(&exe).unwrap();
         let elf = object::File::parse(&*bytes).unwrap();
         use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
-        let symbol = elf.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("a_place_with_a_name"))).unwrap();
-        let segment = elf.segments().find(|segment| (segment.address()..segment.address() + segment.size()).contains(&symbol.address())).unwrap();
+        let symbol = elf
+            .symbols()
+            .find(|symbol| {
+                symbol
+                    .name()
+                    .is_ok_and(|name| name.contains("a_place_with_a_name"))
+            })
+            .unwrap();
+        let segment = elf
+            .segments()
+            .find(|segment| {
+                (segment.address()..segment.address() + segment.size()).contains(&symbol.address())
+            })
+            .unwrap();
         let file_offset = symbol.address() - segment.address() + segment.file_range().0;
-        let source = SymbolSource::new(File::open(&exe).unwrap(), exe);
+        let file = File::open(&exe).unwrap();
+        let code = crate::target::ModuleFacts::read(&file, |_| false)
+            .unwrap()
+            .code;
+        let source = SymbolSource::new(file, exe, code);
         let found = Symbolizer::new().functions(&source, &[file_offset + 1, 1]);
-        let outer = found[0].last().expect("the function is in the symbol table");
+        let outer = found[0]
+            .last()
+            .expect("the function is in the symbol table");
         assert!(outer.name.ends_with("a_place_with_a_name"), "{found:?}");
-        assert!(outer.file.as_ref().is_some_and(|file| file.ends_with("symbols/mod.rs")), "{found:?}");
+        assert!(
+            outer
+                .file
+                .as_ref()
+                .is_some_and(|file| file.ends_with("symbols/mod.rs")),
+            "{found:?}"
+        );
         assert_eq!(found[1], [], "the ELF header is no function");
     }
 
     #[test]
     fn a_file_without_symbols_has_no_names() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let source = SymbolSource::new(file.reopen().unwrap(), file.path().to_owned());
-        assert_eq!(Symbolizer::new().functions(&source, &[10, 20]), [vec![], vec![]]);
+        let source = SymbolSource::new(file.reopen().unwrap(), file.path().to_owned(), vec![]);
+        assert_eq!(
+            Symbolizer::new().functions(&source, &[10, 20]),
+            [vec![], vec![]]
+        );
     }
 }

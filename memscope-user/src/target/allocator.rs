@@ -1,4 +1,4 @@
-//! The allocator functions that are probed.
+//! The functions that are probed.
 
 /// What a call of a function means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +7,8 @@ pub enum FunctionKind {
     Allocates,
     /// Ends a block: probed at entry.
     Frees,
+    /// Follows a change of what is mapped: probed at entry.
+    ChangesCode,
 }
 
 /// One row of the table: a function and which of its arguments mean what.
@@ -43,10 +45,23 @@ const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
 /// operator new and Rust's default allocator call is among them.
 pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
     allocates("malloc", 0),
-    AllocatorFunction { count: Some(1), ..allocates("calloc", 0) },
-    AllocatorFunction { block: Some(0), ..allocates("realloc", 1) },
-    AllocatorFunction { block: Some(0), count: Some(2), ..allocates("reallocarray", 1) },
-    AllocatorFunction { result_slot: Some(0), ..allocates("posix_memalign", 2) },
+    AllocatorFunction {
+        count: Some(1),
+        ..allocates("calloc", 0)
+    },
+    AllocatorFunction {
+        block: Some(0),
+        ..allocates("realloc", 1)
+    },
+    AllocatorFunction {
+        block: Some(0),
+        count: Some(2),
+        ..allocates("reallocarray", 1)
+    },
+    AllocatorFunction {
+        result_slot: Some(0),
+        ..allocates("posix_memalign", 2)
+    },
     allocates("aligned_alloc", 1),
     allocates("memalign", 1),
     allocates("valloc", 0),
@@ -61,6 +76,17 @@ pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
     },
 ];
 
+/// Called by the dynamic loader of glibc and musl when it has changed what is mapped
+/// and before the new code runs; made for debuggers (`r_brk` in glibc's `link.h`).
+pub(super) const LOADER_FUNCTION: AllocatorFunction = AllocatorFunction {
+    name: "_dl_debug_state",
+    kind: FunctionKind::ChangesCode,
+    size: None,
+    count: None,
+    block: None,
+    result_slot: None,
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,14 +94,27 @@ mod tests {
     #[test]
     fn rows_are_distinct_and_make_sense() {
         for (position, function) in ALLOCATOR_FUNCTIONS.iter().enumerate() {
-            let twin = ALLOCATOR_FUNCTIONS.iter().skip(position + 1).find(|other| other.name == function.name);
+            let twin = ALLOCATOR_FUNCTIONS
+                .iter()
+                .skip(position + 1)
+                .find(|other| other.name == function.name);
             assert_eq!(twin, None, "{} is listed twice", function.name);
             match function.kind {
                 FunctionKind::Allocates => assert!(function.size.is_some(), "{}", function.name),
                 FunctionKind::Frees => assert!(function.block.is_some(), "{}", function.name),
+                FunctionKind::ChangesCode => panic!("{} is no allocator function", function.name),
             }
-            let arguments = [function.size, function.count, function.block, function.result_slot];
-            assert!(arguments.iter().flatten().all(|argument| *argument <= 5), "{}", function.name);
+            let arguments = [
+                function.size,
+                function.count,
+                function.block,
+                function.result_slot,
+            ];
+            assert!(
+                arguments.iter().flatten().all(|argument| *argument <= 5),
+                "{}",
+                function.name
+            );
         }
     }
 }

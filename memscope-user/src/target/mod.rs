@@ -15,6 +15,8 @@ mod site;
 pub use allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind};
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
-pub use plan::{PlannedProbe, plan_probes};
-pub use process::{CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open};
+pub use plan::{PlannedProbe, is_of_interest, plan_probes};
+pub use process::{
+    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open,
+};
 pub use site::{ProbeNeed, ProbeSite, choose_site};

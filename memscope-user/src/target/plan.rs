@@ -3,10 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::{
-    allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind},
+    allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind, LOADER_FUNCTION},
     module::ModuleFacts,
     site::{ProbeNeed, ProbeSite, choose_site},
 };
+
+/// Whether a probe may be wanted on a function of this name.
+#[must_use]
+pub fn is_of_interest(name: &str) -> bool {
+    name == LOADER_FUNCTION.name || ALLOCATOR_FUNCTIONS.iter().any(|row| row.name == name)
+}
 
 /// A probe to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,19 +25,22 @@ pub struct PlannedProbe {
     pub site: ProbeSite,
 }
 
-/// One probe for each allocator function that the module defines; a function with
+/// One probe for each function of interest that the module defines; a function with
 /// several names (glibc's `memalign` and `aligned_alloc`) gets one.
 ///
 /// In the order in which they must be attached: what ends blocks first, so that no
 /// block is seen to begin whose end would be missed.
 #[must_use]
 pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
-    if facts.is_loader {
-        return Vec::new();
-    }
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for found in &facts.functions {
-        let Some(function) = ALLOCATOR_FUNCTIONS.iter().find(|row| row.name == found.name) else {
+        // The loader's own first allocator is left alone: nobody frees its blocks.
+        let rows = if facts.is_loader {
+            &[LOADER_FUNCTION]
+        } else {
+            ALLOCATOR_FUNCTIONS
+        };
+        let Some(function) = rows.iter().find(|row| row.name == found.name) else {
             continue;
         };
         let need = match function.kind {
@@ -39,14 +48,18 @@ pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
             _ => ProbeNeed::EveryCall,
         };
         let site = choose_site(&found.code, need);
-        let Some(file_offset) = found.file_offset.checked_add(site.offset) else { continue };
-        by_offset
-            .entry(found.file_offset)
-            .or_insert(PlannedProbe { function: *function, file_offset, site });
+        let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
+            continue;
+        };
+        by_offset.entry(found.file_offset).or_insert(PlannedProbe {
+            function: *function,
+            file_offset,
+            site,
+        });
     }
     let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
     probes.sort_by_key(|probe| match probe.function.kind {
-        FunctionKind::Frees => 0,
+        FunctionKind::Frees | FunctionKind::ChangesCode => 0,
         FunctionKind::Allocates if probe.function.block.is_some() => 1,
         FunctionKind::Allocates => 2,
     });
@@ -59,7 +72,11 @@ mod tests {
     use crate::target::module::FunctionCode;
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
-        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55] }
+        FunctionCode {
+            name: name.to_owned(),
+            file_offset,
+            code: vec![0x55],
+        }
     }
 
     #[test]
@@ -75,18 +92,27 @@ mod tests {
             ],
             ..ModuleFacts::default()
         };
-        let names: Vec<&str> =
-            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
+        let names: Vec<&str> = plan_probes(&facts)
+            .iter()
+            .map(|probe| probe.function.name)
+            .collect();
         assert_eq!(names, ["free", "realloc", "malloc", "aligned_alloc"]);
     }
 
     #[test]
-    fn the_dynamic_loader_is_left_alone() {
+    fn of_the_dynamic_loader_only_its_notice_is_probed() {
         let facts = ModuleFacts {
-            functions: vec![function("malloc", 0x100)],
+            functions: vec![
+                function("malloc", 0x100),
+                function("_dl_debug_state", 0x200),
+            ],
             is_loader: true,
             ..ModuleFacts::default()
         };
-        assert_eq!(plan_probes(&facts), []);
+        let names: Vec<&str> = plan_probes(&facts)
+            .iter()
+            .map(|probe| probe.function.name)
+            .collect();
+        assert_eq!(names, ["_dl_debug_state"]);
     }
 }

@@ -1,1 +1,420 @@
+use std::sync::{Arc, Mutex};
 
+use memscope_common::record::{
+    Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
+    KIND_STACK, ProcessExec, StackHeader,
+};
+
+use super::*;
+use crate::model::Module;
+
+const TARGET: u16 = 3;
+const PROBE: u16 = 1;
+/// File offsets of the probed module's code.
+const CODE: (u64, u64) = (0x1000, 0x9000);
+
+/// Looks at what the test has put there.
+struct FakeView(Arc<Mutex<Option<Observation>>>);
+
+impl ProcessView for FakeView {
+    fn observe(&mut self, target: u16) -> Option<Observation> {
+        assert_eq!(target, TARGET);
+        self.0.lock().unwrap().clone()
+    }
+}
+
+struct Bench {
+    collector: Collector<FakeView>,
+    seen: Arc<Mutex<Option<Observation>>>,
+    items: Vec<Item>,
+}
+
+fn module(id: u32) -> Arc<Module> {
+    Arc::new(Module {
+        id: ModuleId(id),
+        path: format!("/lib/{id}.so"),
+        build_id: vec![],
+    })
+}
+
+fn range(start_avma: u64, module_id: Option<u32>) -> CodeRange {
+    CodeRange {
+        start_avma,
+        end_avma: start_avma + 0x1000,
+        file_offset: 0x4000,
+        module: module_id.map(module),
+        is_allocator: module_id == Some(0),
+    }
+}
+
+fn observation(comm: &str, code: Vec<CodeRange>) -> Observation {
+    Observation {
+        comm: comm.to_owned(),
+        exe: format!("/bin/{comm}"),
+        code,
+    }
+}
+
+fn header(kind: u8, image: u16, time_ns: u64) -> Header {
+    Header {
+        kind,
+        padding: 0,
+        probe: PROBE,
+        image,
+        target: TARGET,
+        time_ns,
+    }
+}
+
+fn allocation(image: u16, time_ns: u64, stack: u64) -> Record {
+    Record::Allocation(Allocation {
+        header: header(KIND_ALLOCATION, image, time_ns),
+        address_avma: 0x5000,
+        size_bytes: 10,
+        stack,
+        thread: 7,
+        padding: 0,
+    })
+}
+
+fn stack(time_ns: u64, identity: u64, outcome: u32, frames_avma: &[u64]) -> Record {
+    Record::Stack(StackFrames {
+        header: StackHeader {
+            header: header(KIND_STACK, 0, time_ns),
+            stack: identity,
+            outcome,
+            frame_count: frames_avma.len() as u32,
+        },
+        frames_avma: frames_avma.to_vec(),
+    })
+}
+
+impl Bench {
+    fn new(code: Vec<CodeRange>) -> Self {
+        let seen = Arc::new(Mutex::new(Some(observation("first", code))));
+        let mut bench = Self {
+            collector: Collector::new(FakeView(Arc::clone(&seen))),
+            seen,
+            items: Vec::new(),
+        };
+        let probe = Probe {
+            id: ProbeId(PROBE.into()),
+            function: "free".to_owned(),
+            module: ModuleId(0),
+            file_offset: 0x2000,
+            emulated: true,
+        };
+        let definition = ProbeDefinition {
+            probe,
+            code_file_offsets: CODE,
+        };
+        bench
+            .collector
+            .define_probe(definition, |item| bench.items.push(item));
+        let start = TargetStart {
+            target: TARGET,
+            pid: 42,
+            start_ticks: 5,
+            time_ns: 0,
+            from_start: false,
+        };
+        bench
+            .collector
+            .start_target(&start, |item| bench.items.push(item));
+        bench
+    }
+
+    fn now_sees(&self, observation: Option<Observation>) {
+        *self.seen.lock().unwrap() = observation;
+    }
+
+    /// What a record adds.
+    fn take(&mut self, record: &Record) -> Vec<Item> {
+        let before = self.items.len();
+        self.collector.take(record, |item| self.items.push(item));
+        self.items.split_off(before)
+    }
+
+    fn take_stack(&mut self, record: &Record) -> Stack {
+        let items = self.take(record);
+        let stack = items.iter().find_map(|item| match item {
+            Item::Stack(stack) => Some(stack.clone()),
+            _ => None,
+        });
+        for item in items {
+            self.items.push(item);
+        }
+        stack.expect("the record defines a stack")
+    }
+
+    fn location(&self, frame: FrameId) -> Location {
+        let found = self.items.iter().find_map(|item| match item {
+            Item::Frame(defined) if defined.id == frame => Some(defined.location),
+            _ => None,
+        });
+        found.expect("the frame was defined")
+    }
+}
+
+#[test]
+fn a_target_is_defined_with_what_was_seen() {
+    let bench = Bench::new(vec![range(0x10_000, Some(0)), range(0x20_000, None)]);
+    let process = bench.items.iter().rev().find_map(|item| match item {
+        Item::Process(process) => Some(process.clone()),
+        _ => None,
+    });
+    let process = process.unwrap();
+    assert_eq!(
+        (process.pid, process.start_ticks, process.image),
+        (42, 5, 0)
+    );
+    assert_eq!(
+        (process.comm.as_str(), process.exe.as_str()),
+        ("first", "/bin/first")
+    );
+    assert_eq!(process.allocators, ["/lib/0.so"]);
+}
+
+#[test]
+fn frames_point_into_files_and_are_defined_once() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let first = bench.take_stack(&stack(
+        1,
+        9,
+        OUTCOME_FRAME_POINTERS_ENDED,
+        &[0x10_010, 0x10_020],
+    ));
+    assert_eq!(first.outcome, StackOutcome::FramePointersOnly);
+    let offset = |frame| match bench.location(frame) {
+        Location::Module { file_offset, .. } => file_offset,
+        Location::Unmapped { .. } => panic!("code of a file"),
+    };
+    assert_eq!(
+        first
+            .frames
+            .iter()
+            .map(|frame| offset(*frame))
+            .collect::<Vec<_>>(),
+        [0x4010, 0x4020]
+    );
+    let second = bench.take_stack(&stack(2, 10, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_020]));
+    assert_eq!(
+        second.frames,
+        first.frames[1..],
+        "the same place is the same frame"
+    );
+    assert_eq!(
+        bench.take(&stack(3, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010])),
+        [],
+        "sent again"
+    );
+}
+
+#[test]
+fn a_return_address_behind_the_last_call_of_a_mapping_belongs_to_it() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0)), range(0x11_000, Some(1))]);
+    let stack = bench.take_stack(&stack(1, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x11_000]));
+    assert_eq!(
+        bench.location(stack.frames[0]),
+        Location::Module {
+            module: ModuleId(0),
+            file_offset: 0x5000
+        }
+    );
+}
+
+#[test]
+fn frames_that_are_no_code_end_the_stack() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let cut = bench.take_stack(&stack(
+        1,
+        9,
+        OUTCOME_FRAME_POINTERS_ENDED,
+        &[0x10_010, 0x7777, 0x10_020],
+    ));
+    assert_eq!(
+        (cut.frames.len(), cut.outcome),
+        (1, StackOutcome::FramePointerBroken)
+    );
+    let caller = bench.take_stack(&stack(2, 10, OUTCOME_DEPTH_LIMIT, &[0x7777]));
+    assert_eq!(caller.outcome, StackOutcome::DepthLimit);
+    assert!(
+        matches!(
+            bench.location(caller.frames[0]),
+            Location::Unmapped {
+                address_avma: 0x7777,
+                ..
+            }
+        ),
+        "the caller itself is known, whatever is mapped there"
+    );
+    let generated = bench.take_stack(&stack(3, 11, 99, &[0x10_010]));
+    assert_eq!(generated.outcome, StackOutcome::UnknownReason);
+}
+
+#[test]
+fn new_libraries_are_looked_for_when_the_loader_has_changed_something() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.now_sees(Some(observation(
+        "first",
+        vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))],
+    )));
+    bench.take(&Record::CodeChanged(CodeChanged {
+        header: header(KIND_CODE_CHANGED, 0, 1),
+    }));
+    let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x30_010]));
+    assert_eq!(
+        bench.location(stack.frames[0]),
+        Location::Module {
+            module: ModuleId(2),
+            file_offset: 0x4010
+        }
+    );
+}
+
+#[test]
+fn unknown_code_is_looked_for_now_and_then() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.now_sees(Some(observation("first", vec![range(0x40_000, None)])));
+    let early = bench.take_stack(&stack(
+        5,
+        9,
+        OUTCOME_FRAME_POINTERS_ENDED,
+        &[0x10_010, 0x40_010],
+    ));
+    assert_eq!(early.frames.len(), 1, "looked at a moment ago");
+    let later = LOOK_AGAIN_NS + 10;
+    let late = bench.take_stack(&stack(
+        later,
+        10,
+        OUTCOME_FRAME_POINTERS_ENDED,
+        &[0x40_010, 0x40_020],
+    ));
+    assert_eq!(late.frames.len(), 2);
+}
+
+#[test]
+fn exec_begins_another_process_even_if_its_record_is_lost() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let process_of = |items: &[Item]| match items.last() {
+        Some(Item::Event(Event::Allocation { process, .. })) => *process,
+        other => panic!("no allocation: {other:?}"),
+    };
+    assert_eq!(process_of(&bench.take(&allocation(0, 1, 9))), ProcessId(0));
+    let items = bench.take(&Record::Exec(ProcessExec {
+        header: header(KIND_EXEC, 1, 2),
+    }));
+    assert!(
+        matches!(
+            &items[..],
+            [
+                Item::ProcessEnd(ProcessEnd {
+                    process: ProcessId(0),
+                    reason: EndReason::Exec,
+                    ..
+                }),
+                Item::Process(Process {
+                    id: ProcessId(1),
+                    image: 1,
+                    ..
+                })
+            ]
+        ),
+        "{items:?}"
+    );
+    assert_eq!(process_of(&bench.take(&allocation(1, 3, 9))), ProcessId(1));
+    assert_eq!(
+        process_of(&bench.take(&allocation(3, 4, 9))),
+        ProcessId(2),
+        "two execs, records lost"
+    );
+    assert_eq!(
+        bench.take(&allocation(1, 5, 9)),
+        [],
+        "of an image that has ended"
+    );
+    assert_eq!(bench.collector.nonsense(), 1);
+}
+
+#[test]
+fn the_same_identity_in_another_image_is_another_stack() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let stack_of = |items: &[Item]| match items.last() {
+        Some(Item::Event(Event::Allocation { stack, .. })) => *stack,
+        other => panic!("no allocation: {other:?}"),
+    };
+    let before = stack_of(&bench.take(&allocation(0, 1, 9)));
+    assert_eq!(stack_of(&bench.take(&allocation(0, 2, 9))), before);
+    assert_ne!(stack_of(&bench.take(&allocation(1, 3, 9))), before);
+}
+
+#[test]
+fn frees_by_the_allocators_own_module_are_told_apart() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let mut caller = |caller_distance_bytes| {
+        let free = Record::Free(Free {
+            header: header(KIND_FREE, 0, 1),
+            address_avma: 0x5000,
+            thread: 7,
+            caller_distance_bytes,
+        });
+        match bench.take(&free).as_slice() {
+            [Item::Event(Event::Free { caller, .. })] => *caller,
+            other => panic!("no free: {other:?}"),
+        }
+    };
+    assert_eq!(caller(0), FreeCaller::Program, "too far to tell");
+    assert_eq!(
+        caller(-0x1000),
+        FreeCaller::AllocatorModule,
+        "its first byte"
+    );
+    assert_eq!(caller(-0x1001), FreeCaller::Program);
+    assert_eq!(caller(0x6fff), FreeCaller::AllocatorModule, "its last byte");
+    assert_eq!(caller(0x7000), FreeCaller::Program);
+}
+
+#[test]
+fn records_of_nobody_are_counted_and_passed_over() {
+    let mut bench = Bench::new(vec![]);
+    let mut unknown_target = allocation(0, 1, 9);
+    if let Record::Allocation(record) = &mut unknown_target {
+        record.header.target = 77;
+    }
+    let mut unknown_probe = allocation(0, 1, 9);
+    if let Record::Allocation(record) = &mut unknown_probe {
+        record.header.probe = 77;
+    }
+    assert_eq!(bench.take(&unknown_target), []);
+    assert_eq!(bench.take(&unknown_probe), []);
+    assert_eq!(bench.collector.nonsense(), 2);
+}
+
+#[test]
+fn a_process_that_is_gone_keeps_what_was_seen_of_it() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.now_sees(None);
+    bench.take(&Record::CodeChanged(CodeChanged {
+        header: header(KIND_CODE_CHANGED, 0, 1),
+    }));
+    let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010]));
+    assert!(matches!(
+        bench.location(stack.frames[0]),
+        Location::Module { .. }
+    ));
+    let mut ended = Vec::new();
+    bench
+        .collector
+        .end_target(TARGET, 9, Some(0), |item| ended.push(item));
+    bench
+        .collector
+        .end_target(TARGET, 9, Some(0), |item| ended.push(item));
+    assert_eq!(
+        ended,
+        [Item::ProcessEnd(ProcessEnd {
+            process: ProcessId(0),
+            time_ns: 9,
+            reason: EndReason::Exit(Some(0))
+        })]
+    );
+}

@@ -15,8 +15,8 @@ use crate::{
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
-        ALLOCATOR_FUNCTIONS, CodeMapping, FileIdentity, MappedFile, ModuleFacts, PlannedProbe,
-        TargetProcess, plan_probes,
+        CodeMapping, CodeSegment, FileIdentity, FunctionKind, MappedFile, ModuleFacts,
+        PlannedProbe, TargetProcess, is_of_interest, plan_probes,
     },
 };
 
@@ -28,15 +28,25 @@ pub(super) struct LoadedModule {
     pub(super) file: Option<File>,
     /// What to attach, with the ids that events will refer to.
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
-    code_file_offsets: Vec<(u64, u64)>,
+    code: Vec<CodeSegment>,
 }
 
 impl LoadedModule {
+    /// Whether blocks come from it.
+    pub(super) fn is_allocator(&self) -> bool {
+        self.probes
+            .iter()
+            .any(|(_, probe)| probe.function.kind == FunctionKind::Allocates)
+    }
+
     /// What the recording says of the probes.
     pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
         self.probes.iter().map(|(id, planned)| {
             let offset = planned.file_offset;
-            let code = self.code_file_offsets.iter().find(|(begin, end)| (*begin..*end).contains(&offset));
+            let code = self
+                .code
+                .iter()
+                .find(|segment| segment.contains_file_offset(offset));
             ProbeDefinition {
                 probe: Probe {
                     id: *id,
@@ -45,7 +55,12 @@ impl LoadedModule {
                     file_offset: offset,
                     emulated: planned.site.emulated,
                 },
-                code_file_offsets: code.copied().unwrap_or((offset, offset)),
+                code_file_offsets: code.map_or((offset, offset), |segment| {
+                    (
+                        segment.file_offset,
+                        segment.file_offset.saturating_add(segment.length_bytes),
+                    )
+                }),
             }
         })
     }
@@ -76,7 +91,11 @@ pub(super) fn lock(modules: &SharedModules) -> MutexGuard<'_, ModuleCache> {
 
 impl ModuleCache {
     /// What is behind a mapping; none for memory without a file.
-    pub(super) fn load(&mut self, process: &TargetProcess, mapping: &CodeMapping) -> Option<Arc<LoadedModule>> {
+    pub(super) fn load(
+        &mut self,
+        process: &TargetProcess,
+        mapping: &CodeMapping,
+    ) -> Option<Arc<LoadedModule>> {
         let (key, path) = match &mapping.file {
             MappedFile::File { identity, path } => (ModuleKey::File(*identity), path.as_str()),
             MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
@@ -89,13 +108,18 @@ impl ModuleCache {
             MappedFile::File { .. } => match process.open_mapped(mapping) {
                 Ok(file) => Some(file),
                 Err(error) => {
-                    log::debug!("cannot open {path}, mapped by process {}: {error}", process.pid());
+                    log::debug!(
+                        "cannot open {path}, mapped by process {}: {error}",
+                        process.pid()
+                    );
                     None
                 }
             },
             _ => None,
         };
-        let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_allocator_function));
+        let facts = file
+            .as_ref()
+            .map(|file| ModuleFacts::read(file, is_of_interest));
         let facts = match facts {
             Some(Ok(facts)) => facts,
             Some(Err(error)) => {
@@ -113,11 +137,7 @@ impl ModuleCache {
             module: Arc::new(module),
             file,
             probes: self.number(plan_probes(&facts)),
-            code_file_offsets: facts
-                .code
-                .iter()
-                .map(|segment| (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes)))
-                .collect(),
+            code: facts.code,
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -140,31 +160,31 @@ impl ModuleCache {
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
         let file = module.file.as_ref()?.try_clone().ok()?;
-        Some(SymbolSource::new(file, PathBuf::from(&module.module.path)))
+        Some(SymbolSource::new(
+            file,
+            PathBuf::from(&module.module.path),
+            module.code.clone(),
+        ))
     }
 }
 
-fn is_allocator_function(name: &str) -> bool {
-    ALLOCATOR_FUNCTIONS.iter().any(|function| function.name == name)
-}
-
-/// The modules of a process that define allocator functions, each once.
-pub(super) fn allocators_of(
+/// The modules of a process in which there is something to probe, each once.
+pub(super) fn probed_modules_of(
     modules: &SharedModules,
     process: &TargetProcess,
     mappings: &[CodeMapping],
 ) -> Vec<Arc<LoadedModule>> {
     let mut cache = lock(modules);
-    let mut allocators: Vec<Arc<LoadedModule>> = Vec::new();
+    let mut probed: Vec<Arc<LoadedModule>> = Vec::new();
     for mapping in mappings {
         if let Some(module) = cache.load(process, mapping)
             && !module.probes.is_empty()
-            && !allocators.iter().any(|known| Arc::ptr_eq(known, &module))
+            && !probed.iter().any(|known| Arc::ptr_eq(known, &module))
         {
-            allocators.push(module);
+            probed.push(module);
         }
     }
-    allocators
+    probed
 }
 
 /// The collector's eyes: looks at a target and tells the attaching thread when there
@@ -178,8 +198,12 @@ pub(super) struct TargetView {
 
 impl ProcessView for TargetView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
-        let process =
-            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
+        let process = self
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&target)
+            .cloned()?;
         let mappings = process.code_mappings().ok()?;
         let code = {
             let mut cache = lock(&self.modules);
@@ -189,7 +213,7 @@ impl ProcessView for TargetView {
                     start_avma: mapping.start_avma,
                     end_avma: mapping.end_avma,
                     file_offset: mapping.file_offset,
-                    is_allocator: loaded.as_ref().is_some_and(|loaded| !loaded.probes.is_empty()),
+                    is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
                     module: loaded.map(|loaded| Arc::clone(&loaded.module)),
                 }
             };

@@ -37,17 +37,26 @@ impl Output {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .with_context(|| {
-                format!("cannot write the recording to {}; choose another place with -o", path.display())
+                format!(
+                    "cannot write the recording to {}; choose another place with -o",
+                    path.display()
+                )
             })?;
         if let Some((uid, gid)) = invoker.map(Invoker::owner) {
             fchown(&file, Some(uid), Some(gid))
                 .with_context(|| format!("cannot give {} to its owner", path.display()))?;
         }
-        Ok(Self { path, file, replaced })
+        Ok(Self {
+            path,
+            file,
+            replaced,
+        })
     }
 
     pub(super) fn file(&self) -> anyhow::Result<File> {
-        self.file.try_clone().context("cannot open the recording twice")
+        self.file
+            .try_clone()
+            .context("cannot open the recording twice")
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    modules::{LoadedModule, SharedModules, TargetView, allocators_of},
+    modules::{LoadedModule, SharedModules, TargetView, probed_modules_of},
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
 };
@@ -37,6 +37,7 @@ struct Target {
     process: Arc<TargetProcess>,
     exit: AsyncFd<OwnedFd>,
     attached: FxHashSet<ModuleId>,
+    has_allocator: bool,
     /// Whether it may run: what is attached from then on may have been used before.
     running: bool,
     ended: bool,
@@ -57,6 +58,9 @@ pub(super) struct Recorded {
     pub(super) analyzer: Analyzer,
     pub(super) end: RecordingEnd,
     pub(super) failure: Option<Arc<StoreError>>,
+    /// What is still attached. Dropping it takes seconds, see [`Kernel::forget_process`];
+    /// recording has ended all the same.
+    pub(super) attached: Kernel,
 }
 
 impl Session {
@@ -99,7 +103,7 @@ impl Session {
         let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
             bail!("target {target} is not there");
         };
-        if state.attached.is_empty() {
+        if !state.has_allocator {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
@@ -128,7 +132,12 @@ impl Session {
         let index = u16::try_from(self.targets.len())
             .ok()
             .filter(|index| u32::from(*index) < memscope_common::control::MAX_TARGETS)
-            .with_context(|| format!("more than {} processes", memscope_common::control::MAX_TARGETS))?;
+            .with_context(|| {
+                format!(
+                    "more than {} processes",
+                    memscope_common::control::MAX_TARGETS
+                )
+            })?;
         let exit = pidfd_open(
             Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
             PidfdFlags::empty(),
@@ -159,21 +168,25 @@ impl Session {
             process,
             exit,
             attached: FxHashSet::default(),
+            has_allocator: false,
             running: false,
             ended: false,
         });
         Ok(index)
     }
 
-    /// Probes the allocators of a target that are not probed yet; how many modules
-    /// there were.
+    /// Probes what is not probed yet in a target; how many modules that were.
     pub(super) fn attach_new_modules(&mut self, target: u16) -> anyhow::Result<usize> {
-        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended) else {
+        let Some(state) = self
+            .targets
+            .iter()
+            .find(|state| state.index == target && !state.ended)
+        else {
             return Ok(0);
         };
         let (process, running) = (Arc::clone(&state.process), state.running);
         let mappings = process.code_mappings()?;
-        let new: Vec<Arc<LoadedModule>> = allocators_of(&self.modules, &process, &mappings)
+        let new: Vec<Arc<LoadedModule>> = probed_modules_of(&self.modules, &process, &mappings)
             .into_iter()
             .filter(|module| !state.attached.contains(&module.module.id))
             .collect();
@@ -186,9 +199,10 @@ impl Session {
             self.attach_module(target, &process, module)?;
             if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
                 state.attached.insert(module.module.id);
+                state.has_allocator |= module.is_allocator();
             }
         }
-        if running && !new.is_empty() {
+        if running && new.iter().any(|module| module.is_allocator()) {
             self.tell(Control::AttachedLate(target))?;
         }
         Ok(new.len())
@@ -200,7 +214,9 @@ impl Session {
         process: &TargetProcess,
         module: &LoadedModule,
     ) -> Result<(), KernelError> {
-        let Some(file) = &module.file else { return Ok(()) };
+        let Some(file) = &module.file else {
+            return Ok(());
+        };
         let path = crate::target::path_of_open(file);
         for (id, probe) in &module.probes {
             self.kernel.attach(&AttachRequest {
@@ -216,32 +232,46 @@ impl Session {
     }
 
     fn tell(&self, control: Control) -> anyhow::Result<()> {
-        self.pipeline.input.send(Input::Control(control)).ok().context("the collecting thread has ended")
+        self.pipeline
+            .input
+            .send(Input::Control(control))
+            .ok()
+            .context("the collecting thread has ended")
     }
 
     /// Waits for the next target that exits; its index.
     pub(super) async fn next_exit(&self) -> u16 {
-        let exits = self.targets.iter().filter(|target| !target.ended).map(|target| {
-            Box::pin(async move {
-                // A descriptor that cannot be watched would never be ready; then the
-                // trace goes on until it is ended from outside.
-                if let Err(error) = target.exit.readable().await {
-                    log::warn!("the end of a target will not be noticed: {error}");
-                    std::future::pending::<()>().await;
-                }
-                target.index
-            })
-        });
+        let exits = self
+            .targets
+            .iter()
+            .filter(|target| !target.ended)
+            .map(|target| {
+                Box::pin(async move {
+                    // A descriptor that cannot be watched would never be ready; then the
+                    // trace goes on until it is ended from outside.
+                    if let Err(error) = target.exit.readable().await {
+                        log::warn!("the end of a target will not be noticed: {error}");
+                        std::future::pending::<()>().await;
+                    }
+                    target.index
+                })
+            });
         first_of(exits.collect()).await
     }
 
     /// A target has exited.
     pub(super) fn target_ended(&mut self, target: u16, status: Option<i32>) {
-        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else { return };
+        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
+            return;
+        };
         state.ended = true;
         let pid = state.process.pid();
-        self.kernel.detach(target, pid);
-        self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
+        self.kernel.forget_process(pid);
+        self.pipeline.after_records(Control::EndTarget {
+            target,
+            time_ns: monotonic_ns(),
+            status,
+        });
     }
 
     pub(super) fn live_targets(&self) -> usize {
@@ -255,9 +285,14 @@ impl Session {
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
 
-    /// Ends recording, detaches, and brings everything into the file.
+    /// Ends recording, and brings everything into the file.
     pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
-        let Self { mut kernel, pipeline, targets, .. } = self;
+        let Self {
+            mut kernel,
+            pipeline,
+            targets,
+            ..
+        } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
         }
@@ -265,9 +300,6 @@ impl Session {
         let patience = Instant::now();
         while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        for target in targets.iter().filter(|target| !target.ended) {
-            kernel.detach(target.index, target.process.pid());
         }
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters()?;
@@ -282,16 +314,34 @@ impl Session {
             }
             Ok(vec![Control::Counters(counters)])
         })?;
-        let Collected { analyzer, writer, failure, nonsense } = collected;
+        let Collected {
+            analyzer,
+            writer,
+            failure,
+            nonsense,
+        } = collected;
         if nonsense > 0 {
             log::warn!("{nonsense} records spoke of processes or probes that there are not");
         }
         if failure.is_some() {
-            return Ok(Recorded { analyzer, end: RecordingEnd::Truncated, failure });
+            return Ok(Recorded {
+                analyzer,
+                end: RecordingEnd::Truncated,
+                failure,
+                attached: kernel,
+            });
         }
-        let ending = Ending { ended_at_ns, reason };
+        let ending = Ending {
+            ended_at_ns,
+            reason,
+        };
         let failure = writer.finish(&ending).err().map(Arc::new);
-        Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure })
+        Ok(Recorded {
+            analyzer,
+            end: RecordingEnd::Complete(ending),
+            failure,
+            attached: kernel,
+        })
     }
 }
 

@@ -1,0 +1,152 @@
+//! What each stage costs per event, on the code that ships. Every measured run is
+//! checked for its result: a stage that did nothing would fail, not win.
+
+#![expect(clippy::unwrap_used, reason = "a failure must stop the benchmark")]
+
+use std::{hint::black_box, io::Cursor, time::Duration};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use memscope::{
+    export::{Format, Weight, export},
+    lifetimes::Tracker,
+    model::Item,
+    reports::{Analysis, Analyzer, View, analyze},
+    store::{Reader, RecordingEnd, Writer},
+};
+use memscope_benches::{Expected, Workload};
+
+const EVENTS: usize = 1_000_000;
+/// Blocks live at once, few and many: an event may not cost more for it.
+const LIVE: [usize; 2] = [10_000, 250_000];
+
+fn check(analysis: &Analysis, expected: Expected) {
+    let totals = &analysis.totals;
+    let found = Expected {
+        allocations: totals.allocations,
+        allocated_bytes: totals.allocated_bytes,
+        frees: totals.frees,
+        live_blocks: totals.live_blocks,
+        live_bytes: totals.live_bytes,
+        peak_live_bytes: totals.peak_live_bytes,
+    };
+    assert_eq!(found, expected);
+}
+
+fn bytes_of(workload: &Workload, items: &[Item]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), &workload.capture()).unwrap();
+    items.iter().for_each(|item| writer.push(item).unwrap());
+    writer.finish(&workload.ending()).unwrap()
+}
+
+fn lifetimes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lifetimes");
+    for live in LIVE {
+        let workload = Workload::new(EVENTS, live);
+        group.throughput(Throughput::Elements(workload.events.len() as u64));
+        group.bench_function(format!("{live} live"), |bencher| {
+            bencher.iter(|| {
+                let mut tracker = Tracker::new();
+                let mut ended = 0_u64;
+                for event in &workload.events {
+                    tracker.apply(event, |_| ended += 1);
+                }
+                let totals = tracker.totals();
+                assert_eq!(ended, workload.expected.frees);
+                assert_eq!(totals.allocations, workload.expected.allocations);
+                assert_eq!(totals.live_bytes, workload.expected.live_bytes);
+                assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
+                tracker
+            });
+        });
+    }
+    group.finish();
+}
+
+fn store(criterion: &mut Criterion) {
+    let workload = Workload::new(EVENTS, LIVE[0]);
+    let items = workload.items();
+    let bytes = bytes_of(&workload, &items);
+    let mut group = criterion.benchmark_group("store");
+    group.throughput(Throughput::Elements(workload.events.len() as u64));
+    group.bench_function("write", |bencher| {
+        bencher.iter(|| {
+            let written = bytes_of(&workload, black_box(&items));
+            assert_eq!(written.len(), bytes.len());
+            written
+        });
+    });
+    check(
+        &analyze(Reader::new(Cursor::new(&bytes)).unwrap()).unwrap(),
+        workload.expected,
+    );
+    group.bench_function("read and analyze", |bencher| {
+        bencher.iter(|| {
+            let analysis = analyze(Reader::new(Cursor::new(black_box(&bytes))).unwrap()).unwrap();
+            assert!(analysis.is_complete());
+            check(&analysis, workload.expected);
+            analysis
+        });
+    });
+    group.finish();
+}
+
+fn outputs(criterion: &mut Criterion) {
+    let workload = Workload::new(EVENTS / 10, LIVE[0]);
+    let mut analyzer = Analyzer::default();
+    workload
+        .items()
+        .iter()
+        .for_each(|item| analyzer.apply(item, |_| {}));
+    let analysis = analyzer.finish(
+        workload.capture(),
+        RecordingEnd::Complete(workload.ending()),
+    );
+    check(&analysis, workload.expected);
+    let mut group = criterion.benchmark_group("outputs");
+    group.throughput(Throughput::Elements(analysis.sites.len() as u64));
+    for view in [View::Summary, View::Leaks] {
+        group.bench_function(format!("report {}", view.name()), |bencher| {
+            bencher.iter(|| {
+                let text = view
+                    .report(black_box(&analysis), "recording", Some(10))
+                    .text();
+                assert!(text.contains("Complete: all "));
+                text
+            });
+        });
+    }
+    for format in Format::ALL {
+        group.bench_function(format!("export {}", format.name()), |bencher| {
+            bencher.iter_batched(
+                Vec::new,
+                |mut out| {
+                    export(
+                        format,
+                        black_box(&analysis),
+                        Weight::AllocatedBytes,
+                        None,
+                        &mut out,
+                    )
+                    .unwrap();
+                    assert!(out.len() > 1000);
+                    out
+                },
+                BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+// The collector's decoding of the ring buffer belongs here, as `decode`, between
+// the kernel's records and `lifetimes`.
+
+criterion_group! {
+    name = pipeline;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(4));
+    targets = lifetimes, store, outputs
+}
+criterion_main!(pipeline);

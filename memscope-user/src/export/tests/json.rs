@@ -1,0 +1,344 @@
+//! JSON against the contract, against its own documentation, and against itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use serde_json::Value;
+
+use super::RICH;
+use crate::{
+    export::{ExportError, FIELDS, Origin, export_json},
+    model::{Ending, EndingReason, Item},
+    reports::{
+        BlockFate, analyze, replay_blocks,
+        testing::{ENDED_AT_NS, STARTED_AT_NS, analysis, capture, items},
+    },
+    store::{Reader, StoreError, Writer},
+};
+
+/// What a file of these items would give.
+fn recording(items: &[Item]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), &capture()).unwrap();
+    items.iter().for_each(|item| writer.push(item).unwrap());
+    let ending = Ending {
+        ended_at_ns: ENDED_AT_NS,
+        reason: EndingReason::TargetsEnded,
+    };
+    writer.finish(&ending).unwrap()
+}
+
+pub(super) fn json(text: &str, with_blocks: bool) -> Value {
+    let bytes = recording(&items(text));
+    let reader = || Reader::new(io::Cursor::new(&bytes)).unwrap();
+    let analysis = analyze(reader()).unwrap();
+    let mut out = Vec::new();
+    let mut source =
+        |each: &mut dyn FnMut(BlockFate<'_>)| replay_blocks(reader(), each).map(|_| ());
+    export_json(&analysis, with_blocks.then_some(&mut source), &mut out).unwrap();
+    serde_json::from_slice(&out).unwrap()
+}
+
+#[test]
+fn a_recording_read_from_a_file_is_the_one_that_was_made() {
+    let mut out = Vec::new();
+    export_json(&analysis(RICH), None, &mut out).unwrap();
+    assert_eq!(
+        serde_json::from_slice::<Value>(&out).unwrap(),
+        json(RICH, false)
+    );
+}
+
+/// Every key of the contract with the type of its value: `n` a number, `s` a
+/// string, `b` a boolean, `?` or null.
+const CONTRACT: &[(&str, &str)] = &[
+    ("schema", "s"),
+    ("version", "n"),
+    ("capture.started_at", "s"),
+    ("capture.duration_ns", "n"),
+    ("capture.kernel", "s"),
+    ("capture.arch", "s"),
+    ("capture.mode", "s"),
+    ("capture.sampling_interval_bytes", "n?"),
+    ("capture.command[]", "s"),
+    ("capture.complete", "b"),
+    ("processes[].process", "n"),
+    ("processes[].pid", "n"),
+    ("processes[].comm", "s"),
+    ("processes[].exe", "s"),
+    ("processes[].allocators[]", "s"),
+    ("processes[].exit_status", "n?"),
+    ("totals.allocations", "n"),
+    ("totals.allocated_bytes", "n"),
+    ("totals.frees", "n"),
+    ("totals.freed_bytes", "n"),
+    ("totals.reallocations", "n"),
+    ("totals.failed_allocations", "n"),
+    ("totals.live_blocks", "n"),
+    ("totals.live_bytes", "n"),
+    ("totals.peak_live_blocks", "n"),
+    ("totals.peak_live_bytes", "n"),
+    ("totals.temporary_allocations", "n"),
+    ("totals.unknown_frees", "n"),
+    ("loss.lost_events", "n"),
+    ("loss.by_cause.ring_full_free", "n"),
+    ("stacks.complete", "n"),
+    ("stacks.truncated", "n"),
+    ("stacks.by_reason.depth_limit", "n"),
+    ("sites[].site", "n"),
+    ("sites[].process", "n"),
+    ("sites[].frames[].function", "s?"),
+    ("sites[].frames[].module", "s?"),
+    ("sites[].frames[].offset", "s"),
+    ("sites[].frames[].file", "s?"),
+    ("sites[].frames[].line", "n?"),
+    ("sites[].frames[].inlined", "b"),
+    ("sites[].type", "?"),
+    ("sites[].allocations", "n"),
+    ("sites[].allocated_bytes", "n"),
+    ("sites[].frees", "n"),
+    ("sites[].freed_bytes", "n"),
+    ("sites[].live_blocks", "n"),
+    ("sites[].live_bytes", "n"),
+    ("sites[].at_peak_bytes", "n"),
+    ("sites[].temporary_allocations", "n"),
+    ("sites[].lifetime_ns.min", "n"),
+    ("sites[].lifetime_ns.p50", "n"),
+    ("sites[].lifetime_ns.p90", "n"),
+    ("sites[].lifetime_ns.p99", "n"),
+    ("sites[].lifetime_ns.max", "n"),
+    ("blocks[].process", "n"),
+    ("blocks[].address", "s"),
+    ("blocks[].size", "n"),
+    ("blocks[].site", "n"),
+    ("blocks[].thread", "n"),
+    ("blocks[].allocated_ns", "n"),
+    ("blocks[].freed_ns", "n?"),
+    ("blocks[].freed_by_thread", "n?"),
+];
+
+/// All paths to values, with the kinds of value seen there.
+fn paths(value: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<char>>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let dot = if path.is_empty() { "" } else { "." };
+                paths(value, &format!("{path}{dot}{key}"), found);
+            }
+        }
+        Value::Array(array) => array
+            .iter()
+            .for_each(|value| paths(value, &format!("{path}[]"), found)),
+        Value::Null => drop(found.entry(path.to_owned()).or_default().insert('?')),
+        Value::Bool(_) => drop(found.entry(path.to_owned()).or_default().insert('b')),
+        Value::String(_) => drop(found.entry(path.to_owned()).or_default().insert('s')),
+        Value::Number(number) => {
+            assert!(number.is_u64() || number.is_i64(), "{path} is no integer");
+            found.entry(path.to_owned()).or_default().insert('n');
+        }
+    }
+}
+
+#[test]
+fn json_has_every_key_of_the_contract() {
+    let mut found = BTreeMap::new();
+    paths(&json(RICH, true), "", &mut found);
+    for (path, kinds) in CONTRACT {
+        let seen = found
+            .get(*path)
+            .unwrap_or_else(|| panic!("{path} is missing"));
+        assert!(
+            seen.iter().all(|kind| kinds.contains(*kind)),
+            "{path} is {seen:?}, not {kinds}"
+        );
+    }
+}
+
+/// C3: each field is measured, derived by a documented formula, or unknown.
+#[test]
+fn every_key_of_json_says_where_its_value_comes_from() {
+    let mut found = BTreeMap::new();
+    paths(&json(RICH, true), "", &mut found);
+    let known: BTreeMap<_, _> = FIELDS
+        .iter()
+        .map(|field| (field.path, field.origin))
+        .collect();
+    assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
+    for (path, kinds) in &found {
+        let parent = path
+            .rsplit_once('.')
+            .map(|(parent, _)| format!("{parent}.*"));
+        let origin = known
+            .get(path.as_str())
+            .or_else(|| known.get(parent?.as_str()));
+        match origin {
+            // An object or list that is absent as a whole is null.
+            None => assert!(
+                kinds.contains(&'?') && known.keys().any(|known| known.starts_with(path)),
+                "{path} has no documented origin"
+            ),
+            Some(Origin::Unknown) => assert_eq!(kinds, &BTreeSet::from(['?']), "{path}"),
+            Some(Origin::Derived(formula)) => assert!(!formula.is_empty()),
+            Some(Origin::Measured) => {}
+        }
+    }
+    let listed = |field: &&&str| !field.contains('*') && !field.starts_with("file.damage[]");
+    for path in known.keys().filter(listed) {
+        assert!(
+            found.contains_key(*path),
+            "{path} is documented and does not exist"
+        );
+    }
+}
+
+#[test]
+fn json_of_a_rich_recording() {
+    let json = json(RICH, true);
+    assert_eq!(json["schema"], "memscope.export");
+    assert_eq!(json["version"], 1);
+    let capture = &json["capture"];
+    assert_eq!(capture["started_at"], "2023-11-14T22:13:20.000000000Z");
+    assert_eq!(capture["duration_ns"], ENDED_AT_NS - STARTED_AT_NS);
+    assert_eq!(capture["command"], serde_json::json!(["server", "--fast"]));
+    assert_eq!(
+        (&capture["mode"], &capture["complete"]),
+        (&"full".into(), &false.into())
+    );
+    assert_eq!(json["processes"][0]["exit_status"], 7);
+    assert_eq!(json["processes"][0]["end"], "exit");
+    assert_eq!(json["processes"][1]["exit_status"], Value::Null);
+    let totals = &json["totals"];
+    for (key, expected) in [
+        ("allocations", 6),
+        ("allocated_bytes", 100 + 200 + 300 + 50 + 77 + 80),
+        ("frees", 3),
+        ("freed_bytes", 100 + 77 + 80),
+        ("reallocations", 1),
+        ("failed_allocations", 1),
+        ("live_blocks", 2),
+        ("live_bytes", 350),
+        ("peak_live_blocks", 3),
+        ("peak_live_bytes", 430),
+        ("temporary_allocations", 2),
+        ("unknown_frees", 1),
+        ("unseen_ends", 1),
+        ("live_blocks_at_least", 0),
+        ("live_blocks_at_most", 2),
+    ] {
+        assert_eq!(totals[key], expected, "{key}");
+    }
+    assert_eq!(json["loss"]["lost_events"], 3);
+    assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
+    assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 10);
+    assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
+    assert_eq!(json["stacks"]["complete"], 5);
+    assert_eq!(json["stacks"]["truncated"], 2);
+    assert_eq!(json["stacks"]["by_reason"]["frames_lost"], 1);
+    let frames = &json["sites"][0]["frames"];
+    assert_eq!(frames[1]["function"], "inner");
+    assert_eq!(
+        (&frames[1]["inlined"], &frames[2]["inlined"]),
+        (&true.into(), &false.into())
+    );
+    assert_eq!(json["sites"][1]["frames"][0]["function"], Value::Null);
+    assert_eq!(json["sites"][1]["frames"][0]["module"], "/usr/bin/server");
+    assert_eq!(json["sites"][1]["frames"][0]["offset"], "0x400");
+    assert_eq!(json["sites"][3]["frames"][0]["module"], Value::Null);
+    assert_eq!(json["sites"][3]["frames"][0]["offset"], "0x7fff0000");
+    assert_eq!(json["sites"][4]["failed_allocations"], 1);
+}
+
+fn sum<'a>(list: &'a Value, number: impl Fn(&'a Value) -> u64) -> u64 {
+    list.as_array().unwrap().iter().map(number).sum()
+}
+
+#[test]
+fn json_adds_up() {
+    let json = json(RICH, true);
+    let totals = &json["totals"];
+    let total = |key: &str| totals[key].as_u64().unwrap();
+    assert_eq!(
+        total("allocations"),
+        total("frees") + total("unseen_ends") + total("live_blocks")
+    );
+    assert_eq!(
+        json["counters"]["attempted"].as_u64().unwrap(),
+        json["counters"]["recorded"].as_u64().unwrap()
+            + json["loss"]["lost_events"].as_u64().unwrap()
+    );
+    for key in [
+        "allocations",
+        "allocated_bytes",
+        "frees",
+        "freed_bytes",
+        "live_blocks",
+        "live_bytes",
+        "temporary_allocations",
+        "failed_allocations",
+        "unseen_ends",
+    ] {
+        assert_eq!(
+            sum(&json["sites"], |site| site[key].as_u64().unwrap()),
+            total(key),
+            "{key}"
+        );
+    }
+    assert_eq!(
+        sum(&json["sites"], |site| site["at_peak_bytes"]
+            .as_u64()
+            .unwrap()),
+        total("peak_live_bytes")
+    );
+
+    let blocks = &json["blocks"];
+    let count = |end: &str| sum(blocks, |block| u64::from(block["end"] == end));
+    assert_eq!(
+        blocks.as_array().unwrap().len() as u64,
+        total("allocations")
+    );
+    assert_eq!(
+        (count("freed"), count("live"), count("unseen")),
+        (total("frees"), total("live_blocks"), total("unseen_ends"))
+    );
+    assert_eq!(
+        sum(blocks, |block| block["size"].as_u64().unwrap()),
+        total("allocated_bytes")
+    );
+    for block in blocks.as_array().unwrap() {
+        assert_eq!(block["freed_ns"].is_u64(), block["end"] == "freed");
+        assert_eq!(block["freed_by_thread"].is_u64(), block["end"] == "freed");
+        assert_eq!(block["ended_before_ns"].is_u64(), block["end"] == "unseen");
+    }
+    let moved = blocks
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|block| block["address"] == "0x30")
+        .unwrap();
+    assert_eq!(
+        (
+            &moved["thread"],
+            &moved["freed_by_thread"],
+            &moved["process"]
+        ),
+        (&9.into(), &8.into(), &2.into())
+    );
+    assert!(moved["chain_allocated_ns"].as_u64() < moved["allocated_ns"].as_u64());
+}
+
+#[test]
+fn blocks_come_only_when_asked_for() {
+    assert_eq!(json(RICH, false).get("blocks"), None);
+    assert_eq!(json("", true)["blocks"], serde_json::json!([]));
+}
+
+#[test]
+fn a_recording_that_cannot_be_read_again_is_told() {
+    let mut source = |_: &mut dyn FnMut(BlockFate<'_>)| {
+        Err(StoreError::Read(io::ErrorKind::PermissionDenied.into()).into())
+    };
+    let failed = export_json(&analysis(RICH), Some(&mut source), &mut Vec::new());
+    assert!(matches!(failed, Err(ExportError::Blocks(_))), "{failed:?}");
+}

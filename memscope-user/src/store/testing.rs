@@ -1,0 +1,235 @@
+//! Random items of every kind, for tests.
+
+use proptest::{collection::vec, option, prelude::*};
+
+use crate::model::{
+    Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
+    LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
+    Stack, StackId, StackOutcome, ThreadId,
+};
+
+/// Few ids, so that items refer to each other.
+fn id() -> BoxedStrategy<u32> {
+    prop_oneof![0..4_u32, Just(u32::MAX)].boxed()
+}
+
+/// Few addresses, so that blocks meet.
+fn address() -> BoxedStrategy<u64> {
+    prop_oneof![0..8_u64, any::<u64>()].boxed()
+}
+
+fn text() -> BoxedStrategy<String> {
+    prop_oneof!["[a-z/.]{0,9}", any::<String>()].boxed()
+}
+
+fn event() -> BoxedStrategy<Event> {
+    let common = (id(), id(), any::<u64>(), address());
+    let begin = (any::<u64>(), id(), id(), address());
+    (0..6, common, begin, any::<bool>())
+        .prop_map(
+            |(
+                kind,
+                (process, thread, time_ns, address_avma),
+                (size_bytes, stack, probe, other),
+                allocator,
+            )| {
+                let (process, thread) = (ProcessId(process), ThreadId(thread));
+                let (stack, probe) = (StackId(stack), ProbeId(probe));
+                let caller = if allocator {
+                    FreeCaller::AllocatorModule
+                } else {
+                    FreeCaller::Program
+                };
+                match kind {
+                    0 => Event::Allocation {
+                        process,
+                        thread,
+                        time_ns,
+                        address_avma,
+                        size_bytes,
+                        stack,
+                        probe,
+                    },
+                    1 => Event::Free {
+                        process,
+                        thread,
+                        time_ns,
+                        address_avma,
+                        caller,
+                    },
+                    2 => Event::ReallocationBegin {
+                        process,
+                        thread,
+                        time_ns,
+                        old_address_avma: address_avma,
+                    },
+                    3 => Event::ReallocationEnd {
+                        process,
+                        thread,
+                        time_ns,
+                        old_address_avma: address_avma,
+                        new_address_avma: other,
+                        size_bytes,
+                        stack,
+                        probe,
+                    },
+                    4 => Event::ThreadExit {
+                        process,
+                        thread,
+                        time_ns,
+                    },
+                    _ => Event::Loss {
+                        first_lost_ns: other,
+                        time_ns,
+                        lost_count: size_bytes,
+                    },
+                }
+            },
+        )
+        .boxed()
+}
+
+fn process() -> BoxedStrategy<Process> {
+    (
+        (id(), any::<u32>(), any::<u64>(), any::<u32>()),
+        any::<u64>(),
+        text(),
+        text(),
+        vec(text(), 0..3),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(
+                (id, pid, start_ticks, image),
+                observed_from_ns,
+                comm,
+                exe,
+                allocators,
+                from_start,
+            )| Process {
+                id: ProcessId(id),
+                pid,
+                start_ticks,
+                image,
+                observed_from_ns,
+                comm,
+                exe,
+                allocators,
+                from_start,
+            },
+        )
+        .boxed()
+}
+
+fn end_reason() -> BoxedStrategy<EndReason> {
+    prop_oneof![
+        Just(EndReason::Exec),
+        option::of(any::<i32>()).prop_map(EndReason::Exit)
+    ]
+    .boxed()
+}
+
+fn symbols() -> BoxedStrategy<FrameSymbols> {
+    let function = (
+        text(),
+        option::of(text()),
+        option::of(any::<u32>()),
+        any::<bool>(),
+    )
+        .prop_map(|(name, file, line, inlined)| SourceFunction {
+            name,
+            file,
+            line,
+            inlined,
+        });
+    (id(), vec(function, 0..4))
+        .prop_map(|(frame, functions)| FrameSymbols {
+            frame: FrameId(frame),
+            functions,
+        })
+        .boxed()
+}
+
+fn counters() -> BoxedStrategy<Counters> {
+    let lost = vec(
+        (prop::sample::select(LossCause::ALL.to_vec()), any::<u64>()),
+        0..4,
+    );
+    (any::<[u64; 6]>(), lost)
+        .prop_map(
+            |([attempted, recorded, nested, hits, malformed, in_flight], lost)| Counters {
+                attempted,
+                recorded,
+                nested,
+                hits,
+                malformed,
+                in_flight,
+                lost,
+            },
+        )
+        .boxed()
+}
+
+fn frame() -> BoxedStrategy<Frame> {
+    (id(), id(), any::<u64>(), any::<bool>())
+        .prop_map(|(id, whose, place, mapped)| Frame {
+            id: FrameId(id),
+            location: if mapped {
+                Location::Module {
+                    module: ModuleId(whose),
+                    file_offset: place,
+                }
+            } else {
+                Location::Unmapped {
+                    process: ProcessId(whose),
+                    address_avma: place,
+                }
+            },
+        })
+        .boxed()
+}
+
+/// An item of any kind, with any content.
+pub(crate) fn item() -> BoxedStrategy<Item> {
+    let process_end =
+        (id(), any::<u64>(), end_reason()).prop_map(|(process, time_ns, reason)| ProcessEnd {
+            process: ProcessId(process),
+            time_ns,
+            reason,
+        });
+    let module = (id(), text(), vec(any::<u8>(), 0..20)).prop_map(|(id, path, build_id)| Module {
+        id: ModuleId(id),
+        path,
+        build_id,
+    });
+    let probe = (id(), text(), id(), any::<u64>(), any::<bool>()).prop_map(
+        |(id, function, module, file_offset, emulated)| Probe {
+            id: ProbeId(id),
+            function,
+            module: ModuleId(module),
+            file_offset,
+            emulated,
+        },
+    );
+    let outcome = prop::sample::select(StackOutcome::ALL.to_vec());
+    let stack = (id(), id(), outcome, vec(id().prop_map(FrameId), 0..6)).prop_map(
+        |(id, process, outcome, frames)| Stack {
+            id: StackId(id),
+            process: ProcessId(process),
+            outcome,
+            frames,
+        },
+    );
+    prop_oneof![
+        1 => process().prop_map(Item::Process),
+        1 => process_end.prop_map(Item::ProcessEnd),
+        1 => module.prop_map(Item::Module),
+        1 => probe.prop_map(Item::Probe),
+        1 => frame().prop_map(Item::Frame),
+        1 => stack.prop_map(Item::Stack),
+        1 => symbols().prop_map(Item::Symbols),
+        8 => event().prop_map(Item::Event),
+        1 => counters().prop_map(Item::Counters),
+    ]
+    .boxed()
+}
