@@ -75,10 +75,7 @@ fn store(criterion: &mut Criterion) {
             written
         });
     });
-    check(
-        &analyze(Reader::new(Cursor::new(&bytes)).unwrap()).unwrap(),
-        workload.expected,
-    );
+    check(&analyze(Reader::new(Cursor::new(&bytes)).unwrap()).unwrap(), workload.expected);
     group.bench_function("read and analyze", |bencher| {
         bencher.iter(|| {
             let analysis = analyze(Reader::new(Cursor::new(black_box(&bytes))).unwrap()).unwrap();
@@ -93,23 +90,15 @@ fn store(criterion: &mut Criterion) {
 fn outputs(criterion: &mut Criterion) {
     let workload = Workload::new(EVENTS / 10, LIVE[0]);
     let mut analyzer = Analyzer::default();
-    workload
-        .items()
-        .iter()
-        .for_each(|item| analyzer.apply(item, |_| {}));
-    let analysis = analyzer.finish(
-        workload.capture(),
-        RecordingEnd::Complete(workload.ending()),
-    );
+    workload.items().iter().for_each(|item| analyzer.apply(item, |_| {}));
+    let analysis = analyzer.finish(workload.capture(), RecordingEnd::Complete(workload.ending()));
     check(&analysis, workload.expected);
     let mut group = criterion.benchmark_group("outputs");
     group.throughput(Throughput::Elements(analysis.sites.len() as u64));
     for view in [View::Summary, View::Leaks] {
         group.bench_function(format!("report {}", view.name()), |bencher| {
             bencher.iter(|| {
-                let text = view
-                    .report(black_box(&analysis), "recording", Some(10))
-                    .text();
+                let text = view.report(black_box(&analysis), "recording", Some(10)).text();
                 assert!(text.contains("Complete: all "));
                 text
             });
@@ -120,14 +109,8 @@ fn outputs(criterion: &mut Criterion) {
             bencher.iter_batched(
                 Vec::new,
                 |mut out| {
-                    export(
-                        format,
-                        black_box(&analysis),
-                        Weight::AllocatedBytes,
-                        None,
-                        &mut out,
-                    )
-                    .unwrap();
+                    export(format, black_box(&analysis), Weight::AllocatedBytes, None, &mut out)
+                        .unwrap();
                     assert!(out.len() > 1000);
                     out
                 },

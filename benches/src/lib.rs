@@ -90,10 +90,7 @@ impl Maker {
 
     /// Few call chains allocate most.
     fn stack(&mut self) -> StackId {
-        let (one, other) = (
-            self.random.below(STACKS.into()),
-            self.random.below(STACKS.into()),
-        );
+        let (one, other) = (self.random.below(STACKS.into()), self.random.below(STACKS.into()));
         StackId((one * other / u64::from(STACKS)) as u32)
     }
 
@@ -161,12 +158,7 @@ impl Maker {
         self.vacant.push(old_address_avma);
         self.begin(new_address_avma, 2 * size_bytes);
         let time_ns = self.time_ns;
-        self.events.push(Event::ReallocationBegin {
-            process,
-            thread,
-            time_ns,
-            old_address_avma,
-        });
+        self.events.push(Event::ReallocationBegin { process, thread, time_ns, old_address_avma });
         self.events.push(Event::ReallocationEnd {
             process,
             thread,
@@ -203,23 +195,15 @@ impl Workload {
                 _ => maker.free(),
             }
         }
-        Self {
-            definitions: definitions(),
-            events: maker.events,
-            expected: maker.expected,
-        }
+        Self { definitions: definitions(), events: maker.events, expected: maker.expected }
     }
 
     /// All of it as a recording has it, counters last.
     #[must_use]
     pub fn items(&self) -> Vec<Item> {
         let recorded = self.events.len() as u64;
-        let counters = Counters {
-            attempted: recorded,
-            recorded,
-            hits: recorded,
-            ..Counters::default()
-        };
+        let counters =
+            Counters { attempted: recorded, recorded, hits: recorded, ..Counters::default() };
         let mut items = self.definitions.clone();
         items.extend(self.events.iter().map(|event| Item::Event(*event)));
         items.push(Item::Counters(counters));
@@ -245,10 +229,7 @@ impl Workload {
     #[must_use]
     pub fn ending(&self) -> Ending {
         let ended_at_ns = self.events.last().map_or(0, Event::time_ns);
-        Ending {
-            ended_at_ns,
-            reason: EndingReason::TargetsEnded,
-        }
+        Ending { ended_at_ns, reason: EndingReason::TargetsEnded }
     }
 }
 
@@ -277,10 +258,7 @@ fn definitions() -> Vec<Item> {
             module: ModuleId(1),
             file_offset: 0x1000 + 0x35 * u64::from(number),
         };
-        Item::Frame(Frame {
-            id: FrameId(number),
-            location,
-        })
+        Item::Frame(Frame { id: FrameId(number), location })
     }));
     items.extend((0..STACKS).map(|number| {
         Item::Stack(Stack {

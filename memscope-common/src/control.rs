@@ -148,6 +148,10 @@ pub struct ThreadState {
     /// Probe id of a second function entered at the same stack pointer (a tail
     /// call), else 0. See `classify_entry` in the eBPF crate.
     pub tail_probe: u64,
+    /// The block freed last, if nothing was allocated since, else 0.
+    pub freed_block_avma: u64,
+    /// Probe id of that free.
+    pub freed_probe: u64,
     /// The record of the stack, laid out as it is sent.
     pub stack: StackRecord,
 }
@@ -162,7 +166,7 @@ pub struct StackRecord {
     pub frames_avma: [u64; crate::record::MAX_FRAMES],
 }
 const _: () = assert!(size_of::<StackRecord>() == 32 + 8 * crate::record::MAX_FRAMES);
-const _: () = assert!(size_of::<ThreadState>() == 48 + size_of::<StackRecord>());
+const _: () = assert!(size_of::<ThreadState>() == 64 + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

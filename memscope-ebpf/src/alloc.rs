@@ -44,12 +44,7 @@ impl Hit {
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
         let image = *IMAGES.get(index)?;
-        Some(Self {
-            cookie,
-            pid_tgid: bpf_get_current_pid_tgid(),
-            target,
-            image,
-        })
+        Some(Self { cookie, pid_tgid: bpf_get_current_pid_tgid(), target, image })
     }
 
     #[inline(always)]
@@ -133,13 +128,8 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     let state = unsafe { &mut *state };
     // SAFETY: the context of a uprobe is the thread's registers.
     let sp_avma = unsafe { (*context.regs).rsp };
-    match classify_entry(
-        Cookie(state.cookie),
-        state.sp_avma,
-        state.tail_probe,
-        hit.cookie,
-        sp_avma,
-    ) {
+    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
+    {
         Entry::Nested => {
             emit::count(COUNTER_NESTED);
             return None;
@@ -171,6 +161,7 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     state.result_slot_avma = argument(context, arguments.result_slot);
     state.sp_avma = sp_avma;
     state.tail_probe = 0;
+    state.freed_block_avma = 0;
     state.cookie = hit.cookie.0;
     if state.block_avma != 0 {
         let record = ReallocationBegin {
@@ -193,12 +184,7 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    if !is_return_of(
-        Cookie(state.cookie),
-        state.sp_avma,
-        hit.cookie,
-        registers.rsp,
-    ) {
+    if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
         return None;
     }
     emit::count(COUNTER_HITS);
@@ -236,10 +222,7 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
         emit::send(record, COUNTER_LOST_ALLOCATION);
     } else {
         let record = ReallocationEnd {
-            header: Header {
-                kind: KIND_REALLOCATION_END,
-                ..header
-            },
+            header: Header { kind: KIND_REALLOCATION_END, ..header },
             old_address_avma: state.block_avma,
             new_address_avma: address_avma,
             size_bytes: state.size_bytes,
@@ -250,6 +233,27 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
     Some(())
+}
+
+/// Whether a free is part of another call: of one that was seen to begin and has not
+/// returned, or of a free that hands its block on to another module's (the end of a
+/// free is not probed, which would cost as much again).
+#[inline(always)]
+fn is_nested_free(state: &mut ThreadState, hit: &Hit, address_avma: u64, sp_avma: u64) -> bool {
+    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
+    {
+        Entry::Nested => return true,
+        Entry::TailCall => {
+            state.tail_probe = u64::from(hit.cookie.probe());
+            return true;
+        }
+        Entry::OutermostAfterLostReturn => {
+            emit::lose(COUNTER_RETURN_NOT_SEEN);
+            state.cookie = 0;
+        }
+        Entry::Outermost => {}
+    }
+    state.freed_block_avma == address_avma && state.freed_probe != u64::from(hit.cookie.probe())
 }
 
 /// Entry of a function that ends a block. The record is made here, before the
@@ -267,31 +271,16 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     emit::count(COUNTER_HITS);
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    if let Some(state) = THREADS.get_ptr_mut(hit.pid_tgid) {
+    // Without a state, for want of room, there is no outer call to be nested in.
+    if let Some(state) = thread_state(hit.pid_tgid) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
-        match classify_entry(
-            Cookie(state.cookie),
-            state.sp_avma,
-            state.tail_probe,
-            hit.cookie,
-            registers.rsp,
-        ) {
-            Entry::Nested => {
-                emit::count(COUNTER_NESTED);
-                return None;
-            }
-            Entry::TailCall => {
-                emit::count(COUNTER_NESTED);
-                state.tail_probe = u64::from(hit.cookie.probe());
-                return None;
-            }
-            Entry::OutermostAfterLostReturn => {
-                emit::lose(COUNTER_RETURN_NOT_SEEN);
-                state.cookie = 0;
-            }
-            Entry::Outermost => {}
+        if is_nested_free(state, &hit, address_avma, registers.rsp) {
+            emit::count(COUNTER_NESTED);
+            return None;
         }
+        state.freed_block_avma = address_avma;
+        state.freed_probe = u64::from(hit.cookie.probe());
     }
     // SAFETY: the helper checks the user address and fails on an unreadable one.
     let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);

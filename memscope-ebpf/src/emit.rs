@@ -133,12 +133,8 @@ fn tell_losses(cpu: *mut CpuCounters) {
         return;
     };
     // SAFETY: as above.
-    let (first_lost_ns, lost_count) = unsafe {
-        (
-            (*cpu).first_untold_loss_ns,
-            take(&raw mut (*cpu).untold_losses),
-        )
-    };
+    let (first_lost_ns, lost_count) =
+        unsafe { ((*cpu).first_untold_loss_ns, take(&raw mut (*cpu).untold_losses)) };
     place.write(Loss {
         header: Header {
             kind: KIND_LOSS,

@@ -64,11 +64,7 @@ pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma
 pub fn product_bytes(size: u64, count: u64) -> u64 {
     // By halves: LLVM turns checked_mul, and a test by division, into a 128-bit
     // multiplication, which BPF has not.
-    let (small, large) = if size < count {
-        (size, count)
-    } else {
-        (count, size)
-    };
+    let (small, large) = if size < count { (size, count) } else { (count, size) };
     if small >> 32 != 0 {
         return u64::MAX;
     }
@@ -85,10 +81,7 @@ pub fn product_bytes(size: u64, count: u64) -> u64 {
 #[must_use]
 #[inline(always)]
 pub fn stack_seed(target: u16, image: u16) -> u64 {
-    mix(
-        0x6d65_6d73_636f_7065,
-        u64::from(target) << 16 | u64::from(image),
-    )
+    mix(0x6d65_6d73_636f_7065, u64::from(target) << 16 | u64::from(image))
 }
 
 /// Folds one more value into a stack's identity. Multiply and shift, after
@@ -137,10 +130,9 @@ pub fn follow_frame_pointer(
     match read_link(frame_pointer_avma) {
         None => FramePointerStep::Broken,
         Some([_, 0]) => FramePointerStep::Ended,
-        Some([caller, return_avma]) => FramePointerStep::Caller {
-            frame_pointer_avma: caller,
-            return_avma,
-        },
+        Some([caller, return_avma]) => {
+            FramePointerStep::Caller { frame_pointer_avma: caller, return_avma }
+        }
     }
 }
 
@@ -153,23 +145,13 @@ mod tests {
         Cookie::new(
             7,
             probe,
-            Arguments {
-                size: 0,
-                count: NO_ARGUMENT,
-                block: NO_ARGUMENT,
-                result_slot: NO_ARGUMENT,
-            },
+            Arguments { size: 0, count: NO_ARGUMENT, block: NO_ARGUMENT, result_slot: NO_ARGUMENT },
         )
     }
 
     #[test]
     fn cookie_returns_what_was_packed() {
-        let arguments = Arguments {
-            size: 2,
-            count: NO_ARGUMENT,
-            block: 5,
-            result_slot: 0,
-        };
+        let arguments = Arguments { size: 2, count: NO_ARGUMENT, block: 5, result_slot: 0 };
         let packed = Cookie::new(1023, 65_535, arguments);
         assert_eq!(packed.target(), 1023);
         assert_eq!(packed.probe(), 65_535);
@@ -185,30 +167,9 @@ mod tests {
             (malloc, 0x7000, 0, realloc, 0x6ff8, Entry::Nested),
             (malloc, 0x7000, 0, malloc, 0x6ff8, Entry::Nested),
             (malloc, 0x7000, 0, realloc, 0x7000, Entry::TailCall),
-            (
-                malloc,
-                0x7000,
-                2,
-                realloc,
-                0x7000,
-                Entry::OutermostAfterLostReturn,
-            ),
-            (
-                malloc,
-                0x7000,
-                0,
-                malloc,
-                0x7000,
-                Entry::OutermostAfterLostReturn,
-            ),
-            (
-                malloc,
-                0x7000,
-                0,
-                realloc,
-                0x7008,
-                Entry::OutermostAfterLostReturn,
-            ),
+            (malloc, 0x7000, 2, realloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc, 0x7000, 0, malloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc, 0x7000, 0, realloc, 0x7008, Entry::OutermostAfterLostReturn),
         ];
         for (outer, outer_sp, tail, entered, sp, expected) in cases {
             assert_eq!(
@@ -222,14 +183,8 @@ mod tests {
     #[test]
     fn a_return_matches_its_own_entry_only() {
         assert!(is_return_of(cookie(1), 0x7000, cookie(1), 0x7008));
-        assert!(
-            !is_return_of(cookie(1), 0x7000, cookie(1), 0x7000),
-            "of an inner call"
-        );
-        assert!(
-            !is_return_of(cookie(1), 0x7000, cookie(2), 0x7008),
-            "of a tail call"
-        );
+        assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
+        assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
     }
 
     #[test]
@@ -241,11 +196,7 @@ mod tests {
         assert_eq!(product_bytes(u64::MAX, 1), u64::MAX);
         assert_eq!(product_bytes((1 << 32) + 7, 11), (11 << 32) + 77);
         assert_eq!(product_bytes(0xffff_ffff, 0x1_0000_0001), u64::MAX);
-        assert_eq!(
-            product_bytes(0xffff_ffff, 0x1_0000_0002),
-            u64::MAX,
-            "overflow by carry"
-        );
+        assert_eq!(product_bytes(0xffff_ffff, 0x1_0000_0002), u64::MAX, "overflow by carry");
     }
 
     #[test]
@@ -263,22 +214,11 @@ mod tests {
         assert_eq!(at(0x7010, [0x7040, 0]), FramePointerStep::Ended);
         assert_eq!(
             at(0x7010, [0x7040, 0x40_1000]),
-            FramePointerStep::Caller {
-                frame_pointer_avma: 0x7040,
-                return_avma: 0x40_1000
-            }
+            FramePointerStep::Caller { frame_pointer_avma: 0x7040, return_avma: 0x40_1000 }
         );
-        assert_eq!(
-            at(0x6ff8, [0, 1]),
-            FramePointerStep::Broken,
-            "below the stack pointer"
-        );
+        assert_eq!(at(0x6ff8, [0, 1]), FramePointerStep::Broken, "below the stack pointer");
         assert_eq!(at(0x7011, [0, 1]), FramePointerStep::Broken, "not aligned");
-        assert_eq!(
-            at(0x5555_0000_0000, [0, 1]),
-            FramePointerStep::Broken,
-            "a heap pointer"
-        );
+        assert_eq!(at(0x5555_0000_0000, [0, 1]), FramePointerStep::Broken, "a heap pointer");
         assert_eq!(
             follow_frame_pointer(0x7010, 0x7000, |_| None),
             FramePointerStep::Broken,

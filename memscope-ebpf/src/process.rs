@@ -49,13 +49,8 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     let (target, image) = current_target()?;
     // SAFETY: as above; exec leaves one thread, so nobody else writes it.
     unsafe { *image += 1 };
-    let record = ProcessExec {
-        header: header(KIND_EXEC, target, image),
-    };
-    debug!(
-        context,
-        "target {} is now image {}", target, record.header.image
-    );
+    let record = ProcessExec { header: header(KIND_EXEC, target, image) };
+    debug!(context, "target {} is now image {}", target, record.header.image);
     emit::send(record, COUNTER_LOST_PROCESS);
     Some(())
 }
@@ -68,10 +63,7 @@ pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
         // SAFETY: this thread's own map value.
         if unsafe { (*state).cookie } != 0 {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
-            debug!(
-                context,
-                "thread {} ended inside an allocator call", pid_tgid as u32
-            );
+            debug!(context, "thread {} ended inside an allocator call", pid_tgid as u32);
         }
         // It was there a moment ago, and only this thread removes it.
         THREADS.remove(pid_tgid).ok();
@@ -93,13 +85,8 @@ pub(crate) fn code_changed(context: &ProbeContext) -> Option<()> {
     // SAFETY: the helper reads the cookie of the link that called this program.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
     let target = u32::from(cookie.target());
-    let record = CodeChanged {
-        header: header(KIND_CODE_CHANGED, target, IMAGES.get_ptr(target)?),
-    };
-    debug!(
-        context,
-        "the loader of target {} has changed its code", target
-    );
+    let record = CodeChanged { header: header(KIND_CODE_CHANGED, target, IMAGES.get_ptr(target)?) };
+    debug!(context, "the loader of target {} has changed its code", target);
     emit::send(record, COUNTER_LOST_PROCESS);
     Some(())
 }

@@ -26,10 +26,7 @@ pub(crate) struct CallerRegisters {
 /// Walks, sends the frames if they were not sent before, and gives the identity.
 #[inline(always)]
 pub(crate) fn capture(state: *mut ThreadState, registers: &CallerRegisters, header: Header) -> u64 {
-    let mut hash = mix(
-        stack_seed(header.target, header.image),
-        registers.return_avma,
-    );
+    let mut hash = mix(stack_seed(header.target, header.image), registers.return_avma);
     let mut frame_pointer_avma = registers.frame_pointer_avma;
     let mut lowest_avma = registers.sp_avma;
     let mut outcome = OUTCOME_DEPTH_LIMIT;
@@ -41,10 +38,7 @@ pub(crate) fn capture(state: *mut ThreadState, registers: &CallerRegisters, head
         let read =
             |link_avma: u64| unsafe { bpf_probe_read_user(link_avma as *const [u64; 2]) }.ok();
         match follow_frame_pointer(frame_pointer_avma, lowest_avma, read) {
-            FramePointerStep::Caller {
-                frame_pointer_avma: next_avma,
-                return_avma,
-            } => {
+            FramePointerStep::Caller { frame_pointer_avma: next_avma, return_avma } => {
                 // SAFETY: as above.
                 unsafe { (*state).stack.frames_avma[index] = return_avma };
                 hash = mix(hash, return_avma);
@@ -67,10 +61,7 @@ pub(crate) fn capture(state: *mut ThreadState, registers: &CallerRegisters, head
         // SAFETY: as above.
         unsafe {
             (*state).stack.header = StackHeader {
-                header: Header {
-                    kind: KIND_STACK,
-                    ..header
-                },
+                header: Header { kind: KIND_STACK, ..header },
                 stack,
                 outcome,
                 frame_count,

@@ -127,17 +127,11 @@ impl ExportOptions {
     #[must_use]
     pub fn contradiction(&self) -> Option<String> {
         if self.blocks && self.format != Format::Json {
-            return Some(format!(
-                "--blocks is for --format json, not {}",
-                self.format.name()
-            ));
+            return Some(format!("--blocks is for --format json, not {}", self.format.name()));
         }
         let weighted = matches!(self.format, Format::Collapsed | Format::Flamegraph);
         (self.weight.is_some() && !weighted).then(|| {
-            format!(
-                "--weight is for collapsed and flamegraph, not {}",
-                self.format.name()
-            )
+            format!("--weight is for collapsed and flamegraph, not {}", self.format.name())
         })
     }
 }
@@ -167,33 +161,25 @@ impl<T: Copy + Send + Sync + 'static> clap::builder::TypedValueParser for Regist
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.entries.iter().map(|(_, name, help)| {
-            PossibleValue::new(*name).help(*help)
-        })))
+        Some(Box::new(
+            self.entries.iter().map(|(_, name, help)| PossibleValue::new(*name).help(*help)),
+        ))
     }
 }
 
 fn views() -> Registry<View> {
-    Registry {
-        entries: View::ALL
-            .map(|view| (view, view.name(), view.description()))
-            .to_vec(),
-    }
+    Registry { entries: View::ALL.map(|view| (view, view.name(), view.description())).to_vec() }
 }
 
 fn formats() -> Registry<Format> {
     Registry {
-        entries: Format::ALL
-            .map(|format| (format, format.name(), format.description()))
-            .to_vec(),
+        entries: Format::ALL.map(|format| (format, format.name(), format.description())).to_vec(),
     }
 }
 
 fn weights() -> Registry<Weight> {
     Registry {
-        entries: Weight::ALL
-            .map(|weight| (weight, weight.name(), weight.description()))
-            .to_vec(),
+        entries: Weight::ALL.map(|weight| (weight, weight.name(), weight.description())).to_vec(),
     }
 }
 
@@ -220,11 +206,7 @@ mod tests {
             "memscope export f --format xml",
             "memscope report f --view nothing",
         ] {
-            assert_eq!(
-                parse(wrong).map_err(|error| error.exit_code()).err(),
-                Some(2),
-                "{wrong}"
-            );
+            assert_eq!(parse(wrong).map_err(|error| error.exit_code()).err(), Some(2), "{wrong}");
         }
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
@@ -239,19 +221,14 @@ mod tests {
 
     #[test]
     fn export_options_must_fit_the_format() {
-        let contradiction = |line: &str| match Cli::try_parse_from(line.split_whitespace())
-            .unwrap()
-            .command
-        {
-            Command::Export(options) => options.contradiction(),
-            _ => None,
-        };
+        let contradiction =
+            |line: &str| match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+                Command::Export(options) => options.contradiction(),
+                _ => None,
+            };
         assert!(contradiction("memscope export f --format pprof --blocks").is_some());
         assert!(contradiction("memscope export f --format json --weight temporary").is_some());
-        assert_eq!(
-            contradiction("memscope export f --format json --blocks"),
-            None
-        );
+        assert_eq!(contradiction("memscope export f --format json --blocks"), None);
         assert_eq!(
             contradiction("memscope export f --format collapsed --weight allocations"),
             None

@@ -43,11 +43,7 @@ pub fn bytes(value: u64) -> String {
         scaled /= 1024.0;
         unit += 1;
     }
-    format!(
-        "{} {}",
-        three_figures(scaled),
-        UNITS.get(unit).unwrap_or(&"EiB")
-    )
+    format!("{} {}", three_figures(scaled), UNITS.get(unit).unwrap_or(&"EiB"))
 }
 
 /// A duration with a unit and three figures: `2.35 ms`.
@@ -101,13 +97,11 @@ pub fn percent(part: u64, whole: u64) -> String {
 /// Lower-case hexadecimal, two digits a byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            write!(hex, "{byte:02x}").ok();
-            hex
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        write!(hex, "{byte:02x}").ok();
+        hex
+    })
 }
 
 #[cfg(test)]

@@ -45,9 +45,7 @@ fn check_contains(found: &serde_json::Value, expected: &serde_json::Value, path:
     match (found, expected) {
         (Value::Object(found), Value::Object(expected)) => {
             for (key, expected) in expected {
-                let found = found
-                    .get(key)
-                    .unwrap_or_else(|| panic!("{path}.{key} is missing"));
+                let found = found.get(key).unwrap_or_else(|| panic!("{path}.{key} is missing"));
                 check_contains(found, expected, &format!("{path}.{key}"));
             }
         }
@@ -66,11 +64,7 @@ fn recordings_of_all_versions_are_read() {
     for version in 1..=MAJOR_VERSION {
         let expected = fs::read(golden(version, "json")).unwrap();
         let expected = serde_json::from_slice(&expected).unwrap();
-        check_contains(
-            &json_of(&golden(version, "memscope")),
-            &expected,
-            &format!("v{version}"),
-        );
+        check_contains(&json_of(&golden(version, "memscope")), &expected, &format!("v{version}"));
     }
 }
 
@@ -109,17 +103,11 @@ fn definitions() -> Vec<Item> {
         }),
         Item::Frame(Frame {
             id: FrameId(1),
-            location: Location::Module {
-                module: ModuleId(1),
-                file_offset: 0x1234,
-            },
+            location: Location::Module { module: ModuleId(1), file_offset: 0x1234 },
         }),
         Item::Frame(Frame {
             id: FrameId(2),
-            location: Location::Unmapped {
-                process,
-                address_avma: 0x7f00,
-            },
+            location: Location::Unmapped { process, address_avma: 0x7f00 },
         }),
         Item::Symbols(FrameSymbols {
             frame: FrameId(1),
@@ -161,12 +149,7 @@ fn events() -> Vec<Event> {
             address_avma: 0x6000,
             caller: FreeCaller::Program,
         },
-        Event::ReallocationBegin {
-            process,
-            thread,
-            time_ns: 5_000,
-            old_address_avma: 0x5000,
-        },
+        Event::ReallocationBegin { process, thread, time_ns: 5_000, old_address_avma: 0x5000 },
         Event::ReallocationEnd {
             process,
             thread,
@@ -177,11 +160,7 @@ fn events() -> Vec<Event> {
             stack: StackId(1),
             probe,
         },
-        Event::Loss {
-            first_lost_ns: 5_600,
-            time_ns: 5_800,
-            lost_count: 2,
-        },
+        Event::Loss { first_lost_ns: 5_600, time_ns: 5_800, lost_count: 2 },
         allocation(6_000, 0x7000, 50, 2),
         allocation(7_000, 0, 999, 2),
         Event::Free {
@@ -191,11 +170,7 @@ fn events() -> Vec<Event> {
             address_avma: 0x9000,
             caller: FreeCaller::AllocatorModule,
         },
-        Event::ThreadExit {
-            process,
-            thread,
-            time_ns: 9_000,
-        },
+        Event::ThreadExit { process, thread, time_ns: 9_000 },
     ]
 }
 
@@ -214,18 +189,11 @@ fn make_golden() {
     };
     let path = golden(MAJOR_VERSION, "memscope");
     let mut writer = Writer::new(fs::File::create(&path).unwrap(), &capture).unwrap();
-    definitions()
-        .iter()
-        .for_each(|item| writer.push(item).unwrap());
+    definitions().iter().for_each(|item| writer.push(item).unwrap());
     writer.flush().unwrap();
-    events()
-        .into_iter()
-        .for_each(|event| writer.push(&Item::Event(event)).unwrap());
-    let end = ProcessEnd {
-        process: ProcessId(1),
-        time_ns: 9_500,
-        reason: EndReason::Exit(Some(0)),
-    };
+    events().into_iter().for_each(|event| writer.push(&Item::Event(event)).unwrap());
+    let end =
+        ProcessEnd { process: ProcessId(1), time_ns: 9_500, reason: EndReason::Exit(Some(0)) };
     writer.push(&Item::ProcessEnd(end)).unwrap();
     let counters = Counters {
         attempted: 11,
@@ -237,12 +205,7 @@ fn make_golden() {
         lost: vec![(LossCause::RingFullFree, 2)],
     };
     writer.push(&Item::Counters(counters)).unwrap();
-    writer
-        .finish(&Ending {
-            ended_at_ns: 10_000,
-            reason: EndingReason::TargetsEnded,
-        })
-        .unwrap();
+    writer.finish(&Ending { ended_at_ns: 10_000, reason: EndingReason::TargetsEnded }).unwrap();
     let mut json = json_of(&path);
     // Its wording may change.
     json.as_object_mut().unwrap().remove("trust");

@@ -103,40 +103,21 @@ fn mix_states_its_peak_and_null_frees() {
     let run = run("mix.c", &["1", "100000"]);
     let totals = run.totals();
     assert_eq!(totals.counts.null_frees, run.figures.number("null_frees"));
-    assert_eq!(
-        totals.peak_live_bytes,
-        run.figures.number("peak_live_bytes")
-    );
-    assert_eq!(
-        totals.peak_live_blocks,
-        run.figures.number("peak_live_blocks")
-    );
-    let mut functions: Vec<OracleFunction> = run.images[0]
-        .calls
-        .iter()
-        .map(|call| call.function)
-        .collect();
+    assert_eq!(totals.peak_live_bytes, run.figures.number("peak_live_bytes"));
+    assert_eq!(totals.peak_live_blocks, run.figures.number("peak_live_blocks"));
+    let mut functions: Vec<OracleFunction> =
+        run.images[0].calls.iter().map(|call| call.function).collect();
     functions.sort_by_key(|function| *function as u8);
     functions.dedup();
-    assert_eq!(
-        functions.len(),
-        10,
-        "mix.c calls every function: {functions:?}"
-    );
+    assert_eq!(functions.len(), 10, "mix.c calls every function: {functions:?}");
 }
 
 #[test]
 fn runs_are_deterministic() {
-    for (source, arguments) in [
-        ("mix.c", ["8", "20000"]),
-        ("mix.cpp", ["4", "50"]),
-        ("mix.rs", ["4", "50"]),
-    ] {
-        assert_eq!(
-            run(source, &arguments).figures,
-            run(source, &arguments).figures,
-            "{source}"
-        );
+    for (source, arguments) in
+        [("mix.c", ["8", "20000"]), ("mix.cpp", ["4", "50"]), ("mix.rs", ["4", "50"])]
+    {
+        assert_eq!(run(source, &arguments).figures, run(source, &arguments).figures, "{source}");
     }
 }
 
@@ -155,14 +136,8 @@ fn preloading_sees_the_same_as_linking() {
             let counts = run.totals().counts;
             assert_eq!(counts.unknown_frees, 0, "{source}");
             if source != "mix.c" {
-                assert!(
-                    counts.live_blocks >= run.figures.number("kept_blocks"),
-                    "{source}"
-                );
-                assert!(
-                    counts.live_bytes >= run.figures.number("kept_bytes"),
-                    "{source}"
-                );
+                assert!(counts.live_blocks >= run.figures.number("kept_blocks"), "{source}");
+                assert!(counts.live_bytes >= run.figures.number("kept_bytes"), "{source}");
             }
         }
     }
@@ -188,10 +163,7 @@ fn ends_are_as_asked_for() {
 
 #[test]
 fn every_leak_is_alive_at_the_end() {
-    let plugin = format!(
-        "plugin={}",
-        programs::plugin_library(Variant::Default).display()
-    );
+    let plugin = format!("plugin={}", programs::plugin_library(Variant::Default).display());
     for unload in [None, Some("unload")] {
         let mut arguments = vec!["3", "20000", "threads", "fork", &plugin];
         arguments.extend(unload);
@@ -207,11 +179,7 @@ fn every_leak_is_alive_at_the_end() {
                 };
                 let (count, bytes): (usize, u64) = (count.parse().unwrap(), bytes.parse().unwrap());
                 let size = bytes / count as u64;
-                assert_eq!(
-                    live.iter().filter(|live| **live == size).count(),
-                    count,
-                    "{row:?}"
-                );
+                assert_eq!(live.iter().filter(|live| **live == size).count(), count, "{row:?}");
             }
         }
     }
@@ -257,14 +225,8 @@ fn a_forked_child_logs_for_itself() {
             ]
         );
     }
-    let [first, second] = &run.images[..] else {
-        panic!("counted above")
-    };
-    let (parent, child) = if first.forked {
-        (second, first)
-    } else {
-        (first, second)
-    };
+    let [first, second] = &run.images[..] else { panic!("counted above") };
+    let (parent, child) = if first.forked { (second, first) } else { (first, second) };
     assert!(child.forked && child.parent_pid == parent.pid);
 }
 
@@ -339,16 +301,8 @@ fn a_program_without_an_allocator() {
 #[test]
 fn every_variant_compiles_and_runs() {
     use Variant::*;
-    for variant in [
-        Default,
-        FramePointers,
-        Unoptimised,
-        NoPie,
-        Static,
-        Stripped,
-        DebugLink,
-        RustV0,
-    ] {
+    for variant in [Default, FramePointers, Unoptimised, NoPie, Static, Stripped, DebugLink, RustV0]
+    {
         for source in ["chain.c", "chain.cpp", "chain.rs"] {
             let run = run_command(&mut Command::new(programs::build(source, variant)), false);
             assert!(run.status.success(), "{source} {variant:?}");

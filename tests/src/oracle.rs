@@ -20,9 +20,7 @@ pub const LOG_VARIABLE: &str = "MEMSCOPE_ORACLE_LOG";
 
 /// Has the command's processes log to `<base>.<pid>.<n>`. Every process it starts inherits this.
 pub fn preload<'a>(command: &'a mut Command, base: &Path) -> &'a mut Command {
-    command
-        .env("LD_PRELOAD", programs::oracle_library())
-        .env(LOG_VARIABLE, base)
+    command.env("LD_PRELOAD", programs::oracle_library()).env(LOG_VARIABLE, base)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,9 +53,7 @@ impl OracleFunction {
             Pvalloc,
         ];
         let index = usize::from(id).checked_sub(1).expect("0 is an empty slot");
-        *BY_ID
-            .get(index)
-            .unwrap_or_else(|| panic!("the oracle wrote the unknown function {id}"))
+        *BY_ID.get(index).unwrap_or_else(|| panic!("the oracle wrote the unknown function {id}"))
     }
 
     fn resizes(self) -> bool {
@@ -139,15 +135,8 @@ fn read_log(path: &Path, image: u32) -> OracleImage {
     let file = File::open(path).expect("the oracle's log is readable");
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut header = [0; HEADER_BYTES];
-    reader
-        .read_exact(&mut header)
-        .expect("the oracle sizes its log before it logs");
-    assert_eq!(
-        &header[..8],
-        b"MSORACLE",
-        "{} is not a log of the oracle",
-        path.display()
-    );
+    reader.read_exact(&mut header).expect("the oracle sizes its log before it logs");
+    assert_eq!(&header[..8], b"MSORACLE", "{} is not a log of the oracle", path.display());
     let number = |offset| u32_at(&header, offset);
     assert_eq!(
         (number(8), number(12)),
@@ -156,10 +145,7 @@ fn read_log(path: &Path, image: u32) -> OracleImage {
     );
     let capacity = u64_at(&header, 32);
     let count = u64_at(&header, COUNT_OFFSET);
-    assert!(
-        count <= capacity,
-        "the oracle's log overflowed: {count} events, room for {capacity}"
-    );
+    assert!(count <= capacity, "the oracle's log overflowed: {count} events, room for {capacity}");
     let exe = header[EXE_OFFSET..COUNT_OFFSET]
         .split(|byte| *byte == 0)
         .next()
@@ -168,9 +154,7 @@ fn read_log(path: &Path, image: u32) -> OracleImage {
     let mut calls = Vec::new();
     let mut record = [0; RECORD_BYTES];
     for slot in 0..count {
-        reader
-            .read_exact(&mut record)
-            .expect("the log has room for all it counts");
+        reader.read_exact(&mut record).expect("the log has room for all it counts");
         if record[0] == 0 {
             continue; // the first moment of a realloc, or a process that was killed here
         }
@@ -196,19 +180,11 @@ fn read_log(path: &Path, image: u32) -> OracleImage {
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_le_bytes(
-        bytes[offset..offset + 4]
-            .try_into()
-            .expect("the slice has 4 bytes"),
-    )
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("the slice has 4 bytes"))
 }
 
 fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    u64::from_le_bytes(
-        bytes[offset..offset + 8]
-            .try_into()
-            .expect("the slice has 8 bytes"),
-    )
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("the slice has 8 bytes"))
 }
 
 /// The totals that add up over processes.
@@ -358,10 +334,7 @@ impl OracleTotals {
                 }
             }
         }
-        totals.live = live
-            .into_iter()
-            .map(|(address, block)| (address, block.size))
-            .collect();
+        totals.live = live.into_iter().map(|(address, block)| (address, block.size)).collect();
         totals
     }
 }
@@ -423,13 +396,7 @@ mod tests {
 
     #[test]
     fn allocations_minus_frees_are_live() {
-        let totals = totals(&[
-            malloc(1, 100),
-            malloc(2, 50),
-            free(1),
-            free(0),
-            malloc(1, 7),
-        ]);
+        let totals = totals(&[malloc(1, 100), malloc(2, 50), free(1), free(0), malloc(1, 7)]);
         assert_eq!(
             totals.counts,
             OracleCounts {
@@ -444,10 +411,7 @@ mod tests {
             }
         );
         assert_eq!((totals.peak_live_bytes, totals.peak_live_blocks), (150, 2));
-        assert_eq!(
-            totals.allocated,
-            HashMap::from([((1, 100), 1), ((2, 50), 1), ((1, 7), 1)])
-        );
+        assert_eq!(totals.allocated, HashMap::from([((1, 100), 1), ((2, 50), 1), ((1, 7), 1)]));
         assert_eq!(totals.freed, HashMap::from([(1, 1)]));
         assert_eq!(totals.live, HashMap::from([(1, 7), (2, 50)]));
     }
@@ -458,12 +422,7 @@ mod tests {
         let in_place = totals(&[malloc(1, 10), realloc(1, 1, 30)]).counts;
         assert_eq!(moved, in_place);
         assert_eq!(
-            (
-                moved.allocations,
-                moved.frees,
-                moved.reallocations,
-                moved.live_bytes
-            ),
+            (moved.allocations, moved.frees, moved.reallocations, moved.live_bytes),
             (2, 1, 1, 30)
         );
         assert_eq!((moved.allocated_bytes, moved.freed_bytes), (40, 10));
@@ -473,38 +432,23 @@ mod tests {
     fn realloc_at_its_edges() {
         let from_nothing = totals(&[realloc(0, 1, 10)]).counts;
         assert_eq!(
-            (
-                from_nothing.allocations,
-                from_nothing.frees,
-                from_nothing.reallocations
-            ),
+            (from_nothing.allocations, from_nothing.frees, from_nothing.reallocations),
             (1, 0, 0)
         );
         let to_nothing = totals(&[malloc(1, 10), realloc(1, 0, 0)]).counts;
         assert_eq!(
-            (
-                to_nothing.frees,
-                to_nothing.failed_allocations,
-                to_nothing.reallocations
-            ),
+            (to_nothing.frees, to_nothing.failed_allocations, to_nothing.reallocations),
             (1, 0, 0)
         );
         let failed = totals(&[malloc(1, 10), realloc(1, 0, u64::MAX)]).counts;
-        assert_eq!(
-            (failed.frees, failed.failed_allocations, failed.live_bytes),
-            (0, 1, 10)
-        );
+        assert_eq!((failed.frees, failed.failed_allocations, failed.live_bytes), (0, 1, 10));
     }
 
     #[test]
     fn failures_are_no_allocations() {
         let counts = totals(&[malloc(0, 10), call(OracleFunction::Calloc, 0, 0, u64::MAX)]).counts;
         assert_eq!(
-            (
-                counts.allocations,
-                counts.allocated_bytes,
-                counts.failed_allocations
-            ),
+            (counts.allocations, counts.allocated_bytes, counts.failed_allocations),
             (0, 0, 2)
         );
     }
@@ -512,10 +456,7 @@ mod tests {
     #[test]
     fn a_zero_sized_block_is_a_block() {
         let counts = totals(&[malloc(1, 0)]).counts;
-        assert_eq!(
-            (counts.allocations, counts.live_blocks, counts.live_bytes),
-            (1, 1, 0)
-        );
+        assert_eq!((counts.allocations, counts.live_blocks, counts.live_bytes), (1, 1, 0));
     }
 
     #[test]
@@ -524,24 +465,10 @@ mod tests {
         assert_eq!(at_once.temporary_allocations, 1);
         let nested = totals(&[malloc(1, 10), malloc(2, 10), free(2), free(1)]).counts;
         assert_eq!(nested.temporary_allocations, 1);
-        let elsewhere = totals(&[
-            malloc(1, 10),
-            OracleCall {
-                thread: 11,
-                ..free(1)
-            },
-        ])
-        .counts;
+        let elsewhere = totals(&[malloc(1, 10), OracleCall { thread: 11, ..free(1) }]).counts;
         assert_eq!(elsewhere.temporary_allocations, 0);
-        let other_thread_between = totals(&[
-            malloc(1, 10),
-            OracleCall {
-                thread: 11,
-                ..malloc(2, 10)
-            },
-            free(1),
-        ])
-        .counts;
+        let other_thread_between =
+            totals(&[malloc(1, 10), OracleCall { thread: 11, ..malloc(2, 10) }, free(1)]).counts;
         assert_eq!(other_thread_between.temporary_allocations, 1);
         let resized = totals(&[malloc(1, 10), realloc(1, 1, 20), free(1)]).counts;
         assert_eq!(resized.temporary_allocations, 2);
@@ -551,30 +478,13 @@ mod tests {
     fn a_child_frees_what_it_inherited() {
         let calls = vec![
             free(1),
-            OracleCall {
-                begin: 1,
-                end: 1,
-                ..malloc(1, 10)
-            },
-            OracleCall {
-                begin: 2,
-                end: 2,
-                ..free(1)
-            },
-            OracleCall {
-                begin: 3,
-                end: 3,
-                ..realloc(2, 3, 20)
-            },
+            OracleCall { begin: 1, end: 1, ..malloc(1, 10) },
+            OracleCall { begin: 2, end: 2, ..free(1) },
+            OracleCall { begin: 3, end: 3, ..realloc(2, 3, 20) },
         ];
         let child = OracleTotals::of(&image(true, calls.clone())).counts;
         assert_eq!(
-            (
-                child.allocations,
-                child.frees,
-                child.inherited_frees,
-                child.unknown_frees
-            ),
+            (child.allocations, child.frees, child.inherited_frees, child.unknown_frees),
             (2, 1, 2, 0)
         );
         let stranger = OracleTotals::of(&image(false, calls)).counts;
@@ -586,17 +496,8 @@ mod tests {
     fn the_two_moments_of_a_realloc_are_kept_apart() {
         let calls = vec![
             malloc(1, 10),
-            OracleCall {
-                thread: 11,
-                begin: 2,
-                end: 2,
-                ..malloc(1, 11)
-            },
-            OracleCall {
-                begin: 1,
-                end: 3,
-                ..realloc(1, 2, 500)
-            },
+            OracleCall { thread: 11, begin: 2, end: 2, ..malloc(1, 11) },
+            OracleCall { begin: 1, end: 3, ..realloc(1, 2, 500) },
         ];
         let totals = OracleTotals::of(&image(false, calls));
         assert_eq!(totals.live, HashMap::from([(1, 11), (2, 500)]));

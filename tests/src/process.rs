@@ -35,11 +35,7 @@ impl TestProgram {
                 }
             }
         });
-        TestProgram {
-            child,
-            stdin,
-            lines,
-        }
+        TestProgram { child, stdin, lines }
     }
 
     pub fn pid(&self) -> u32 {
@@ -49,9 +45,7 @@ impl TestProgram {
     /// Waits for `ready <pid>` and returns that pid, which differs from `pid()` where the command is a tracer that
     /// started the program.
     pub fn wait_ready(&mut self) -> u32 {
-        let line = self
-            .next_line()
-            .expect("the program prints a ready line before it ends");
+        let line = self.next_line().expect("the program prints a ready line before it ends");
         let pid = line
             .strip_prefix("ready ")
             .unwrap_or_else(|| panic!("expected `ready <pid>`, got: {line}"));
@@ -61,9 +55,7 @@ impl TestProgram {
     /// Sends the line that a program started with `wait` or `linger` is waiting for.
     pub fn go(&mut self) {
         let stdin = self.stdin.as_mut().expect("stdin is open until finish()");
-        stdin
-            .write_all(b"go\n")
-            .expect("the program is alive and reads its stdin");
+        stdin.write_all(b"go\n").expect("the program is alive and reads its stdin");
     }
 
     /// Reads on up to the line `done 1` (or to the end), without ending a program that lingers.
@@ -133,9 +125,8 @@ impl Figures {
     }
 
     fn add_line(&mut self, line: &str) {
-        let (key, values) = line
-            .split_once(' ')
-            .unwrap_or_else(|| panic!("not a line of key and values: {line}"));
+        let (key, values) =
+            line.split_once(' ').unwrap_or_else(|| panic!("not a line of key and values: {line}"));
         self.lines.push((key.to_owned(), values.to_owned()));
     }
 
@@ -145,10 +136,9 @@ impl Figures {
         match (found.next(), found.next()) {
             (Some((_, values)), None) => values,
             (None, _) => panic!("the program did not print `{key}`: {:?}", self.lines),
-            (Some(_), Some(_)) => panic!(
-                "the program printed `{key}` more than once: {:?}",
-                self.lines
-            ),
+            (Some(_), Some(_)) => {
+                panic!("the program printed `{key}` more than once: {:?}", self.lines)
+            }
         }
     }
 
@@ -158,24 +148,19 @@ impl Figures {
 
     pub fn float(&self, key: &str) -> f64 {
         let text = self.text(key);
-        text.parse()
-            .unwrap_or_else(|_| panic!("not a number: {text}"))
+        text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
     }
 
     /// The values of every line with this key, in order.
     pub fn rows(&self, key: &str) -> Vec<Vec<&str>> {
         let lines = self.lines.iter().filter(|(name, _)| name == key);
-        lines
-            .map(|(_, values)| values.split(' ').collect())
-            .collect()
+        lines.map(|(_, values)| values.split(' ').collect()).collect()
     }
 
     /// The `chain` lines of the chain programs.
     pub fn chains(&self) -> Vec<ExpectedChain> {
         let lines = self.lines.iter().filter(|(name, _)| name == "chain");
-        lines
-            .map(|(_, values)| ExpectedChain::parse(values))
-            .collect()
+        lines.map(|(_, values)| ExpectedChain::parse(values)).collect()
     }
 }
 
@@ -200,36 +185,21 @@ pub struct ExpectedFrame {
 impl ExpectedChain {
     fn parse(values: &str) -> ExpectedChain {
         let mut fields = values.splitn(3, ' ');
-        let mut field = || {
-            fields
-                .next()
-                .unwrap_or_else(|| panic!("not a chain: {values}"))
-        };
+        let mut field = || fields.next().unwrap_or_else(|| panic!("not a chain: {values}"));
         let (size, count, frames) = (parse(field()), parse(field()), field());
         let frames = frames.split(" <- ").map(|frame| {
-            let (function, line) = frame
-                .split_once(" @")
-                .unwrap_or_else(|| panic!("not a frame: {frame}"));
-            let (line, inlined) = line
-                .strip_suffix(" inlined")
-                .map_or((line, false), |line| (line, true));
-            ExpectedFrame {
-                function: function.to_owned(),
-                line: parse(line),
-                inlined,
-            }
+            let (function, line) =
+                frame.split_once(" @").unwrap_or_else(|| panic!("not a frame: {frame}"));
+            let (line, inlined) =
+                line.strip_suffix(" inlined").map_or((line, false), |line| (line, true));
+            ExpectedFrame { function: function.to_owned(), line: parse(line), inlined }
         });
-        ExpectedChain {
-            size,
-            count,
-            frames: frames.collect(),
-        }
+        ExpectedChain { size, count, frames: frames.collect() }
     }
 }
 
 fn parse<N: std::str::FromStr>(text: &str) -> N {
-    text.parse()
-        .unwrap_or_else(|_| panic!("not a number: {text}"))
+    text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
 }
 
 #[cfg(test)]
@@ -260,13 +230,6 @@ mod tests {
             frame("step", 8, true),
             frame("main", 9, false),
         ];
-        assert_eq!(
-            figures.chains(),
-            [ExpectedChain {
-                size: 10,
-                count: 3,
-                frames
-            }]
-        );
+        assert_eq!(figures.chains(), [ExpectedChain { size: 10, count: 3, frames }]);
     }
 }

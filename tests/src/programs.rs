@@ -48,13 +48,7 @@ impl Variant {
             Variant::Default => &["-O2", "-g", "-fomit-frame-pointer"],
             Variant::FramePointers | Variant::RustV0 => &["-O2", "-g", "-fno-omit-frame-pointer"],
             Variant::Unoptimised => &["-O0", "-g", "-fno-omit-frame-pointer"],
-            Variant::NoPie => &[
-                "-O2",
-                "-g",
-                "-fno-omit-frame-pointer",
-                "-fno-pie",
-                "-no-pie",
-            ],
+            Variant::NoPie => &["-O2", "-g", "-fno-omit-frame-pointer", "-fno-pie", "-no-pie"],
             Variant::Static => &["-O2", "-g", "-fno-omit-frame-pointer", "-static"],
             Variant::Stripped => &["-O2", "-fno-omit-frame-pointer", "-s"],
             // The build id is the other way to find the debug file; not every compiler adds one unasked.
@@ -73,13 +67,9 @@ impl Variant {
             Variant::Stripped => &["-O", FRAME_POINTERS, "-Cstrip=symbols"],
             Variant::DebugLink => &["-O", "-g", FRAME_POINTERS, "-Clink-arg=-Wl,--build-id"],
             // chain.rs spells the names it expects as the mangling does.
-            Variant::RustV0 => &[
-                "-O",
-                "-g",
-                FRAME_POINTERS,
-                "-Csymbol-mangling-version=v0",
-                "--cfg=mangling_v0",
-            ],
+            Variant::RustV0 => {
+                &["-O", "-g", FRAME_POINTERS, "-Csymbol-mangling-version=v0", "--cfg=mangling_v0"]
+            }
         }
     }
 }
@@ -90,10 +80,7 @@ fn target_directory() -> PathBuf {
         Some(directory) => PathBuf::from(directory),
         None => {
             let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-            package
-                .parent()
-                .expect("this package lies inside the workspace")
-                .join("target")
+            package.parent().expect("this package lies inside the workspace").join("target")
         }
     }
 }
@@ -124,11 +111,7 @@ pub fn build(source: &str, variant: Variant) -> PathBuf {
 /// The same program, linked to the oracle so that it logs without LD_PRELOAD: a tracer that starts it can be given
 /// `MEMSCOPE_ORACLE_LOG` in its environment and logs nothing itself.
 pub fn build_with_oracle(source: &str, variant: Variant) -> PathBuf {
-    assert_ne!(
-        variant,
-        Variant::Static,
-        "a static program cannot be linked to a shared library"
-    );
+    assert_ne!(variant, Variant::Static, "a static program cannot be linked to a shared library");
     build_program(source, variant, true)
 }
 
@@ -149,21 +132,15 @@ fn build_library(source: &str, variant: Variant) -> PathBuf {
         Variant::NoPie => Variant::FramePointers,
         other => other,
     };
-    let stem = source
-        .strip_suffix(".c")
-        .expect("the libraries are written in C");
+    let stem = source.strip_suffix(".c").expect("the libraries are written in C");
     let name = format!("lib{stem}.so");
     let mut command = c_compiler(variant);
-    command
-        .args(["-fPIC", "-shared", &format!("-Wl,-soname,{name}")])
-        .arg(sources().join(source));
+    command.args(["-fPIC", "-shared", &format!("-Wl,-soname,{name}")]).arg(sources().join(source));
     compile(command, source, variant, variant.directory(), &name)
 }
 
 fn build_program(source: &str, variant: Variant, oracle: bool) -> PathBuf {
-    let (stem, extension) = source
-        .rsplit_once('.')
-        .expect("a source file has an extension");
+    let (stem, extension) = source.rsplit_once('.').expect("a source file has an extension");
     let path = sources().join(source);
     let mut command = match extension {
         "c" if stem == "noalloc" => {
@@ -216,31 +193,20 @@ fn build_program(source: &str, variant: Variant, oracle: bool) -> PathBuf {
     } else {
         variant.directory().to_owned()
     };
-    compile(
-        command,
-        source,
-        variant,
-        &directory,
-        &format!("{stem}-{extension}"),
-    )
+    compile(command, source, variant, &directory, &format!("{stem}-{extension}"))
 }
 
 fn c_compiler(variant: Variant) -> Command {
     let mut command = Command::new("cc");
     // Without -fno-builtin a compiler may drop, merge or exchange calls of the allocator.
-    command
-        .args(["-std=gnu11", "-Wall", "-Wextra", "-fno-builtin"])
-        .args(variant.c_flags());
+    command.args(["-std=gnu11", "-Wall", "-Wextra", "-fno-builtin"]).args(variant.c_flags());
     command
 }
 
 /// Links a shared library and has the program find it where it is. It comes before the C library in the order of
 /// search, so its functions take precedence.
 fn link(command: &mut Command, extension: &str, library: &Path) {
-    let directory = library
-        .parent()
-        .expect("a library lies in a directory")
-        .display();
+    let directory = library.parent().expect("a library lies in a directory").display();
     let arguments = [
         // Needed even where only another library calls its functions, as with C++.
         "-Wl,--push-state,--no-as-needed".to_owned(),
@@ -265,13 +231,9 @@ fn stamp(command: &Command, source: &str) -> String {
     for name in [source, "common.h", "threads.h"] {
         let metadata =
             fs::metadata(sources().join(name)).expect("the sources of the test programs are there");
-        let modified = metadata
-            .modified()
-            .expect("this file system keeps modification times");
-        let modified = modified
-            .duration_since(UNIX_EPOCH)
-            .expect("sources are younger than 1970")
-            .as_nanos();
+        let modified = metadata.modified().expect("this file system keeps modification times");
+        let modified =
+            modified.duration_since(UNIX_EPOCH).expect("sources are younger than 1970").as_nanos();
         writeln!(stamp, "{name} {} {modified}", metadata.len())
             .expect("writing to a string succeeds");
     }
@@ -289,9 +251,7 @@ fn compile(
 ) -> PathBuf {
     let directory = target_directory().join("test-programs").join(directory);
     fs::create_dir_all(&directory).expect("the target directory is writable");
-    let directory = directory
-        .canonicalize()
-        .expect("the directory was just made");
+    let directory = directory.canonicalize().expect("the directory was just made");
     let result = directory.join(name);
     let stamp_file = directory.join(format!("{name}.stamp"));
     let stamp = stamp(&command, source);
@@ -311,15 +271,9 @@ fn compile(
     if variant == Variant::DebugLink {
         // The link holds the file's name and checksum, so the file must have its final name by then.
         let debug = directory.join(format!("{name}.debug"));
-        run(Command::new("objcopy")
-            .arg("--only-keep-debug")
-            .arg(&fresh)
-            .arg(&debug));
+        run(Command::new("objcopy").arg("--only-keep-debug").arg(&fresh).arg(&debug));
         let link = format!("--add-gnu-debuglink={}", debug.display());
-        run(Command::new("objcopy")
-            .arg("--strip-all")
-            .arg(link)
-            .arg(&fresh));
+        run(Command::new("objcopy").arg("--strip-all").arg(link).arg(&fresh));
     }
     fs::rename(&fresh, &result).expect("both are in the same directory");
     fs::remove_dir_all(&building).expect("this process made it");

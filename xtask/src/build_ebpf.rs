@@ -36,12 +36,7 @@ pub(crate) fn run(check: bool) -> Result<Vec<String>> {
     };
     let object = compile(&root, &toolchain)?;
     let built = Sidecar::new(&root, &object, &toolchain)?;
-    eprintln!(
-        "{} bytes, sha256 {}, by {}",
-        object.len(),
-        built.object_sha256,
-        built.toolchain()
-    );
+    eprintln!("{} bytes, sha256 {}, by {}", object.len(), built.object_sha256, built.toolchain());
     if check {
         return compare(&root, &object, &built, committed.as_ref());
     }
@@ -50,14 +45,7 @@ pub(crate) fn run(check: bool) -> Result<Vec<String>> {
     }
     let changed = write_if_different(&root.join(OBJECT), &object)?
         | write_if_different(&root.join(SIDECAR), built.to_json()?.as_bytes())?;
-    println!(
-        "{OBJECT}: {}",
-        if changed {
-            "written"
-        } else {
-            "already up to date"
-        }
-    );
+    println!("{OBJECT}: {}", if changed { "written" } else { "already up to date" });
     Ok(Vec::new())
 }
 
@@ -74,22 +62,12 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     run_command(
         Command::new(&toolchain.rustc.cargo)
             .current_dir(root.join("memscope-ebpf"))
-            .args([
-                "build",
-                "--release",
-                "-Z",
-                "build-std=core",
-                "--target",
-                TARGET,
-            ])
+            .args(["build", "--release", "-Z", "build-std=core", "--target", TARGET])
             .args(["--bin", "memscope-ebpf", "--target-dir"])
             .arg(&target_dir)
             .env("RUSTC", &toolchain.rustc.path)
             .env("RUSTC_BOOTSTRAP", "1")
-            .env(
-                "RUSTC_WRAPPER",
-                env::current_exe().context("cannot find this program")?,
-            )
+            .env("RUSTC_WRAPPER", env::current_exe().context("cannot find this program")?)
             .env(rustc_wrapper::REQUEST, "1")
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, toolchain)?)
             .env_remove("RUSTC_WORKSPACE_WRAPPER"),
@@ -111,9 +89,8 @@ fn rustflags(root: &Path, toolchain: &Toolchain) -> Result<OsString> {
     // The object reads registers by the x86-64 layout of pt_regs.
     flags.extend(["--cfg", "bpf_target_arch=\"x86_64\""].map(OsString::from));
     let mut remap = |from: &Path, to: &str| -> Result<()> {
-        let real = from
-            .canonicalize()
-            .with_context(|| format!("cannot find {}", from.display()))?;
+        let real =
+            from.canonicalize().with_context(|| format!("cannot find {}", from.display()))?;
         let other = (real != from).then_some(from);
         for path in other.into_iter().chain([real.as_path()]) {
             let mut flag = OsString::from("--remap-path-prefix=");
@@ -128,10 +105,8 @@ fn rustflags(root: &Path, toolchain: &Toolchain) -> Result<OsString> {
     remap(&toolchain.rustc.source(), "/rust")?;
     // Their names depend on the registry's address.
     let registries = workspace::cargo_home().map(|home| home.join("registry/src"));
-    for registry in registries
-        .iter()
-        .filter_map(|registries| fs::read_dir(registries).ok())
-        .flatten()
+    for registry in
+        registries.iter().filter_map(|registries| fs::read_dir(registries).ok()).flatten()
     {
         remap(&registry?.path(), "/registry")?;
     }

@@ -38,10 +38,7 @@ pub(crate) fn run(command: Vec<String>) -> Result<()> {
     ]))?;
     let memscope = workspace::release_binary("memscope");
     run_command(
-        as_root(&memscope)?
-            .current_dir(&root)
-            .args(["trace", "-o", RECORDING, "--"])
-            .args(command),
+        as_root(&memscope)?.current_dir(&root).args(["trace", "-o", RECORDING, "--"]).args(command),
     )?;
     for view in ["sites", "leaks", "peak"] {
         run_command(

@@ -17,46 +17,19 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn add_steps(steps: &mut Steps) {
     steps.run("format", || {
         cargo(&["fmt", "--all", "--check"])?;
-        cargo(&[
-            "fmt",
-            "--manifest-path",
-            workspace::EBPF_MANIFEST,
-            "--check",
-        ])
+        cargo(&["fmt", "--manifest-path", workspace::EBPF_MANIFEST, "--check"])
     });
     steps.run("clippy", || {
-        cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-            "--",
-            "-Dwarnings",
-        ])
+        cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-Dwarnings"])
     });
     steps.run("clippy memscope-ebpf", || {
         // The part that also compiles for the host; programs and maps do not.
-        let mut words = vec![
-            "clippy",
-            "--manifest-path",
-            workspace::EBPF_MANIFEST,
-            "--lib",
-        ];
-        words.extend([
-            "--target-dir",
-            workspace::EBPF_HOST_TARGET_DIR,
-            "--",
-            "-Dwarnings",
-        ]);
+        let mut words = vec!["clippy", "--manifest-path", workspace::EBPF_MANIFEST, "--lib"];
+        words.extend(["--target-dir", workspace::EBPF_HOST_TARGET_DIR, "--", "-Dwarnings"]);
         cargo(&words)
     });
     steps.run("documentation", || {
-        let mut command = command(&[
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-        ]);
+        let mut command = command(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
         run_command(command.env("RUSTDOCFLAGS", "-Dwarnings"))?;
         Ok(Vec::new())
     });

@@ -78,11 +78,8 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = if rustc_wrapper::is_requested() {
-        rustc_wrapper::run()
-    } else {
-        run(Cli::parse().task)
-    };
+    let result =
+        if rustc_wrapper::is_requested() { rustc_wrapper::run() } else { run(Cli::parse().task) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -95,17 +92,9 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::BuildEbpf { check } => build_ebpf::run(check).map(drop),
-        Task::Setup {
-            dry_run,
-            ebpf,
-            test,
-        } => setup::run(dry_run, ebpf, test),
+        Task::Setup { dry_run, ebpf, test } => setup::run(dry_run, ebpf, test),
         Task::Tidy => tidy::run(),
-        Task::Test {
-            offline,
-            live,
-            args,
-        } => test::run(offline, live, &args).map(drop),
+        Task::Test { offline, live, args } => test::run(offline, live, &args).map(drop),
         Task::Demo { command } => demo::run(command),
         Task::Lint => lint::run(),
         Task::Ci => ci::run(),

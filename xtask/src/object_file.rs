@@ -20,8 +20,6 @@ pub(crate) fn strip_dwarf(elf: &[u8]) -> Result<Vec<u8>> {
     names.sh_addralign = 1;
     names.data = SectionData::SectionString;
     let mut stripped = Vec::new();
-    builder
-        .write(&mut stripped)
-        .context("cannot write the object without DWARF")?;
+    builder.write(&mut stripped).context("cannot write the object without DWARF")?;
     Ok(stripped)
 }

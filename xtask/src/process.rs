@@ -12,9 +12,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     eprintln!("$ {shown}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed: {status}");
     }
@@ -24,10 +22,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Runs the command silently and returns what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{shown}`"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("`{shown}` failed: {}\n{}", output.status, stderr.trim_end());
@@ -40,17 +36,10 @@ pub(crate) fn show(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| {
         // Encoded flags are separated by 0x1f, which no terminal shows.
         let value = value?.to_string_lossy().replace('\x1f', " ");
-        Some(format!(
-            "{}={}",
-            name.to_string_lossy(),
-            quote(value.as_ref())
-        ))
+        Some(format!("{}={}", name.to_string_lossy(), quote(value.as_ref())))
     });
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    variables
-        .chain(words.map(quote))
-        .collect::<Vec<_>>()
-        .join(" ")
+    variables.chain(words.map(quote)).collect::<Vec<_>>().join(" ")
 }
 
 fn quote(word: &OsStr) -> String {
@@ -69,10 +58,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
         return Ok(Command::new(program));
     }
     if find_in_path("sudo").is_none() {
-        bail!(
-            "{} needs root, and there is no sudo",
-            program.as_ref().display()
-        );
+        bail!("{} needs root, and there is no sudo", program.as_ref().display());
     }
     let mut command = Command::new("sudo");
     command.arg(program);
@@ -80,9 +66,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
 }
 
 pub(crate) fn is_root() -> bool {
-    Path::new("/proc/self")
-        .metadata()
-        .is_ok_and(|metadata| metadata.uid() == 0)
+    Path::new("/proc/self").metadata().is_ok_and(|metadata| metadata.uid() == 0)
 }
 
 /// The first executable file of this name in the directories of PATH, or in
@@ -96,6 +80,5 @@ pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
 }
 
 pub(crate) fn is_executable(file: &Path) -> bool {
-    file.metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
 }

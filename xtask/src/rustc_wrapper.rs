@@ -28,19 +28,13 @@ pub(crate) fn run() -> Result<()> {
     let words: Vec<OsString> = words.collect();
     let variable = |name| env::var(name).unwrap_or_default();
     let package = [variable("CARGO_PKG_NAME"), variable("CARGO_PKG_VERSION")];
-    let error = Command::new(&rustc)
-        .args(with_stable_metadata(words, &package))
-        .exec();
+    let error = Command::new(&rustc).args(with_stable_metadata(words, &package)).exec();
     Err(error).with_context(|| format!("cannot start the compiler {}", rustc.display()))
 }
 
 fn with_stable_metadata(mut words: Vec<OsString>, package: &[String]) -> Vec<OsString> {
     let after = |name: &str| {
-        words
-            .iter()
-            .position(|word| word == name)
-            .and_then(|at| words.get(at + 1))
-            .cloned()
+        words.iter().position(|word| word == name).and_then(|at| words.get(at + 1)).cloned()
     };
     let mut hash = Sha256::new();
     for part in package {

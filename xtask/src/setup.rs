@@ -40,22 +40,12 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) const ALL: Self = Self {
-        test: true,
-        ebpf: true,
-    };
-    pub(crate) const TEST: Self = Self {
-        test: true,
-        ebpf: false,
-    };
+    pub(crate) const ALL: Self = Self { test: true, ebpf: true };
+    pub(crate) const TEST: Self = Self { test: true, ebpf: false };
 }
 
 pub(crate) fn run(dry_run: bool, ebpf: bool, test: bool) -> Result<()> {
-    let parts = if ebpf || test {
-        Parts { test, ebpf }
-    } else {
-        Parts::ALL
-    };
+    let parts = if ebpf || test { Parts { test, ebpf } } else { Parts::ALL };
     let problems = install(parts, dry_run);
     // Who asks for one thing by name wants to know in the exit code.
     if (ebpf || test) && !problems.is_empty() {
@@ -66,10 +56,7 @@ pub(crate) fn run(dry_run: bool, ebpf: bool, test: bool) -> Result<()> {
 
 /// Returns what could not be installed and why.
 pub(crate) fn install(parts: Parts, dry_run: bool) -> Vec<String> {
-    let mut installer = Installer {
-        dry_run,
-        lists_are_fresh: false,
-    };
+    let mut installer = Installer { dry_run, lists_are_fresh: false };
     let tools = if parts.test { TEST_TOOLS } else { &[] };
     let mut problems = installer.programs(tools);
     if parts.ebpf
@@ -88,11 +75,7 @@ pub(crate) fn install(parts: Parts, dry_run: bool) -> Vec<String> {
 
 /// Python alone, for the demo.
 pub(crate) fn install_python() -> Vec<String> {
-    Installer {
-        dry_run: false,
-        lists_are_fresh: false,
-    }
-    .programs(&[("python3", &["python3"])])
+    Installer { dry_run: false, lists_are_fresh: false }.programs(&[("python3", &["python3"])])
 }
 
 struct Installer {
@@ -102,9 +85,7 @@ struct Installer {
 
 impl Installer {
     fn programs(&mut self, tools: &[(&str, &[&str])]) -> Vec<String> {
-        let missing = tools
-            .iter()
-            .filter(|(program, _)| find_in_path(program).is_none());
+        let missing = tools.iter().filter(|(program, _)| find_in_path(program).is_none());
         let missing: Vec<_> = missing.collect();
         if missing.is_empty() {
             return Vec::new();
@@ -114,10 +95,7 @@ impl Installer {
             problems.push(format!("fresh package lists: {error:#}"));
         }
         for (program, alternatives) in missing {
-            match alternatives
-                .iter()
-                .find(|package| candidate(package).is_some())
-            {
+            match alternatives.iter().find(|package| candidate(package).is_some()) {
                 Some(package) => packages.push(*package),
                 None => problems.push(format!(
                     "{program}: apt offers no {}; install it with your package manager",
@@ -144,9 +122,7 @@ impl Installer {
         if self.dry_run {
             return Ok(());
         }
-        toolchain::find(None)
-            .map(drop)
-            .map_err(|reasons| anyhow!(reasons.join("; ")))
+        toolchain::find(None).map(drop).map_err(|reasons| anyhow!(reasons.join("; ")))
     }
 
     /// The lists of a fresh machine are empty, and old ones name what is gone.
@@ -216,27 +192,14 @@ fn linker_plan(llvm_needed: u32, packages: &mut Vec<String>) -> Vec<Command> {
     let Some(llvm) = llvm else {
         let (mut fetcher, mut linker) = (cargo(), cargo());
         fetcher.args(["install", "cargo-binstall", "--locked"]);
-        linker
-            .args(["binstall", "--no-confirm", "--root"])
-            .arg(workspace::tools_dir());
+        linker.args(["binstall", "--no-confirm", "--root"]).arg(workspace::tools_dir());
         linker.arg(format!("bpf-linker@{BPF_LINKER_VERSION}"));
         return vec![fetcher, linker];
     };
     let mut linker = cargo();
     linker.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
-    linker.args([
-        "install",
-        "bpf-linker",
-        "--version",
-        BPF_LINKER_VERSION,
-        "--locked",
-    ]);
-    linker.args([
-        "--no-default-features",
-        "--features",
-        &format!("llvm-{llvm}"),
-        "--root",
-    ]);
+    linker.args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked"]);
+    linker.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]);
     linker.arg(workspace::tools_dir());
     vec![linker]
 }
@@ -248,9 +211,7 @@ fn llvm_config(llvm: u32) -> std::path::PathBuf {
 /// The version of a package that apt would install.
 fn candidate(package: &str) -> Option<String> {
     let policy = output(Command::new("apt-cache").args(["policy", package])).ok()?;
-    let version = policy
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then(|| version.to_owned())
 }
 
@@ -263,8 +224,6 @@ fn apt_install(packages: &[impl AsRef<str>]) -> Result<Command> {
 fn apt_get(words: &[&str]) -> Result<Command> {
     // sudo drops the environment, `env` after it does not.
     let mut command = as_root("env")?;
-    command
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
-        .args(words);
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(words);
     Ok(command)
 }

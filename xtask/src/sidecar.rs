@@ -102,11 +102,7 @@ fn sources_sha256(root: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for file in files {
         let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file
-            .strip_prefix(root)
-            .unwrap_or(&file)
-            .as_os_str()
-            .as_encoded_bytes();
+        let name = file.strip_prefix(root).unwrap_or(&file).as_os_str().as_encoded_bytes();
         for part in [name, &content] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);

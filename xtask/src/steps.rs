@@ -30,14 +30,9 @@ impl Steps {
                 Ok(_) => "ok",
                 Err(_) => "FAILED",
             };
-            println!(
-                "  {name:<22} {outcome:<6} {:>7.1} s",
-                duration.as_secs_f64()
-            );
+            println!("  {name:<22} {outcome:<6} {:>7.1} s", duration.as_secs_f64());
             match result {
-                Ok(skipped) => skipped
-                    .iter()
-                    .for_each(|what| println!("    SKIPPED: {what}")),
+                Ok(skipped) => skipped.iter().for_each(|what| println!("    SKIPPED: {what}")),
                 Err(error) => {
                     println!("    {}", format!("{error:#}").replace('\n', "\n    "));
                     failed.push(name);

@@ -71,21 +71,14 @@ fn run_offline(summary: &mut Summary) -> Result<()> {
 
 fn run_live(summary: &mut Summary, args: &[String]) -> Result<()> {
     let missing = setup::install(setup::Parts::TEST, false);
-    summary.skipped.extend(
-        missing
-            .into_iter()
-            .map(|tool| format!("tests that need {tool}")),
-    );
+    summary.skipped.extend(missing.into_iter().map(|tool| format!("tests that need {tool}")));
     run_command(&mut cargo(&["build", "--release", "-p", "memscope"]))?;
     let program = build_live_tests()?;
     let package = workspace::root().join("tests");
     // As cargo would run it: in the package, and with the user's PATH.
     let mut live = as_root("env")?;
     live.current_dir(&package)
-        .arg(format!(
-            "PATH={}",
-            std::env::var("PATH").unwrap_or_default()
-        ))
+        .arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()))
         .arg(format!("CARGO_MANIFEST_DIR={}", package.display()))
         .arg(program)
         .args(["--test-threads=1", "--nocapture"])
@@ -94,20 +87,8 @@ fn run_live(summary: &mut Summary, args: &[String]) -> Result<()> {
 }
 
 fn build_live_tests() -> Result<PathBuf> {
-    let mut build = cargo(&[
-        "test",
-        "--release",
-        "-p",
-        "memscope-tests",
-        "--features",
-        "live",
-    ]);
-    build.args([
-        "--test",
-        "live",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
+    let mut build = cargo(&["test", "--release", "-p", "memscope-tests", "--features", "live"]);
+    build.args(["--test", "live", "--no-run", "--message-format=json-render-diagnostics"]);
     eprintln!("$ {}", show(&build));
     let messages = output(build.stderr(Stdio::inherit()))?;
     messages
@@ -124,31 +105,20 @@ fn watch(command: &mut Command, name: &str, summary: &mut Summary) -> Result<()>
     eprintln!("$ {shown}");
     // One pipe for both streams keeps their lines in order.
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
-    command
-        .stdout(writer.try_clone().context("cannot share a pipe")?)
-        .stderr(writer);
+    command.stdout(writer.try_clone().context("cannot share a pipe")?).stderr(writer);
     if io::stdout().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
     }
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
     // The command holds two ends for writing; open, they would hide the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut stdout = io::stdout();
     for line in BufReader::new(reader).split(b'\n') {
         let line = line.with_context(|| format!("cannot read the output of `{shown}`"))?;
-        stdout
-            .write_all(&line)
-            .and_then(|()| stdout.write_all(b"\n"))
-            .context("cannot print")?;
+        stdout.write_all(&line).and_then(|()| stdout.write_all(b"\n")).context("cannot print")?;
         summary.note(name, &String::from_utf8_lossy(&line));
     }
-    if !child
-        .wait()
-        .with_context(|| format!("cannot wait for `{shown}`"))?
-        .success()
-    {
+    if !child.wait().with_context(|| format!("cannot wait for `{shown}`"))?.success() {
         summary.failed.push(name.to_owned());
     }
     Ok(())
@@ -223,14 +193,8 @@ mod tests {
         ] {
             summary.note("live", line);
         }
-        assert_eq!(
-            summary.skipped,
-            ["redis — not installed", "jemalloc — no such library"]
-        );
-        assert_eq!(
-            summary.results,
-            ["live: test result: ok. 3 passed; 0 failed; 0 ignored"]
-        );
+        assert_eq!(summary.skipped, ["redis — not installed", "jemalloc — no such library"]);
+        assert_eq!(summary.results, ["live: test result: ok. 3 passed; 0 failed; 0 ignored"]);
     }
 
     #[test]

@@ -132,9 +132,7 @@ fn compiler(way: Way) -> Result<Rustc> {
         Way::Nightly => {
             let mut command = Command::new("rustup");
             // Looking must not download anything.
-            command
-                .env("RUSTUP_AUTO_INSTALL", "0")
-                .args(["run", "nightly", "rustc"]);
+            command.env("RUSTUP_AUTO_INSTALL", "0").args(["run", "nightly", "rustc"]);
             command
         }
         Way::Distribution => Command::new("/usr/bin/rustc"),
@@ -151,29 +149,20 @@ fn compiler(way: Way) -> Result<Rustc> {
     let path = sysroot.join("bin/rustc");
     let verbose = output(Command::new(&path).arg("-vV"))?;
     let field = |name: &str| {
-        let value = verbose
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let value = verbose.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         value.with_context(|| format!("{} -vV names no {name}", path.display()))
     };
     let (release, llvm) = (field("release")?, field("LLVM version")?);
     let (major, minor) = minimum_rustc();
     if parse_release(release).is_none_or(|found| found < (major, minor)) {
-        bail!(
-            "{} is {release}, older than {major}.{minor}",
-            path.display()
-        );
+        bail!("{} is {release}, older than {major}.{minor}", path.display());
     }
     let own_cargo = sysroot.join("bin/cargo");
     Ok(Rustc {
         way,
         // `-Z build-std` is tied to the library source, so the cargo of the
         // same release is the safest; distributions often have none.
-        cargo: if is_executable(&own_cargo) {
-            own_cargo
-        } else {
-            cargo()
-        },
+        cargo: if is_executable(&own_cargo) { own_cargo } else { cargo() },
         llvm_major: leading_number(llvm).with_context(|| format!("odd LLVM version {llvm}"))?,
         version: verbose.lines().next().unwrap_or_default().to_owned(),
         llvm: llvm.to_owned(),
@@ -197,19 +186,11 @@ fn linkers() -> Vec<Linker> {
 }
 
 fn linker(path: PathBuf) -> Result<Linker> {
-    let version = output(Command::new(&path).arg("--version"))?
-        .trim_end()
-        .to_owned();
+    let version = output(Command::new(&path).arg("--version"))?.trim_end().to_owned();
     // Its --version does not name the LLVM it was built with.
     let libraries = output(Command::new("ldd").arg(&path)).unwrap_or_default();
-    let llvm = libraries
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("libLLVM.so."));
-    Ok(Linker {
-        llvm: llvm.map(str::to_owned),
-        path,
-        version,
-    })
+    let llvm = libraries.split_whitespace().find_map(|word| word.strip_prefix("libLLVM.so."));
+    Ok(Linker { llvm: llvm.map(str::to_owned), path, version })
 }
 
 fn leading_number(version: &str) -> Option<u32> {

@@ -176,12 +176,11 @@ impl<V: ProcessView> Collector<V> {
                 return;
             }
             Record::ThreadExit(record) => {
-                self.process(&record.header, give)
-                    .map(|process| Event::ThreadExit {
-                        process,
-                        thread: ThreadId(record.thread),
-                        time_ns: record.header.time_ns,
-                    })
+                self.process(&record.header, give).map(|process| Event::ThreadExit {
+                    process,
+                    thread: ThreadId(record.thread),
+                    time_ns: record.header.time_ns,
+                })
             }
             Record::CodeChanged(record) => {
                 self.process(&record.header, give);
@@ -216,9 +215,9 @@ impl<V: ProcessView> Collector<V> {
     fn free(&mut self, record: &record::Free, give: &mut impl FnMut(Item)) -> Option<Event> {
         let process = self.process(&record.header, give)?;
         let definition = self.probes.get(&ProbeId(record.header.probe.into()));
-        let caller = definition
-            .filter(|_| record.caller_distance_bytes != 0)
-            .map_or(FreeCaller::Program, |definition| {
+        let caller = definition.filter(|_| record.caller_distance_bytes != 0).map_or(
+            FreeCaller::Program,
+            |definition| {
                 let caller = definition
                     .probe
                     .file_offset
@@ -229,7 +228,8 @@ impl<V: ProcessView> Collector<V> {
                 } else {
                     FreeCaller::Program
                 }
-            });
+            },
+        );
         Some(Event::Free {
             process,
             thread: ThreadId(record.thread),
@@ -337,11 +337,7 @@ impl<V: ProcessView> Collector<V> {
             return;
         }
         let target = header.header.target;
-        if self
-            .targets
-            .get(&target)
-            .is_some_and(|target| target.outdated)
-        {
+        if self.targets.get(&target).is_some_and(|target| target.outdated) {
             self.look(target, header.header.time_ns, give);
         }
         let mut outcome = match header.outcome {
@@ -356,10 +352,7 @@ impl<V: ProcessView> Collector<V> {
                 Some(location) => frames.push(self.frame(location, give)),
                 // The first one is where the call returned to, whatever is mapped there.
                 None if depth == 0 => {
-                    let location = Location::Unmapped {
-                        process,
-                        address_avma: *return_avma,
-                    };
+                    let location = Location::Unmapped { process, address_avma: *return_avma };
                     frames.push(self.frame(location, give));
                 }
                 // Followed a register that held no frame pointer into data.
@@ -369,12 +362,7 @@ impl<V: ProcessView> Collector<V> {
                 }
             }
         }
-        give(Item::Stack(Stack {
-            id,
-            process,
-            outcome,
-            frames,
-        }));
+        give(Item::Stack(Stack { id, process, outcome, frames }));
     }
 
     fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
@@ -409,10 +397,7 @@ impl<V: ProcessView> Collector<V> {
                 module: module.id,
                 file_offset: (return_avma - range.start_avma).wrapping_add(range.file_offset),
             },
-            None => Location::Unmapped {
-                process,
-                address_avma: return_avma,
-            },
+            None => Location::Unmapped { process, address_avma: return_avma },
         })
     }
 

@@ -86,10 +86,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     let Some(&kind) = bytes.first() else {
         return Err(DecodeError::Empty);
     };
-    let length = DecodeError::Length {
-        kind,
-        bytes: bytes.len(),
-    };
+    let length = DecodeError::Length { kind, bytes: bytes.len() };
     match kind {
         KIND_ALLOCATION => whole(bytes).map(Record::Allocation),
         KIND_FREE => whole(bytes).map(Record::Free),
@@ -121,10 +118,7 @@ fn stack(bytes: &[u8]) -> Option<StackFrames> {
         .chunks_exact(size_of::<u64>())
         .map(|frame| u64::read_from_bytes(frame).ok())
         .collect::<Option<Vec<u64>>>()?;
-    Some(StackFrames {
-        header,
-        frames_avma,
-    })
+    Some(StackFrames { header, frames_avma })
 }
 
 #[cfg(test)]
@@ -135,14 +129,7 @@ mod tests {
     use zerocopy::IntoBytes as _;
 
     fn header(kind: u8) -> Header {
-        Header {
-            kind,
-            padding: 0,
-            probe: 1,
-            image: 0,
-            target: 2,
-            time_ns: 3,
-        }
+        Header { kind, padding: 0, probe: 1, image: 0, target: 2, time_ns: 3 }
     }
 
     #[test]
@@ -168,21 +155,12 @@ mod tests {
         };
         let mut bytes = stack.as_bytes().to_vec();
         bytes.extend(0x40_1000_u64.to_ne_bytes());
-        assert!(
-            matches!(decode(&bytes), Err(DecodeError::Length { .. })),
-            "one frame too few"
-        );
+        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "one frame too few");
         bytes.extend(0x40_2000_u64.to_ne_bytes());
-        let expected = StackFrames {
-            header: stack,
-            frames_avma: vec![0x40_1000, 0x40_2000],
-        };
+        let expected = StackFrames { header: stack, frames_avma: vec![0x40_1000, 0x40_2000] };
         assert_eq!(decode(&bytes), Ok(Record::Stack(expected)));
         bytes.push(0);
-        assert!(
-            matches!(decode(&bytes), Err(DecodeError::Length { .. })),
-            "a byte too many"
-        );
+        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "a byte too many");
     }
 
     #[test]
@@ -201,17 +179,8 @@ mod tests {
     #[test]
     fn what_is_no_record_is_told_apart() {
         assert_eq!(decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(
-            decode(&[200, 0, 0]),
-            Err(DecodeError::UnknownKind { kind: 200 })
-        );
-        assert_eq!(
-            decode(&[KIND_FREE]),
-            Err(DecodeError::Length {
-                kind: KIND_FREE,
-                bytes: 1
-            })
-        );
+        assert_eq!(decode(&[200, 0, 0]), Err(DecodeError::UnknownKind { kind: 200 }));
+        assert_eq!(decode(&[KIND_FREE]), Err(DecodeError::Length { kind: KIND_FREE, bytes: 1 }));
     }
 
     proptest! {

@@ -31,9 +31,7 @@ struct Source {
 impl Source {
     /// Nothing from before this moment will come any more.
     fn reached_ns(&self) -> u64 {
-        self.waiting
-            .front()
-            .map_or(self.seen_until_ns, Record::time_ns)
+        self.waiting.front().map_or(self.seen_until_ns, Record::time_ns)
     }
 }
 
@@ -41,11 +39,7 @@ impl Order {
     /// For so many sources.
     #[must_use]
     pub fn new(sources: usize) -> Self {
-        Self {
-            sources: (0..sources).map(|_| Source::default()).collect(),
-            held: 0,
-            forced: 0,
-        }
+        Self { sources: (0..sources).map(|_| Source::default()).collect(), held: 0, forced: 0 }
     }
 
     /// Takes the next record of a source.
@@ -96,10 +90,8 @@ impl Order {
                 }
                 self.forced += 1;
             }
-            let record = self
-                .sources
-                .get_mut(earliest)
-                .and_then(|source| source.waiting.pop_front());
+            let record =
+                self.sources.get_mut(earliest).and_then(|source| source.waiting.pop_front());
             let Some(record) = record else { return };
             self.held -= 1;
             give(record);
@@ -122,19 +114,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn record(time_ns: u64) -> Record {
-        let header = Header {
-            kind: KIND_THREAD_EXIT,
-            padding: 0,
-            probe: 0,
-            image: 0,
-            target: 0,
-            time_ns,
-        };
-        Record::ThreadExit(ThreadExit {
-            header,
-            thread: 0,
-            padding: 0,
-        })
+        let header =
+            Header { kind: KIND_THREAD_EXIT, padding: 0, probe: 0, image: 0, target: 0, time_ns };
+        Record::ThreadExit(ThreadExit { header, thread: 0, padding: 0 })
     }
 
     #[test]

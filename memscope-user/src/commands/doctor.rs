@@ -72,10 +72,7 @@ struct ProbeDiagnosis {
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let process = options.pid.map(diagnose_process).transpose()?;
-    let loaded = Kernel::load(KernelConfig {
-        ring_bytes: TRIAL_RING_BYTES,
-        log_level: 0,
-    });
+    let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
     let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
         |_error| Default::default(),
         |name| {
@@ -94,9 +91,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
             purpose: feature.purpose,
         })
         .collect();
-    let has_allocator = process
-        .as_ref()
-        .is_none_or(|process| !process.allocators.is_empty());
+    let has_allocator = process.as_ref().is_none_or(|process| !process.allocators.is_empty());
     let diagnosis = Diagnosis {
         memscope: env!("CARGO_PKG_VERSION"),
         kernel,
@@ -105,9 +100,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
-        programs_error: loaded
-            .err()
-            .map(|error| format!("{:#}", anyhow::Error::new(error))),
+        programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
         process,
     };
     let mut out = std::io::stdout().lock();
@@ -117,11 +110,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", as_text(&diagnosis))?;
     }
-    Ok(if diagnosis.can_trace {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
@@ -164,10 +153,7 @@ fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
             })
             .collect();
         if !probes.is_empty() {
-            diagnosis.allocators.push(AllocatorDiagnosis {
-                path: path.clone(),
-                probes,
-            });
+            diagnosis.allocators.push(AllocatorDiagnosis { path: path.clone(), probes });
         }
     }
     Ok(diagnosis)
@@ -196,19 +182,14 @@ fn as_text(diagnosis: &Diagnosis) -> String {
     let capabilities = if diagnosis.missing_capabilities.is_empty() {
         "all needed capabilities are held".to_owned()
     } else {
-        format!(
-            "missing {}: run it with sudo",
-            diagnosis.missing_capabilities.join(", ")
-        )
+        format!("missing {}: run it with sudo", diagnosis.missing_capabilities.join(", "))
     };
     lines.push(format!(
         "  {}  capabilities: {capabilities}",
         mark(diagnosis.missing_capabilities.is_empty(), true)
     ));
-    let programs = diagnosis
-        .programs_error
-        .as_deref()
-        .unwrap_or("the kernel takes memscope's programs");
+    let programs =
+        diagnosis.programs_error.as_deref().unwrap_or("the kernel takes memscope's programs");
     lines.push(format!(
         "  {}  programs: {}",
         mark(diagnosis.programs_load, true),
@@ -227,18 +208,14 @@ fn as_text(diagnosis: &Diagnosis) -> String {
 }
 
 fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
-    let shown = |text: &Option<String>| {
-        text.as_deref()
-            .map_or_else(|| "unknown".to_owned(), harmless)
-    };
+    let shown =
+        |text: &Option<String>| text.as_deref().map_or_else(|| "unknown".to_owned(), harmless);
     let mut lines = vec![format!(
         "process {} ({}), {}, {} threads, {} files of code{}",
         process.pid,
         shown(&process.comm),
         shown(&process.exe),
-        process
-            .threads
-            .map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
+        process.threads.map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
         process.files,
         if process.files_unreadable > 0 {
             format!(", {} of them unreadable", process.files_unreadable)
@@ -252,11 +229,7 @@ fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
     for allocator in &process.allocators {
         lines.push(format!("  yes  allocator: {}", harmless(&allocator.path)));
         for probe in &allocator.probes {
-            let price = if probe.emulated {
-                "emulated"
-            } else {
-                "single-stepped, costs more"
-            };
+            let price = if probe.emulated { "emulated" } else { "single-stepped, costs more" };
             lines.push(format!(
                 "       {:<16} at {:#x}: {price} ({})",
                 probe.function, probe.file_offset, probe.reason

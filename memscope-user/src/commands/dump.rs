@@ -8,7 +8,7 @@ use std::{
 use super::{open_recording, warn_of_damage};
 use crate::{
     cli::FileOptions,
-    model::{Event, Item, Location, Stack},
+    model::{Counters, Event, Frame, FrameSymbols, Item, Location, Probe, Process, Stack},
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
 };
@@ -41,39 +41,19 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
                 }
             }
             Chunk::Ending(ending) => {
-                writeln!(
-                    out,
-                    "end at_ns={} reason={:?}",
-                    ending.ended_at_ns, ending.reason
-                )?;
+                writeln!(out, "end at_ns={} reason={:?}", ending.ended_at_ns, ending.reason)?;
             }
             Chunk::Unknown { kind } => writeln!(out, "unknown-chunk kind={kind}")?,
         }
     }
     out.flush()?;
-    warn_of_damage(
-        &options.file,
-        reader.damage_count(),
-        reader.end() == RecordingEnd::Truncated,
-    );
+    warn_of_damage(&options.file, reader.damage_count(), reader.end() == RecordingEnd::Truncated);
     Ok(ExitCode::SUCCESS)
 }
 
 fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Result<()> {
     match item {
-        Item::Process(process) => writeln!(
-            out,
-            "process {} pid={} start_ticks={} image={} from_ns={} comm={} exe={} from_start={} allocators={}",
-            process.id,
-            process.pid,
-            process.start_ticks,
-            process.image,
-            process.observed_from_ns,
-            harmless(&process.comm),
-            harmless(&process.exe),
-            process.from_start,
-            harmless(&process.allocators.join(",")),
-        ),
+        Item::Process(process) => write_process(out, process),
         Item::ProcessEnd(end) => {
             writeln!(
                 out,
@@ -81,130 +61,100 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
                 end.process, end.time_ns, end.reason
             )
         }
-        Item::Module(module) => writeln!(
-            out,
-            "module {} build_id={} path={}",
-            module.id,
-            hex(&module.build_id),
-            harmless(&module.path)
-        ),
-        Item::Probe(probe) => writeln!(
-            out,
-            "probe {} function={} module={} file_offset={:#x} emulated={}",
-            probe.id,
-            harmless(&probe.function),
-            probe.module,
-            probe.file_offset,
-            probe.emulated
-        ),
-        Item::Frame(frame) => match frame.location {
-            Location::Module {
-                module,
-                file_offset,
-            } => {
-                writeln!(
-                    out,
-                    "frame {} module={module} file_offset={file_offset:#x}",
-                    frame.id
-                )
-            }
-            Location::Unmapped {
-                process,
-                address_avma,
-            } => {
-                writeln!(
-                    out,
-                    "frame {} process={process} address_avma={address_avma:#x}",
-                    frame.id
-                )
-            }
-        },
-        Item::Stack(Stack {
-            id,
-            process,
-            outcome,
-            frames,
-        }) => {
+        Item::Module(module) => {
+            let path = harmless(&module.path);
+            writeln!(out, "module {} build_id={} path={path}", module.id, hex(&module.build_id))
+        }
+        Item::Probe(probe) => write_probe(out, probe),
+        Item::Frame(Frame { id, location: Location::Module { module, file_offset } }) => {
+            writeln!(out, "frame {id} module={module} file_offset={file_offset:#x}")
+        }
+        Item::Frame(Frame { id, location: Location::Unmapped { process, address_avma } }) => {
+            writeln!(out, "frame {id} process={process} address_avma={address_avma:#x}")
+        }
+        Item::Stack(Stack { id, process, outcome, frames }) => {
             let frames: Vec<String> = frames.iter().map(ToString::to_string).collect();
-            writeln!(
-                out,
-                "stack {id} process={process} outcome={} frames={}",
-                outcome.name(),
-                frames.join(",")
-            )
+            let (outcome, frames) = (outcome.name(), frames.join(","));
+            writeln!(out, "stack {id} process={process} outcome={outcome} frames={frames}")
         }
-        Item::Symbols(symbols) => {
-            for function in &symbols.functions {
-                writeln!(
-                    out,
-                    "symbol frame={} function={} file={} line={} inlined={}",
-                    symbols.frame,
-                    harmless(&function.name),
-                    function
-                        .file
-                        .as_deref()
-                        .map_or_else(|| "-".to_owned(), harmless),
-                    function
-                        .line
-                        .map_or_else(|| "-".to_owned(), |line| line.to_string()),
-                    function.inlined
-                )?;
-            }
-            Ok(())
-        }
+        Item::Symbols(symbols) => write_symbols(out, symbols),
         Item::Event(event) => write_event(out, event, started_at_ns),
-        Item::Counters(counters) => {
-            let lost: Vec<String> = counters
-                .lost
-                .iter()
-                .map(|(cause, count)| format!("{}={count}", cause.name()))
-                .collect();
-            writeln!(
-                out,
-                "counters attempted={} recorded={} nested={} hits={} in_flight={} {}",
-                counters.attempted,
-                counters.recorded,
-                counters.nested,
-                counters.hits,
-                counters.in_flight,
-                lost.join(" ")
-            )
-        }
+        Item::Counters(counters) => write_counters(out, counters),
     }
+}
+
+fn write_probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
+    writeln!(
+        out,
+        "probe {} function={} module={} file_offset={:#x} emulated={}",
+        probe.id,
+        harmless(&probe.function),
+        probe.module,
+        probe.file_offset,
+        probe.emulated
+    )
+}
+
+fn write_process(out: &mut impl Write, process: &Process) -> io::Result<()> {
+    writeln!(
+        out,
+        "process {} pid={} start_ticks={} image={} from_ns={} comm={} exe={} from_start={} allocators={}",
+        process.id,
+        process.pid,
+        process.start_ticks,
+        process.image,
+        process.observed_from_ns,
+        harmless(&process.comm),
+        harmless(&process.exe),
+        process.from_start,
+        harmless(&process.allocators.join(",")),
+    )
+}
+
+fn write_symbols(out: &mut impl Write, symbols: &FrameSymbols) -> io::Result<()> {
+    for function in &symbols.functions {
+        writeln!(
+            out,
+            "symbol frame={} function={} file={} line={} inlined={}",
+            symbols.frame,
+            harmless(&function.name),
+            function.file.as_deref().map_or_else(|| "-".to_owned(), harmless),
+            function.line.map_or_else(|| "-".to_owned(), |line| line.to_string()),
+            function.inlined
+        )?;
+    }
+    Ok(())
+}
+
+fn write_counters(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
+    let lost = counters.lost.iter().map(|(cause, count)| format!(" {}={count}", cause.name()));
+    writeln!(
+        out,
+        "counters attempted={} recorded={} nested={} hits={} in_flight={}{}",
+        counters.attempted,
+        counters.recorded,
+        counters.nested,
+        counters.hits,
+        counters.in_flight,
+        lost.collect::<String>()
+    )
 }
 
 /// Times are given from the beginning of the trace.
 fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
     let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
     match *event {
-        Event::Allocation {
-            process,
-            thread,
-            address_avma,
-            size_bytes,
-            stack,
-            probe,
-            ..
-        } => writeln!(
-            out,
-            "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
-        ),
-        Event::Free {
-            process,
-            thread,
-            address_avma,
-            caller,
-            ..
-        } => writeln!(
+        Event::Allocation { process, thread, address_avma, size_bytes, stack, probe, .. } => {
+            writeln!(
+                out,
+                "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
+            )
+        }
+        Event::Free { process, thread, address_avma, caller, .. } => writeln!(
             out,
             "free +{at_ns} process={process} thread={thread} address={address_avma:#x} caller={caller:?}"
         ),
-        Event::ReallocationBegin {
-            process,
-            thread,
-            old_address_avma,
-            ..
-        } => writeln!(
+        Event::ReallocationBegin { process, thread, old_address_avma, .. } => writeln!(
             out,
             "reallocation-begin +{at_ns} process={process} thread={thread} old={old_address_avma:#x}"
         ),
@@ -221,19 +171,10 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
             out,
             "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
         ),
-        Event::ThreadExit {
-            process, thread, ..
-        } => {
-            writeln!(
-                out,
-                "thread-exit +{at_ns} process={process} thread={thread}"
-            )
+        Event::ThreadExit { process, thread, .. } => {
+            writeln!(out, "thread-exit +{at_ns} process={process} thread={thread}")
         }
-        Event::Loss {
-            first_lost_ns,
-            lost_count,
-            ..
-        } => writeln!(
+        Event::Loss { first_lost_ns, lost_count, .. } => writeln!(
             out,
             "loss +{at_ns} from=+{} lost={lost_count}",
             first_lost_ns.wrapping_sub(started_at_ns).cast_signed()

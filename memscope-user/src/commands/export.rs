@@ -24,11 +24,7 @@ use crate::{
 /// If the recording cannot be read, or the export not be written.
 pub fn run(options: &ExportOptions) -> anyhow::Result<ExitCode> {
     let analysis = analyze(open_recording(&options.file)?)?;
-    warn_of_damage(
-        &options.file,
-        analysis.damage_count,
-        analysis.end == RecordingEnd::Truncated,
-    );
+    warn_of_damage(&options.file, analysis.damage_count, analysis.end == RecordingEnd::Truncated);
     let mut out: Box<dyn Write> = if options.output == Path::new("-") {
         Box::new(BufWriter::new(io::stdout().lock()))
     } else {
@@ -41,11 +37,7 @@ pub fn run(options: &ExportOptions) -> anyhow::Result<ExitCode> {
         let file = File::open(&options.file).map_err(StoreError::Read)?;
         replay_blocks(Reader::new(BufReader::new(file))?, each).map(drop)
     };
-    let blocks: Option<BlockSource<'_>> = if options.blocks {
-        Some(&mut again)
-    } else {
-        None
-    };
+    let blocks: Option<BlockSource<'_>> = if options.blocks { Some(&mut again) } else { None };
     export(
         options.format,
         &analysis,

@@ -22,11 +22,7 @@ use crate::{
 pub fn run(options: &ReportOptions) -> anyhow::Result<ExitCode> {
     let analysis = analyze(open_recording(&options.file)?)?;
     check(&analysis).with_context(|| format!("{} cannot be trusted", options.file.display()))?;
-    warn_of_damage(
-        &options.file,
-        analysis.damage_count,
-        analysis.end == RecordingEnd::Truncated,
-    );
+    warn_of_damage(&options.file, analysis.damage_count, analysis.end == RecordingEnd::Truncated);
     let path = options.file.to_string_lossy();
     let report = options.view.report(&analysis, &path, Some(options.top));
     let mut out = io::stdout().lock();

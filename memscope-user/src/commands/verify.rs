@@ -28,9 +28,7 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
             damage.file_offset, damage.what, damage.skipped_bytes
         );
     }
-    let untold = analysis
-        .damage_count
-        .saturating_sub(analysis.damages.len() as u64);
+    let untold = analysis.damage_count.saturating_sub(analysis.damages.len() as u64);
     if untold > 0 {
         println!("and at {untold} more places");
     }
@@ -48,13 +46,7 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
         if sound { "sound" } else { "not sound" },
         text::count(totals.allocations),
         text::count(totals.frees),
-        analysis
-            .lost_events()
-            .map_or_else(|| "an unknown number of".to_owned(), text::count),
+        analysis.lost_events().map_or_else(|| "an unknown number of".to_owned(), text::count),
     );
-    Ok(if sound {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EXIT_DAMAGED)
-    })
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DAMAGED) })
 }

@@ -61,9 +61,5 @@ fn chain(analysis: &Analysis, site: &Site) -> String {
 /// A name that is one frame: `;` separates frames, a line break the lines.
 fn part(name: &str) -> String {
     let part = text::harmless(name).replace(';', ":");
-    if part.is_empty() {
-        "[no name]".to_owned()
-    } else {
-        part
-    }
+    if part.is_empty() { "[no name]".to_owned() } else { part }
 }

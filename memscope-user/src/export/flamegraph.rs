@@ -26,9 +26,7 @@ pub fn export_flamegraph(
 ) -> Result<(), ExportError> {
     check(analysis)?;
     let chains = chains(analysis, weight);
-    let all = chains
-        .values()
-        .fold(0_u64, |sum, weight| sum.saturating_add(*weight));
+    let all = chains.values().fold(0_u64, |sum, weight| sum.saturating_add(*weight));
     let amount = match weight.unit() {
         "bytes" => text::bytes(all),
         unit => format!("{} {unit}", text::count(all)),
@@ -42,10 +40,7 @@ pub fn export_flamegraph(
     options.title = title;
     options.subtitle = Some(cut(&trust, SUBTITLE_WIDTH));
     let when = started_at(&analysis.capture);
-    options.notes = format!(
-        "{when}, {}. {trust}",
-        text::duration_ns(analysis.duration_ns())
-    );
+    options.notes = format!("{when}, {}. {trust}", text::duration_ns(analysis.duration_ns()));
     options.count_name = weight.unit().to_owned();
     options.colors = Palette::Basic(BasicPalette::Mem);
     // The same recording gives the same picture, byte for byte.
@@ -53,15 +48,12 @@ pub fn export_flamegraph(
     // inferno sums without care; only a forged recording comes near its limit.
     let exact: u128 = chains.values().map(|weight| u128::from(*weight)).sum();
     let shift = exact.checked_ilog2().unwrap_or(0).saturating_sub(61);
-    let lines: Vec<_> = chains
-        .iter()
-        .map(|(chain, weight)| format!("{chain} {}", weight >> shift))
-        .collect();
+    let lines: Vec<_> =
+        chains.iter().map(|(chain, weight)| format!("{chain} {}", weight >> shift)).collect();
     let mut picture = Cursor::new(Vec::new());
     from_lines(&mut options, lines.iter().map(String::as_str), &mut picture)
         .map_err(ExportError::Write)?;
-    out.write_all(picture.get_ref())
-        .map_err(ExportError::Write)?;
+    out.write_all(picture.get_ref()).map_err(ExportError::Write)?;
     out.flush().map_err(ExportError::Write)
 }
 

@@ -239,12 +239,9 @@ fn loss(analysis: &Analysis, trust: &Trust) -> LossJson {
 
 fn stacks(analysis: &Analysis) -> StacksJson {
     let count = |outcome: &StackOutcome| analysis.stack_outcomes.get(outcome).copied().unwrap_or(0);
-    let reasons = StackOutcome::ALL
-        .iter()
-        .filter(|outcome| **outcome != StackOutcome::Complete);
-    let by_reason: BTreeMap<_, _> = reasons
-        .map(|outcome| (outcome.name(), count(outcome)))
-        .collect();
+    let reasons = StackOutcome::ALL.iter().filter(|outcome| **outcome != StackOutcome::Complete);
+    let by_reason: BTreeMap<_, _> =
+        reasons.map(|outcome| (outcome.name(), count(outcome))).collect();
     StacksJson {
         complete: count(&StackOutcome::Complete),
         truncated: by_reason.values().sum(),
@@ -273,11 +270,7 @@ fn damage(damage: &Damage) -> DamageJson {
 
 fn processes<S: Serializer>(analysis: &&Analysis, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(
-        analysis
-            .definitions
-            .processes
-            .values()
-            .map(|process| process_json(analysis, process)),
+        analysis.definitions.processes.values().map(|process| process_json(analysis, process)),
     )
 }
 

@@ -32,13 +32,8 @@ pub fn export_pprof(analysis: &Analysis, out: &mut dyn Write) -> Result<(), Expo
     check(analysis)?;
     let profile = Builder::new(analysis).build();
     let mut zipped = GzEncoder::new(out, Compression::default());
-    zipped
-        .write_all(&profile.encode_to_vec())
-        .map_err(ExportError::Write)?;
-    zipped
-        .finish()
-        .and_then(|out| out.flush())
-        .map_err(ExportError::Write)
+    zipped.write_all(&profile.encode_to_vec()).map_err(ExportError::Write)?;
+    zipped.finish().and_then(|out| out.flush()).map_err(ExportError::Write)
 }
 
 /// The format's numbers have a sign; none of ours comes near its limit but in a
@@ -83,10 +78,8 @@ impl<'a> Builder<'a> {
             ("inuse_objects", "count"),
             ("inuse_space", "bytes"),
         ];
-        self.profile.sample_type = types
-            .into_iter()
-            .map(|(name, unit)| self.value_type(name, unit))
-            .collect();
+        self.profile.sample_type =
+            types.into_iter().map(|(name, unit)| self.value_type(name, unit)).collect();
         self.profile.default_sample_type = self.strings.index_of("inuse_space");
         self.profile.period_type = Some(self.value_type("space", "bytes"));
         self.profile.period = 1;
@@ -109,10 +102,7 @@ impl<'a> Builder<'a> {
     }
 
     fn value_type(&mut self, name: &str, unit: &str) -> ValueType {
-        ValueType {
-            r#type: self.strings.index_of(name),
-            unit: self.strings.index_of(unit),
-        }
+        ValueType { r#type: self.strings.index_of(name), unit: self.strings.index_of(unit) }
     }
 
     fn sample(&mut self, site: &Site) {
@@ -120,12 +110,7 @@ impl<'a> Builder<'a> {
         if sums.allocations == 0 {
             return;
         }
-        let value = [
-            sums.allocations,
-            sums.allocated_bytes,
-            sums.live_blocks(),
-            sums.live_bytes(),
-        ];
+        let value = [sums.allocations, sums.allocated_bytes, sums.live_blocks(), sums.live_bytes()];
         let process = ProcessName::of(self.analysis, site.key.process);
         let mut label = Vec::new();
         if let (Some(pid), Some(comm)) = (process.pid, process.comm) {
@@ -141,24 +126,16 @@ impl<'a> Builder<'a> {
             });
         }
         let location_id = self.chain(site.key.stack);
-        self.profile.sample.push(Sample {
-            location_id,
-            value: value.map(signed).to_vec(),
-            label,
-        });
+        self.profile.sample.push(Sample { location_id, value: value.map(signed).to_vec(), label });
     }
 
     /// The locations of a call chain, innermost first.
     fn chain(&mut self, stack: StackId) -> Vec<u64> {
         let known = self.analysis.definitions.stacks.get(&stack);
         let outcome = known.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
-        let frames = known
-            .map(|stack| stack.frames.as_slice())
-            .unwrap_or_default();
-        let mut chain: Vec<_> = frames
-            .iter()
-            .map(|frame| self.location(Place::Frame(*frame)))
-            .collect();
+        let frames = known.map(|stack| stack.frames.as_slice()).unwrap_or_default();
+        let mut chain: Vec<_> =
+            frames.iter().map(|frame| self.location(Place::Frame(*frame))).collect();
         if let Some(missing) = missing_callers(outcome) {
             chain.push(self.location(Place::Missing(missing)));
         }
@@ -175,10 +152,7 @@ impl<'a> Builder<'a> {
             Place::Frame(frame) => self.frame_location(id, frame),
             Place::Missing(missing) => Location {
                 id,
-                line: vec![Line {
-                    function_id: self.function(missing, None),
-                    line: 0,
-                }],
+                line: vec![Line { function_id: self.function(missing, None), line: 0 }],
                 ..Location::default()
             },
         };
@@ -196,12 +170,7 @@ impl<'a> Builder<'a> {
         });
         let line = lines.collect();
         // Within the call, as the format has it, and not after it.
-        Location {
-            id,
-            mapping_id,
-            address: address.saturating_sub(1),
-            line,
-        }
+        Location { id, mapping_id, address: address.saturating_sub(1), line }
     }
 
     /// The mapping of a module, of which a frame at `address` was seen. Locations
@@ -231,11 +200,8 @@ impl<'a> Builder<'a> {
             return;
         };
         let is_main = |(_, module): &(&ModuleId, &Module)| module.path == process.exe;
-        if let Some((module, _)) = definitions
-            .modules
-            .iter()
-            .filter(is_main)
-            .min_by_key(|(id, _)| **id)
+        if let Some((module, _)) =
+            definitions.modules.iter().filter(is_main).min_by_key(|(id, _)| **id)
         {
             self.new_mapping(*module);
         }
@@ -260,9 +226,7 @@ impl<'a> Builder<'a> {
 
     fn function(&mut self, name: &str, file: Option<&str>) -> u64 {
         let name = self.strings.index_of(&text::harmless(name));
-        let filename = self
-            .strings
-            .index_of(&file.map(text::harmless).unwrap_or_default());
+        let filename = self.strings.index_of(&file.map(text::harmless).unwrap_or_default());
         let next = self.functions.len() as u64 + 1;
         let id = *self.functions.entry((name, filename)).or_insert(next);
         if id == next {

@@ -76,10 +76,7 @@ fn an_empty_recording_exports_as_nothing() {
     for weight in Weight::ALL {
         assert_eq!(collapsed(&analysis, weight), "");
         let picture = text_of(|out| export_flamegraph(&analysis, weight, out));
-        assert!(
-            picture.contains("<svg") && picture.ends_with("</svg>\n"),
-            "{picture}"
-        );
+        assert!(picture.contains("<svg") && picture.ends_with("</svg>\n"), "{picture}");
         assert!(!picture.contains("ERROR"));
     }
 }
@@ -93,10 +90,7 @@ fn collapsed_is_outermost_first() {
          server (pid 1001);main;outer;inner;operator new(unsigned long) 300\n\
          worker (pid 1002);main;[unknown]+0x7fff0000 157\n"
     );
-    assert_eq!(
-        collapsed(&analysis("1 malloc 7 = 0x10 @f"), Weight::LiveBlocks),
-        "main;f 1\n"
-    );
+    assert_eq!(collapsed(&analysis("1 malloc 7 = 0x10 @f"), Weight::LiveBlocks), "main;f 1\n");
 }
 
 #[test]
@@ -112,10 +106,8 @@ fn collapsed_weights_sum_to_the_totals() {
         (Weight::Temporary, totals.temporary_allocations),
     ] {
         let text = collapsed(&analysis, weight);
-        let sum: u64 = text
-            .lines()
-            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
-            .sum();
+        let sum: u64 =
+            text.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
         assert_eq!(sum, expected, "{weight:?}");
     }
 }
@@ -128,11 +120,8 @@ fn names_cannot_break_the_lines_of_collapsed() {
             && let Some(function) = symbols.functions.first_mut()
             && function.name != "main"
         {
-            function.name = if function.name == "a" {
-                "f<[u8; 4]>\n;g 9".to_owned()
-            } else {
-                String::new()
-            };
+            function.name =
+                if function.name == "a" { "f<[u8; 4]>\n;g 9".to_owned() } else { String::new() };
         }
     }
     let analysis = analysis_of(&items, regular_end());
@@ -145,20 +134,10 @@ fn names_cannot_break_the_lines_of_collapsed() {
 #[test]
 fn a_flamegraph_needs_nothing_from_outside() {
     let picture = text_of(|out| export_flamegraph(&analysis(RICH), Weight::AllocatedBytes, out));
-    assert!(
-        picture.contains("memscope: bytes allocated in all, 807 B"),
-        "{picture}"
-    );
+    assert!(picture.contains("memscope: bytes allocated in all, 807 B"), "{picture}");
     assert!(picture.contains("operator new(unsigned long)"));
     assert!(picture.contains("INCOMPLETE: 3 of"));
-    for outside in [
-        "href=\"http",
-        "src=\"http",
-        "url(http",
-        "@import",
-        "<script src",
-        "<link",
-    ] {
+    for outside in ["href=\"http", "src=\"http", "url(http", "@import", "<script src", "<link"] {
         assert!(!picture.contains(outside), "{outside}");
     }
     let again = text_of(|out| export_flamegraph(&analysis(RICH), Weight::AllocatedBytes, out));
@@ -172,10 +151,7 @@ fn contradicting_numbers_are_not_exported() {
     for format in Format::ALL {
         let mut out = Vec::new();
         let failed = export(format, &wrong, Weight::LiveBytes, None, &mut out);
-        assert!(
-            matches!(failed, Err(ExportError::Inconsistent(_))),
-            "{format:?}"
-        );
+        assert!(matches!(failed, Err(ExportError::Inconsistent(_))), "{format:?}");
         assert!(out.is_empty());
     }
 }
@@ -195,13 +171,7 @@ impl io::Write for Full {
 #[test]
 fn a_full_disk_is_told_as_such() {
     for format in Format::ALL {
-        match export(
-            format,
-            &analysis(RICH),
-            Weight::AllocatedBytes,
-            None,
-            &mut Full,
-        ) {
+        match export(format, &analysis(RICH), Weight::AllocatedBytes, None, &mut Full) {
             Err(ExportError::Write(error)) => {
                 assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{format:?}")
             }

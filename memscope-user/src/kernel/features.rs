@@ -43,9 +43,7 @@ pub fn features() -> Vec<Feature> {
     let exists = |path: &str| Path::new(path).exists();
     let release = procfs::sys::kernel::Version::current().ok();
     let at_least = |major, minor| {
-        release
-            .as_ref()
-            .is_some_and(|version| (version.major, version.minor) >= (major, minor))
+        release.as_ref().is_some_and(|version| (version.major, version.minor) >= (major, minor))
     };
     vec![
         Feature {

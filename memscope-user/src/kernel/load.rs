@@ -91,18 +91,13 @@ impl Kernel {
         if !missing.is_empty() {
             return Err(KernelError::NotAllowed { missing });
         }
-        if let Some(feature) = features()
-            .into_iter()
-            .find(|feature| feature.required && !feature.available)
+        if let Some(feature) =
+            features().into_iter().find(|feature| feature.required && !feature.available)
         {
-            return Err(KernelError::Unsupported {
-                what: feature.purpose,
-            });
+            return Err(KernelError::Unsupported { what: feature.purpose });
         }
         if !config.ring_bytes.is_power_of_two() || config.ring_bytes < page_bytes() {
-            return Err(KernelError::RingSize {
-                bytes: config.ring_bytes.into(),
-            });
+            return Err(KernelError::RingSize { bytes: config.ring_bytes.into() });
         }
         check_contract()?;
         // Before Linux 5.11 BPF memory counts against this limit; later raising it has
@@ -122,23 +117,16 @@ impl Kernel {
             .map_err(KernelError::Object)?;
         for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
             let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|source| KernelError::Program {
-                program: name,
-                source,
-            })?;
+            program.load().map_err(|source| KernelError::Program { program: name, source })?;
         }
-        for (name, tracepoint) in [
-            ("process_exec", "sched_process_exec"),
-            ("thread_exit", "sched_process_exit"),
-        ] {
+        for (name, tracepoint) in
+            [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
+        {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
             program
                 .load(tracepoint, &btf)
                 .and_then(|()| program.attach().map(drop))
-                .map_err(|source| KernelError::Program {
-                    program: name,
-                    source,
-                })?;
+                .map_err(|source| KernelError::Program { program: name, source })?;
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
         Ok(Self { ebpf, targets })
@@ -163,9 +151,8 @@ impl Kernel {
     ///
     /// If the programs were loaded without any.
     pub fn take_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, KernelError> {
-        aya_log::EbpfLogger::init(&mut self.ebpf).map_err(|_missing| KernelError::Missing {
-            what: "map AYA_LOGS",
-        })
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+            .map_err(|_missing| KernelError::Missing { what: "map AYA_LOGS" })
     }
 
     /// From now on exec, exit and new code of a process are told as those of a target.
@@ -176,20 +163,13 @@ impl Kernel {
     pub fn watch_process(&mut self, target: u16, pid: u32) -> Result<(), KernelError> {
         self.processes()?
             .insert(pid, u32::from(target), 0)
-            .map_err(|source| KernelError::Map {
-                map: "PROCESSES",
-                source,
-            })
+            .map_err(|source| KernelError::Map { map: "PROCESSES", source })
     }
 
     fn processes(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, KernelError> {
-        let map = self.ebpf.map_mut("PROCESSES").ok_or(KernelError::Missing {
-            what: "map PROCESSES",
-        })?;
-        HashMap::try_from(map).map_err(|source| KernelError::Map {
-            map: "PROCESSES",
-            source,
-        })
+        let map =
+            self.ebpf.map_mut("PROCESSES").ok_or(KernelError::Missing { what: "map PROCESSES" })?;
+        HashMap::try_from(map).map_err(|source| KernelError::Map { map: "PROCESSES", source })
     }
 
     /// Attaches one probe.
@@ -217,13 +197,12 @@ impl Kernel {
             FunctionKind::ChangesCode => &[CODE_CHANGED],
         };
         for name in programs {
-            self.attach_program(name, request, cookie)
-                .map_err(|source| KernelError::Attach {
-                    path: request.shown_path.to_owned(),
-                    file_offset: request.probe.file_offset,
-                    pid: request.pid,
-                    source,
-                })?;
+            self.attach_program(name, request, cookie).map_err(|source| KernelError::Attach {
+                path: request.shown_path.to_owned(),
+                file_offset: request.probe.file_offset,
+                pid: request.pid,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -253,17 +232,8 @@ impl Kernel {
     /// If the map refuses.
     pub fn set_enabled(&mut self, target: u16, enabled: bool) -> Result<(), KernelError> {
         self.targets
-            .set(
-                target.into(),
-                Plain(Target {
-                    enabled: enabled.into(),
-                }),
-                0,
-            )
-            .map_err(|source| KernelError::Map {
-                map: "TARGETS",
-                source,
-            })
+            .set(target.into(), Plain(Target { enabled: enabled.into() }), 0)
+            .map_err(|source| KernelError::Map { map: "TARGETS", source })
     }
 
     /// A process has ended: what another process of the same number does is not its own.
@@ -283,20 +253,13 @@ impl Kernel {
     ///
     /// If the maps cannot be read.
     pub fn counters(&self) -> Result<Counters, KernelError> {
-        let source = |source| KernelError::Map {
-            map: "COUNTERS",
-            source,
-        };
-        let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing {
-            what: "map COUNTERS",
-        })?;
+        let source = |source| KernelError::Map { map: "COUNTERS", source };
+        let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing { what: "map COUNTERS" })?;
         let cpus: PerCpuArray<_, Plain<CpuCounters>> =
             PerCpuArray::try_from(map).map_err(source)?;
         let cpus = cpus.get(&0, 0).map_err(source)?;
         let sum = |counter: u32| -> u64 {
-            cpus.iter()
-                .filter_map(|cpu| cpu.0.values.get(counter as usize))
-                .sum()
+            cpus.iter().filter_map(|cpu| cpu.0.values.get(counter as usize)).sum()
         };
         let lost = [
             (LossCause::RingFullAllocation, COUNTER_LOST_ALLOCATION),
@@ -315,10 +278,7 @@ impl Kernel {
             hits: sum(COUNTER_HITS),
             malformed: 0,
             in_flight: 0,
-            lost: lost
-                .into_iter()
-                .map(|(cause, counter)| (cause, sum(counter)))
-                .collect(),
+            lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
         })
     }
 
@@ -329,13 +289,8 @@ impl Kernel {
     ///
     /// If the map cannot be read.
     pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
-        let map_error = |source| KernelError::Map {
-            map: "THREADS",
-            source,
-        };
-        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing {
-            what: "map THREADS",
-        })?;
+        let map_error = |source| KernelError::Map { map: "THREADS", source };
+        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
         let threads: HashMap<_, u64, Plain<ThreadState>> =
             HashMap::try_from(map).map_err(map_error)?;
         let mut in_flight = 0;
@@ -358,28 +313,22 @@ where
     ebpf.program_mut(name)
         .ok_or(KernelError::Missing { what: name })?
         .try_into()
-        .map_err(|source| KernelError::Program {
-            program: name,
-            source,
-        })
+        .map_err(|source| KernelError::Program { program: name, source })
 }
 
 fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf
-        .take_map(name)
-        .ok_or(KernelError::Missing { what: name })?;
+    let map = ebpf.take_map(name).ok_or(KernelError::Missing { what: name })?;
     M::try_from(map).map_err(|source| KernelError::Map { map: name, source })
 }
 
 /// The object says which contract it was built with.
 fn check_contract() -> Result<(), KernelError> {
     let found = object::File::parse(OBJECT).ok().and_then(|elf| {
-        let symbol = elf
-            .symbols()
-            .find(|symbol| symbol.name() == Ok("MEMSCOPE_CONTRACT_VERSION"))?;
+        let symbol =
+            elf.symbols().find(|symbol| symbol.name() == Ok("MEMSCOPE_CONTRACT_VERSION"))?;
         let section = elf.section_by_index(symbol.section_index()?).ok()?;
         let bytes = section.data_range(symbol.address(), 4).ok()??;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -387,10 +336,7 @@ fn check_contract() -> Result<(), KernelError> {
     if found == Some(CONTRACT_VERSION) {
         return Ok(());
     }
-    Err(KernelError::WrongObject {
-        found,
-        expected: CONTRACT_VERSION,
-    })
+    Err(KernelError::WrongObject { found, expected: CONTRACT_VERSION })
 }
 
 fn page_bytes() -> u32 {

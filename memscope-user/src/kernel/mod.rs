@@ -14,6 +14,8 @@ pub use ring::{EventRing, RingError};
 
 use std::io;
 
+pub use memscope_common::control::MAX_TARGETS;
+
 /// Why the kernel side could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {

@@ -35,11 +35,7 @@ impl EventRing {
         ring_bytes: u32,
     ) -> Self {
         // Half the ring is left for what comes while the reader wakes up.
-        Self {
-            ring,
-            consumer,
-            watermark_bytes: ring_bytes / 2,
-        }
+        Self { ring, consumer, watermark_bytes: ring_bytes / 2 }
     }
 
     /// Gives at most `limit` waiting records, each as its bytes; how many there were.
@@ -60,18 +56,10 @@ impl EventRing {
     ///
     /// If the operating system refuses.
     pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
-        let waiting = Consumer {
-            waiting: 1,
-            watermark_bytes: self.watermark_bytes,
-        };
-        self.consumer
-            .set(0, Plain(waiting), 0)
-            .map_err(RingError::Consumer)?;
+        let waiting = Consumer { waiting: 1, watermark_bytes: self.watermark_bytes };
+        self.consumer.set(0, Plain(waiting), 0).map_err(RingError::Consumer)?;
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
-        match poll(
-            &mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
+        match poll(&mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(RingError::Wait(error.into())),
         }

@@ -122,10 +122,7 @@ mod tests {
         values.sort_unstable();
         for pair in values.windows(2) {
             let (low, high) = (bucket_of(pair[0]), bucket_of(pair[1]));
-            assert!(
-                low <= high && high < MAX_BUCKETS,
-                "{pair:?} in {low} and {high}"
-            );
+            assert!(low <= high && high < MAX_BUCKETS, "{pair:?} in {low} and {high}");
             if pair[1] - pair[0] <= 1 {
                 assert!(high - low <= 1, "{pair:?} in {low} and {high}");
             }

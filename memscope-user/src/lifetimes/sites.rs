@@ -47,9 +47,7 @@ impl SiteSums {
     /// Sum of their requested sizes.
     #[must_use]
     pub const fn live_bytes(&self) -> u64 {
-        self.allocated_bytes
-            .wrapping_sub(self.freed_bytes)
-            .wrapping_sub(self.unseen_end_bytes)
+        self.allocated_bytes.wrapping_sub(self.freed_bytes).wrapping_sub(self.unseen_end_bytes)
     }
 }
 
@@ -84,10 +82,7 @@ impl Site {
         if self.gone {
             return Resident::default();
         }
-        Resident {
-            blocks: self.sums.live_blocks(),
-            bytes: self.sums.live_bytes(),
-        }
+        Resident { blocks: self.sums.live_blocks(), bytes: self.sums.live_bytes() }
     }
 }
 
@@ -137,11 +132,8 @@ impl Sites {
         change(site);
         let after = site.resident();
         self.resident.blocks = self.resident.blocks + after.blocks - before.blocks;
-        self.resident.bytes = self
-            .resident
-            .bytes
-            .wrapping_add(after.bytes)
-            .wrapping_sub(before.bytes);
+        self.resident.bytes =
+            self.resident.bytes.wrapping_add(after.bytes).wrapping_sub(before.bytes);
         if self.resident.bytes > self.peak.bytes {
             self.peak = self.resident;
             self.peak_epoch += 1;

@@ -40,18 +40,12 @@ impl Trace {
 
     fn stack_of(&mut self, name: &str, process: u32) -> StackId {
         let next = StackId(self.stacks.len() as u32);
-        self.stacks
-            .entry(name.to_owned())
-            .or_insert((next, process))
-            .0
+        self.stacks.entry(name.to_owned()).or_insert((next, process)).0
     }
 
     /// Name, id and process of every stack.
     pub(crate) fn stacks(&self) -> Vec<(String, StackId, u32)> {
-        self.stacks
-            .iter()
-            .map(|(name, (id, process))| (name.clone(), *id, *process))
-            .collect()
+        self.stacks.iter().map(|(name, (id, process))| (name.clone(), *id, *process)).collect()
     }
 
     fn line(&mut self, line: &str) {
@@ -65,19 +59,14 @@ impl Trace {
             ["end", process] => {
                 self.now_ns += STEP_NS;
                 let process = ProcessId(process.parse().unwrap());
-                self.process_ends
-                    .push((self.events.len(), process, self.now_ns));
+                self.process_ends.push((self.events.len(), process, self.now_ns));
                 return;
             }
             ["lost", count] => {
                 let first_lost_ns = self.now_ns;
                 self.now_ns += STEP_NS;
                 let lost_count = count.parse().unwrap();
-                self.events.push(Event::Loss {
-                    first_lost_ns,
-                    time_ns: self.now_ns,
-                    lost_count,
-                });
+                self.events.push(Event::Loss { first_lost_ns, time_ns: self.now_ns, lost_count });
                 return;
             }
             _ => {}
@@ -114,12 +103,9 @@ impl Trace {
                 address_avma: address(at),
                 caller: FreeCaller::AllocatorModule,
             },
-            ["realloc>", at] => Event::ReallocationBegin {
-                process,
-                thread,
-                time_ns,
-                old_address_avma: address(at),
-            },
+            ["realloc>", at] => {
+                Event::ReallocationBegin { process, thread, time_ns, old_address_avma: address(at) }
+            }
             ["realloc<", old, size, "=", new, stack] => Event::ReallocationEnd {
                 process,
                 thread,
@@ -134,11 +120,7 @@ impl Trace {
                 self.call(process_number, thread, &["realloc>", old]);
                 return self.call(process_number, thread, &[&["realloc<", old], rest].concat());
             }
-            ["exit"] => Event::ThreadExit {
-                process,
-                thread,
-                time_ns,
-            },
+            ["exit"] => Event::ThreadExit { process, thread, time_ns },
             other => panic!("no such event: {other:?}"),
         };
         self.events.push(event);
@@ -146,11 +128,7 @@ impl Trace {
 }
 
 fn address(word: &str) -> u64 {
-    if word == "null" {
-        0
-    } else {
-        u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
-    }
+    if word == "null" { 0 } else { u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap() }
 }
 
 /// Reads a trace; panics on nonsense.

@@ -33,19 +33,11 @@ fn tell(trace: &Trace) -> String {
     let totals = tracker.totals();
     let mut told = Vec::new();
     for (name, blocks, bytes) in [
-        (
-            "allocated",
-            totals.allocations,
-            Some(totals.allocated_bytes),
-        ),
+        ("allocated", totals.allocations, Some(totals.allocated_bytes)),
         ("freed", totals.frees, Some(totals.freed_bytes)),
         ("unseen", totals.unseen_ends, Some(totals.unseen_end_bytes)),
         ("live", totals.live_blocks, Some(totals.live_bytes)),
-        (
-            "peak",
-            totals.peak_live_blocks,
-            Some(totals.peak_live_bytes),
-        ),
+        ("peak", totals.peak_live_blocks, Some(totals.peak_live_bytes)),
         ("reallocations", totals.reallocations, None),
         ("failed", totals.failed_allocations, None),
         ("temporary", totals.temporary_allocations, None),
@@ -62,21 +54,9 @@ fn tell(trace: &Trace) -> String {
     let mut out = told.join(", ");
     let name = |site: u32| {
         let id: StackId = tracker.site_key(site).unwrap().stack;
-        trace
-            .stacks()
-            .into_iter()
-            .find(|(_, known, _)| *known == id)
-            .unwrap()
-            .0
+        trace.stacks().into_iter().find(|(_, known, _)| *known == id).unwrap().0
     };
-    for Block {
-        address_avma,
-        block,
-        freed_ns,
-        freed_by,
-        ..
-    } in &ended
-    {
+    for Block { address_avma, block, freed_ns, freed_by, .. } in &ended {
         let lifetime_ns = freed_ns - block.allocated_ns;
         let by = freed_by.map_or("?".to_owned(), |thread| thread.to_string());
         let site = name(block.site);
@@ -93,13 +73,7 @@ fn tell(trace: &Trace) -> String {
     let mut live: Vec<_> = tracker.live_blocks().collect();
     live.sort_by_key(|(process, address_avma, _)| (*process, *address_avma));
     for (_, address_avma, block) in live {
-        write!(
-            out,
-            "\nlive {address_avma:#x} {} @{}",
-            block.size_bytes,
-            name(block.site)
-        )
-        .unwrap();
+        write!(out, "\nlive {address_avma:#x} {} @{}", block.size_bytes, name(block.site)).unwrap();
     }
     out
 }
@@ -108,10 +82,7 @@ fn tell(trace: &Trace) -> String {
 #[track_caller]
 fn check(trace: &str, expected: &str) {
     let told = tell(&parse(trace));
-    let lines = expected
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
+    let lines = expected.lines().map(str::trim).filter(|line| !line.is_empty());
     let expected = lines.collect::<Vec<_>>().join("\n");
     assert_eq!(told, expected, "\nof the trace:\n{trace}");
 }
@@ -200,10 +171,7 @@ fn a_block_freed_by_another_thread_is_freed() {
 fn five_lives_at_one_address_are_five_blocks() {
     let life = "1 malloc 8 = 0x10 @a\n1 free 0x10\n";
     let ended = "0x10 8 @a 1→1 10ns\n".repeat(5);
-    check(
-        &life.repeat(5),
-        &format!("allocated 5/40, freed 5/40, peak 1/8, temporary 5\n{ended}"),
-    );
+    check(&life.repeat(5), &format!("allocated 5/40, freed 5/40, peak 1/8, temporary 5\n{ended}"));
 }
 
 #[test]
@@ -295,18 +263,10 @@ fn the_peak_is_the_first_moment_of_most_bytes() {
     let (tracker, _) = run(&trace);
     let totals = tracker.totals();
     assert_eq!(
-        (
-            totals.peak_live_blocks,
-            totals.peak_live_bytes,
-            totals.peak_time_ns
-        ),
+        (totals.peak_live_blocks, totals.peak_live_bytes, totals.peak_time_ns),
         (1, 100, 10)
     );
-    let at_peak: Vec<_> = tracker
-        .sites()
-        .iter()
-        .map(|site| site.at_peak.bytes)
-        .collect();
+    let at_peak: Vec<_> = tracker.sites().iter().map(|site| site.at_peak.bytes).collect();
     assert_eq!(at_peak, [100, 0]);
 }
 

@@ -28,96 +28,72 @@ impl Tracker {
 
     /// Takes the next event; gives the blocks that it ends.
     pub fn apply(&mut self, event: &Event, mut ended: impl FnMut(&Block)) {
+        let ended = &mut ended;
+        match *event {
+            Event::Allocation { .. } | Event::ReallocationEnd { .. } => {
+                self.begin_or_move(event, ended)
+            }
+            Event::Free { process, thread, time_ns, address_avma, caller } => {
+                self.free(process, thread, time_ns, address_avma, caller, ended);
+            }
+            Event::ReallocationBegin { process, thread, old_address_avma, .. } => {
+                self.settle_pending(process, thread);
+                let in_flight = InFlight { old_address_avma, closed: None };
+                self.process(process).in_flight.insert(thread, in_flight);
+            }
+            Event::ThreadExit { process, thread, .. } => self.end_thread(process, thread),
+            Event::Loss { first_lost_ns, time_ns, lost_count } => {
+                self.totals.marked_losses = self.totals.marked_losses.saturating_add(lost_count);
+                if self.loss_windows.len() < MAX_LOSS_WINDOWS {
+                    let (from_ns, until_ns) = (first_lost_ns, time_ns);
+                    self.loss_windows.push(LossWindow { from_ns, until_ns, lost_count });
+                }
+            }
+        }
+    }
+
+    /// The events that can give a block.
+    fn begin_or_move(&mut self, event: &Event, ended: &mut impl FnMut(&Block)) {
         match *event {
             Event::Allocation {
-                process,
-                thread,
-                time_ns,
-                address_avma,
-                size_bytes,
-                stack,
-                ..
+                process, thread, time_ns, address_avma, size_bytes, stack, ..
             } => {
                 let key = SiteKey { process, stack };
-                let begin = Begin {
-                    key,
-                    thread,
-                    time_ns,
-                    address_avma,
-                    size_bytes,
-                };
                 self.go_on(process, thread);
                 if address_avma == 0 {
                     self.fail(key, time_ns);
                 } else {
-                    self.begin(begin, None, &mut ended);
+                    self.begin(
+                        Begin { key, thread, time_ns, address_avma, size_bytes },
+                        None,
+                        ended,
+                    );
                 }
-            }
-            Event::Free {
-                process,
-                thread,
-                time_ns,
-                address_avma,
-                caller,
-            } => {
-                self.free(process, thread, time_ns, address_avma, caller, &mut ended);
-            }
-            Event::ReallocationBegin {
-                process,
-                thread,
-                old_address_avma,
-                ..
-            } => {
-                self.settle_pending(process, thread);
-                let in_flight = InFlight {
-                    old_address_avma,
-                    closed: None,
-                };
-                self.process(process).in_flight.insert(thread, in_flight);
             }
             Event::ReallocationEnd {
                 process,
                 thread,
                 time_ns,
                 old_address_avma,
-                new_address_avma,
+                new_address_avma: address_avma,
                 size_bytes,
                 stack,
                 ..
             } => {
                 let key = SiteKey { process, stack };
-                let begin = Begin {
-                    key,
-                    thread,
-                    time_ns,
-                    address_avma: new_address_avma,
-                    size_bytes,
-                };
-                self.end_reallocation(old_address_avma, begin, &mut ended);
+                let begin = Begin { key, thread, time_ns, address_avma, size_bytes };
+                self.end_reallocation(old_address_avma, begin, ended);
             }
-            Event::ThreadExit {
-                process, thread, ..
-            } => {
-                let state = self.process(process);
-                state.in_flight.remove(&thread);
-                if let Some(thread) = state.threads.remove(&thread) {
-                    self.totals.allocator_internal_frees += thread.pending_internal_frees;
-                }
-            }
-            Event::Loss {
-                first_lost_ns,
-                time_ns,
-                lost_count,
-            } => {
-                self.totals.marked_losses = self.totals.marked_losses.saturating_add(lost_count);
-                if self.loss_windows.len() < MAX_LOSS_WINDOWS {
-                    self.loss_windows.push(LossWindow {
-                        from_ns: first_lost_ns,
-                        until_ns: time_ns,
-                        lost_count,
-                    });
-                }
-            }
+            _ => {}
+        }
+    }
+
+    /// What the thread freed last, and nobody knew, was its cache being cleared.
+    fn end_thread(&mut self, process: ProcessId, thread: ThreadId) {
+        let state = self.process(process);
+        state.in_flight.remove(&thread);
+        if let Some(thread) = state.threads.remove(&thread) {
+            self.totals.allocator_internal_frees += thread.pending_internal_frees;
         }
     }
 
@@ -149,8 +125,7 @@ impl Tracker {
     fn fail(&mut self, key: SiteKey, time_ns: u64) {
         self.totals.failed_allocations += 1;
         let site = self.sites.index_of(key);
-        self.sites
-            .change(site, time_ns, |site| site.sums.failed_allocations += 1);
+        self.sites.change(site, time_ns, |site| site.sums.failed_allocations += 1);
     }
 
     /// A block begins. `chain_allocated_ns` is that of the block it continues.
@@ -160,13 +135,7 @@ impl Tracker {
         chain_allocated_ns: Option<u64>,
         ended: &mut impl FnMut(&Block),
     ) {
-        let Begin {
-            key,
-            thread,
-            time_ns,
-            address_avma,
-            size_bytes,
-        } = begin;
+        let Begin { key, thread, time_ns, address_avma, size_bytes } = begin;
         self.displace(key.process, address_avma, thread, time_ns, ended);
         let site = self.sites.index_of(key);
         let state = self.processes.entry(key.process).or_default();
@@ -217,18 +186,10 @@ impl Tracker {
                 site.sums.unseen_end_bytes =
                     site.sums.unseen_end_bytes.wrapping_add(block.size_bytes);
             });
-            ended(&Block {
-                process,
-                address_avma,
-                block,
-                freed_ns: time_ns,
-                freed_by: None,
-            });
+            ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: None });
             return;
         };
-        in_flight.closed = Some(ClosedInFlight {
-            chain_allocated_ns: block.chain_allocated_ns,
-        });
+        in_flight.closed = Some(ClosedInFlight { chain_allocated_ns: block.chain_allocated_ns });
         let mover = *mover;
         self.end(process, address_avma, block, mover, time_ns, ended);
     }
@@ -244,10 +205,7 @@ impl Tracker {
         ended: &mut impl FnMut(&Block),
     ) {
         let state = self.processes.entry(process).or_default();
-        let last_ordinal = state
-            .threads
-            .get(&by)
-            .and_then(|thread| thread.last_ordinal);
+        let last_ordinal = state.threads.get(&by).and_then(|thread| thread.last_ordinal);
         let temporary = by == block.thread && last_ordinal == Some(block.ordinal);
         self.totals.frees += 1;
         self.totals.freed_bytes = self.totals.freed_bytes.wrapping_add(block.size_bytes);
@@ -256,16 +214,9 @@ impl Tracker {
             site.sums.frees += 1;
             site.sums.freed_bytes = site.sums.freed_bytes.wrapping_add(block.size_bytes);
             site.sums.temporary_allocations += u64::from(temporary);
-            site.lifetimes
-                .add(time_ns.saturating_sub(block.allocated_ns));
+            site.lifetimes.add(time_ns.saturating_sub(block.allocated_ns));
         });
-        ended(&Block {
-            process,
-            address_avma,
-            block,
-            freed_ns: time_ns,
-            freed_by: Some(by),
-        });
+        ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: Some(by) });
     }
 
     fn free(
@@ -285,11 +236,7 @@ impl Tracker {
                     self.totals.unknown_frees += 1;
                 }
                 FreeCaller::AllocatorModule => {
-                    state
-                        .threads
-                        .entry(thread)
-                        .or_default()
-                        .pending_internal_frees += 1;
+                    state.threads.entry(thread).or_default().pending_internal_frees += 1;
                 }
             }
             return;
@@ -304,13 +251,7 @@ impl Tracker {
         begin: Begin,
         ended: &mut impl FnMut(&Block),
     ) {
-        let Begin {
-            key,
-            thread,
-            time_ns,
-            address_avma: new_address_avma,
-            size_bytes,
-        } = begin;
+        let Begin { key, thread, time_ns, address_avma: new_address_avma, size_bytes } = begin;
         self.settle_pending(key.process, thread);
         let in_flight = self.process(key.process).in_flight.remove(&thread);
         let closed = in_flight
@@ -385,10 +326,7 @@ impl Tracker {
     /// The live blocks of all processes with their addresses, in no order.
     pub fn live_blocks(&self) -> impl Iterator<Item = (ProcessId, u64, &LiveBlock)> {
         self.processes.iter().flat_map(|(process, state)| {
-            state
-                .live
-                .iter()
-                .map(|(address_avma, block)| (*process, *address_avma, block))
+            state.live.iter().map(|(address_avma, block)| (*process, *address_avma, block))
         })
     }
 

@@ -117,10 +117,9 @@ impl Analyzer {
         }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
-            let age = live_ages.entry(block.site).or_insert(LiveAge {
-                oldest_allocated_ns: u64::MAX,
-                newest_allocated_ns: 0,
-            });
+            let age = live_ages
+                .entry(block.site)
+                .or_insert(LiveAge { oldest_allocated_ns: u64::MAX, newest_allocated_ns: 0 });
             age.oldest_allocated_ns = age.oldest_allocated_ns.min(block.allocated_ns);
             age.newest_allocated_ns = age.newest_allocated_ns.max(block.allocated_ns);
         }
@@ -192,10 +191,7 @@ impl Analysis {
     pub fn lost_events(&self) -> Option<u64> {
         let sum = |counters: &Counters| {
             // A forged recording can have more than a u64 holds.
-            counters
-                .lost
-                .iter()
-                .fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
+            counters.lost.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
         };
         self.counters.as_ref().map(sum)
     }
@@ -253,11 +249,7 @@ pub fn replay_blocks<R: Read + Seek>(
 ) -> Result<Analysis, ReadError> {
     let (analysis, tracker) = replay(reader, |block| each(BlockFate::Ended(block)))?;
     for (process, address_avma, block) in tracker.live_blocks() {
-        each(BlockFate::Live {
-            process,
-            address_avma,
-            block,
-        });
+        each(BlockFate::Live { process, address_avma, block });
     }
     Ok(analysis)
 }

@@ -17,11 +17,7 @@ pub struct Inconsistency {
 }
 
 fn law(law: &'static str, left: u64, right: u64) -> Result<(), Inconsistency> {
-    if left == right {
-        Ok(())
-    } else {
-        Err(Inconsistency { law, left, right })
-    }
+    if left == right { Ok(()) } else { Err(Inconsistency { law, left, right }) }
 }
 
 /// Checks the laws of the totals, of the sites against the totals, and of the
@@ -45,10 +41,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
         totals.live_bytes,
     )?;
     let sum = |number: fn(&Site) -> u64| {
-        analysis
-            .sites
-            .iter()
-            .fold(0_u64, |sum, site| sum.wrapping_add(number(site)))
+        analysis.sites.iter().fold(0_u64, |sum, site| sum.wrapping_add(number(site)))
     };
     let sums: [(&'static str, u64, u64); 9] = [
         (
@@ -61,11 +54,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
             sum(|site| site.sums.allocated_bytes),
             totals.allocated_bytes,
         ),
-        (
-            "Σ sites' frees = frees",
-            sum(|site| site.sums.frees),
-            totals.frees,
-        ),
+        ("Σ sites' frees = frees", sum(|site| site.sums.frees), totals.frees),
         (
             "Σ sites' freed bytes = freed bytes",
             sum(|site| site.sums.freed_bytes),
@@ -76,11 +65,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
             sum(|site| site.sums.live_blocks()),
             totals.live_blocks,
         ),
-        (
-            "Σ sites' live bytes = live bytes",
-            sum(|site| site.sums.live_bytes()),
-            totals.live_bytes,
-        ),
+        ("Σ sites' live bytes = live bytes", sum(|site| site.sums.live_bytes()), totals.live_bytes),
         (
             "Σ sites' blocks at the peak = peak blocks",
             sum(|site| site.at_peak.blocks),
@@ -111,10 +96,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
 }
 
 fn check_counters(counters: &Counters) -> Result<(), Inconsistency> {
-    let lost = counters
-        .lost
-        .iter()
-        .fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+    let lost = counters.lost.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
     law(
         "attempted = recorded + lost events",
         counters.attempted,

@@ -68,9 +68,7 @@ impl<'a> ResolvedFrame<'a> {
 /// Last part of a path.
 #[must_use]
 pub fn base_name(path: &str) -> &str {
-    path.rsplit('/')
-        .find(|part| !part.is_empty())
-        .unwrap_or(path)
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
 }
 
 /// Functions of the languages' runtime libraries between the program and the
@@ -105,9 +103,7 @@ const WRAPPER_PREFIXES: [&str; 24] = [
 fn is_allocator_wrapper(function: &str) -> bool {
     // A template function's name begins with its return type: `void* f<…>(…)`.
     let name = function.strip_prefix("void* ").unwrap_or(function);
-    WRAPPER_PREFIXES
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    WRAPPER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (name.starts_with('<') && name.contains(" as alloc::"))
         || (name.starts_with('<') && name.contains(" as core::alloc::"))
 }
@@ -126,19 +122,13 @@ impl<'a> ResolvedStack<'a> {
     #[must_use]
     pub fn of(definitions: &'a Definitions, stack: StackId) -> Self {
         let Some(stack) = definitions.stacks.get(&stack) else {
-            return Self {
-                outcome: StackOutcome::FramesLost,
-                frames: Vec::new(),
-            };
+            return Self { outcome: StackOutcome::FramesLost, frames: Vec::new() };
         };
         let mut frames = Vec::with_capacity(stack.frames.len());
         for frame in &stack.frames {
             resolve(definitions, *frame, &mut frames);
         }
-        Self {
-            outcome: stack.outcome,
-            frames,
-        }
+        Self { outcome: stack.outcome, frames }
     }
 
     /// How many of the innermost frames are the allocator's wrappers, which a
@@ -159,10 +149,7 @@ impl<'a> ResolvedStack<'a> {
 
 /// See [`ResolvedStack::wrapper_count`].
 pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
-    frames
-        .iter()
-        .position(|frame| !frame.is_allocator_wrapper())
-        .unwrap_or(0)
+    frames.iter().position(|frame| !frame.is_allocator_wrapper()).unwrap_or(0)
 }
 
 /// What stands in place of the missing callers where a chain does not reach the
@@ -181,10 +168,7 @@ pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
 /// Where a frame is: its module, and an offset in it or an address.
 pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<ModuleId>, u64) {
     match definitions.frames.get(&frame).map(|frame| frame.location) {
-        Some(Location::Module {
-            module,
-            file_offset,
-        }) => (Some(module), file_offset),
+        Some(Location::Module { module, file_offset }) => (Some(module), file_offset),
         Some(Location::Unmapped { address_avma, .. }) => (None, address_avma),
         None => (None, 0),
     }
@@ -192,14 +176,9 @@ pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<Module
 
 fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<ResolvedFrame<'a>>) {
     let (module, offset) = place(definitions, frame);
-    let module = module
-        .and_then(|module| definitions.modules.get(&module))
-        .map(|module| &*module.path);
-    let functions = definitions
-        .symbols
-        .get(&frame)
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let module =
+        module.and_then(|module| definitions.modules.get(&module)).map(|module| &*module.path);
+    let functions = definitions.symbols.get(&frame).map(Vec::as_slice).unwrap_or_default();
     if functions.is_empty() {
         frames.push(ResolvedFrame {
             function: None,
@@ -278,13 +257,6 @@ mod tests {
             inlined: false,
         };
         assert_eq!(frame.name(), "libfoo.so+0x12ab");
-        assert_eq!(
-            ResolvedFrame {
-                module: None,
-                ..frame
-            }
-            .name(),
-            "[unknown]+0x12ab"
-        );
+        assert_eq!(ResolvedFrame { module: None, ..frame }.name(), "[unknown]+0x12ab");
     }
 }

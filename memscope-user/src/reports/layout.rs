@@ -20,11 +20,7 @@ pub(crate) fn cut(shown: &str, width: usize) -> String {
     if shown.chars().count() <= width {
         return shown.to_owned();
     }
-    shown
-        .chars()
-        .take(width.saturating_sub(1))
-        .chain(['…'])
-        .collect()
+    shown.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// A line; writing to a String cannot fail.
@@ -39,11 +35,7 @@ pub(super) use line;
 /// File and line of a frame, if known: `server.c:123`. Harmless to a terminal.
 pub(super) fn source(frame: &ResolvedFrame<'_>) -> Option<String> {
     let file = cut(&text::harmless(base_name(frame.file?)), 40);
-    Some(
-        frame
-            .line
-            .map_or_else(|| file.clone(), |line| format!("{file}:{line}")),
-    )
+    Some(frame.line.map_or_else(|| file.clone(), |line| format!("{file}:{line}")))
 }
 
 /// `name  file:line  [module]  (inlined)`, not longer than `width` if it can be.
@@ -55,17 +47,12 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
         rest.push_str(&source);
     }
     if let (Some(_), Some(module)) = (frame.function, frame.module) {
-        rest.push_str(&format!(
-            "  [{}]",
-            cut(&text::harmless(base_name(module)), 30)
-        ));
+        rest.push_str(&format!("  [{}]", cut(&text::harmless(base_name(module)), 30)));
     }
     if frame.inlined {
         rest.push_str("  (inlined)");
     }
-    let room = width
-        .saturating_sub(rest.chars().count())
-        .max(MIN_NAME_WIDTH);
+    let room = width.saturating_sub(rest.chars().count()).max(MIN_NAME_WIDTH);
     format!("{}{rest}", cut(&text::harmless(&frame.name()), room))
 }
 
@@ -80,9 +67,7 @@ pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
     }
     let hidden = row.frames.len().saturating_sub(wrappers + MAX_SHOWN_FRAMES);
-    let outcome = StackOutcome::ALL
-        .into_iter()
-        .find(|outcome| outcome.name() == row.stack);
+    let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.stack);
     let mut tail = Vec::new();
     if hidden > 0 {
         tail.push(format!("… {hidden} more"));

@@ -89,20 +89,12 @@ fn ages(row: &SiteRow<'_>) -> String {
             format!("{} old", text::duration_ns(oldest))
         }
         (Some(newest), Some(oldest)) => {
-            format!(
-                "{} to {} old",
-                text::duration_ns(newest),
-                text::duration_ns(oldest)
-            )
+            format!("{} to {} old", text::duration_ns(newest), text::duration_ns(oldest))
         }
         _ => "of unknown age".to_owned(),
     }
 }
 
 fn freed_text(frees: u64) -> String {
-    if frees == 0 {
-        "none freed".to_owned()
-    } else {
-        format!("{} freed", text::count(frees))
-    }
+    if frees == 0 { "none freed".to_owned() } else { format!("{} freed", text::count(frees)) }
 }

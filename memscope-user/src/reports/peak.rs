@@ -33,11 +33,8 @@ pub struct PeakReport<'a> {
 /// none.
 pub(super) fn peak_after_ns(analysis: &Analysis) -> Option<u64> {
     let totals = &analysis.totals;
-    (totals.peak_live_bytes > 0).then(|| {
-        totals
-            .peak_time_ns
-            .saturating_sub(analysis.capture.started_at_ns)
-    })
+    (totals.peak_live_bytes > 0)
+        .then(|| totals.peak_time_ns.saturating_sub(analysis.capture.started_at_ns))
 }
 
 impl<'a> PeakReport<'a> {

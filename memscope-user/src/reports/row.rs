@@ -90,9 +90,7 @@ impl<'a> SiteRow<'a> {
     #[must_use]
     pub fn of(analysis: &'a Analysis, number: usize, site: &Site) -> Self {
         let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
-        let ages = u32::try_from(number)
-            .ok()
-            .and_then(|number| analysis.live_ages.get(&number));
+        let ages = u32::try_from(number).ok().and_then(|number| analysis.live_ages.get(&number));
         let age = |allocated_ns: u64| analysis.ended_at_ns.saturating_sub(allocated_ns);
         Self {
             site: number,
@@ -137,10 +135,5 @@ pub(super) fn ranked<'a, K: Ord>(
     });
     let all = order.len();
     let shown = order.iter().take(top.unwrap_or(all));
-    (
-        shown
-            .map(|(_, number, site)| SiteRow::of(analysis, *number, site))
-            .collect(),
-        all,
-    )
+    (shown.map(|(_, number, site)| SiteRow::of(analysis, *number, site)).collect(), all)
 }

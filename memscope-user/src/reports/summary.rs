@@ -81,9 +81,7 @@ impl<'a> SummaryReport<'a> {
             recording,
             started_at: origin::started_at(&analysis.capture),
             duration_ns: analysis.duration_ns(),
-            processes: processes
-                .map(|process| ProcessName::of(analysis, *process))
-                .collect(),
+            processes: processes.map(|process| ProcessName::of(analysis, *process)).collect(),
             allocations: totals.allocations,
             allocated_bytes: totals.allocated_bytes,
             frees: totals.frees,
@@ -112,13 +110,9 @@ impl<'a> SummaryReport<'a> {
         self.tell_processes(&mut out);
         self.tell_numbers(&mut out);
         if self.allocations == 0 {
-            let hits = self
-                .probe_hits
-                .map_or_else(|| "an unknown number of".to_owned(), text::count);
-            line!(
-                out,
-                "\nNo allocation was recorded; the probes had {hits} hits."
-            );
+            let hits =
+                self.probe_hits.map_or_else(|| "an unknown number of".to_owned(), text::count);
+            line!(out, "\nNo allocation was recorded; the probes had {hits} hits.");
         }
         out.push('\n');
         tell_sites(&mut out, "Most live at the end", &self.most_live, |row| {
@@ -135,24 +129,10 @@ impl<'a> SummaryReport<'a> {
     fn tell_processes(&self, out: &mut String) {
         let definitions = &self.analysis.definitions;
         let all = definitions.processes.len();
-        let shown = if all > MAX_PROCESS_LINES {
-            MAX_PROCESS_LINES - 1
-        } else {
-            all
-        };
+        let shown = if all > MAX_PROCESS_LINES { MAX_PROCESS_LINES - 1 } else { all };
         for process in definitions.processes.values().take(shown) {
-            let end = definitions
-                .process_ends
-                .get(&process.id)
-                .map(|end| end.reason);
-            line!(
-                out,
-                "{}",
-                cut(
-                    &format!("  process    {}", process_text(process, end)),
-                    WIDTH
-                )
-            );
+            let end = definitions.process_ends.get(&process.id).map(|end| end.reason);
+            line!(out, "{}", cut(&format!("  process    {}", process_text(process, end)), WIDTH));
         }
         if shown < all {
             line!(out, "             and {} more", all - shown);

@@ -43,10 +43,7 @@ pub(crate) fn capture() -> Capture {
 }
 
 pub(crate) fn regular_end() -> RecordingEnd {
-    RecordingEnd::Complete(Ending {
-        ended_at_ns: ENDED_AT_NS,
-        reason: EndingReason::TargetsEnded,
-    })
+    RecordingEnd::Complete(Ending { ended_at_ns: ENDED_AT_NS, reason: EndingReason::TargetsEnded })
 }
 
 fn process(id: u32, comm: &str) -> Process {
@@ -81,15 +78,9 @@ impl Definer {
         let id = FrameId(number);
         self.frames.insert((process, name.to_owned()), id);
         let location = if name == "??" {
-            Location::Unmapped {
-                process: ProcessId(process),
-                address_avma: 0x7fff_0000,
-            }
+            Location::Unmapped { process: ProcessId(process), address_avma: 0x7fff_0000 }
         } else {
-            Location::Module {
-                module: ModuleId(1),
-                file_offset: u64::from(number) * 0x100,
-            }
+            Location::Module { module: ModuleId(1), file_offset: u64::from(number) * 0x100 }
         };
         self.items.push(Item::Frame(Frame { id, location }));
         if !name.starts_with('?') {
@@ -101,55 +92,37 @@ impl Definer {
             };
             let mut functions: Vec<_> = name.split('<').map(|name| function(name, true)).collect();
             functions.last_mut().unwrap().inlined = false;
-            self.items.push(Item::Symbols(FrameSymbols {
-                frame: id,
-                functions,
-            }));
+            self.items.push(Item::Symbols(FrameSymbols { frame: id, functions }));
         }
         id
     }
 
     fn stack(&mut self, id: StackId, process: u32, outcome: StackOutcome, frames: &[&str]) {
-        let frames = frames
-            .iter()
-            .map(|name| self.frame(process, name))
-            .collect();
-        self.items.push(Item::Stack(Stack {
-            id,
-            process: ProcessId(process),
-            outcome,
-            frames,
-        }));
+        let frames = frames.iter().map(|name| self.frame(process, name)).collect();
+        self.items.push(Item::Stack(Stack { id, process: ProcessId(process), outcome, frames }));
     }
 
     fn directive(&mut self, words: &[&str], trace: &mut Trace) {
         match words {
             ["stack", stack, outcome, frames @ ..] => {
-                let outcome = StackOutcome::ALL
-                    .into_iter()
-                    .find(|known| known.name() == *outcome);
+                let outcome = StackOutcome::ALL.into_iter().find(|known| known.name() == *outcome);
                 let id = trace.stack(stack);
                 self.stack(id, 1, outcome.unwrap(), frames);
             }
-            ["process", id, comm] => self
-                .items
-                .push(Item::Process(process(id.parse().unwrap(), comm))),
+            ["process", id, comm] => {
+                self.items.push(Item::Process(process(id.parse().unwrap(), comm)))
+            }
             ["exit", id, status] => self.items.push(Item::ProcessEnd(ProcessEnd {
                 process: ProcessId(id.parse().unwrap()),
                 time_ns: ENDED_AT_NS,
                 reason: EndReason::Exit(Some(status.parse().unwrap())),
             })),
             ["lost", cause, count] => {
-                let cause = LossCause::ALL
-                    .into_iter()
-                    .find(|known| known.name() == *cause);
+                let cause = LossCause::ALL.into_iter().find(|known| known.name() == *cause);
                 self.lost.push((cause.unwrap(), count.parse().unwrap()));
             }
             ["late"] => {
-                let late = Process {
-                    from_start: false,
-                    ..process(1, "server")
-                };
+                let late = Process { from_start: false, ..process(1, "server") };
                 self.items.push(Item::Process(late));
             }
             other => panic!("no such directive: {other:?}"),
@@ -159,16 +132,11 @@ impl Definer {
 
 /// The items of a recording, the counters last.
 pub(crate) fn items(text: &str) -> Vec<Item> {
-    let (directives, events): (Vec<&str>, Vec<&str>) = text
-        .lines()
-        .map(str::trim)
-        .partition(|line| line.starts_with('!'));
+    let (directives, events): (Vec<&str>, Vec<&str>) =
+        text.lines().map(str::trim).partition(|line| line.starts_with('!'));
     let mut trace = parse(&events.join("\n"));
-    let module = Module {
-        id: ModuleId(1),
-        path: "/usr/bin/server".to_owned(),
-        build_id: vec![0xab, 0xcd],
-    };
+    let module =
+        Module { id: ModuleId(1), path: "/usr/bin/server".to_owned(), build_id: vec![0xab, 0xcd] };
     let mut definer = Definer {
         items: vec![Item::Process(process(1, "server")), Item::Module(module)],
         frames: BTreeMap::new(),
@@ -186,11 +154,7 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     }
     let ends = |item: &Item| matches!(item, Item::ProcessEnd(_));
     let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
-    let recorded = trace
-        .events
-        .iter()
-        .filter(|event| !matches!(event, Event::Loss { .. }))
-        .count();
+    let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
     items.extend(trace.events.into_iter().map(Item::Event));
     items.extend(ends);
     let recorded = recorded as u64;

@@ -31,10 +31,8 @@ const SERVER: &str = "
 #[track_caller]
 fn check_text(report: &Report<'_>, expected: &str) {
     let text = report.text();
-    let expected = expected
-        .lines()
-        .skip(1)
-        .map(|line| line.strip_prefix("        ").unwrap_or(line));
+    let expected =
+        expected.lines().skip(1).map(|line| line.strip_prefix("        ").unwrap_or(line));
     let expected = expected.collect::<Vec<_>>().join("\n");
     assert_eq!(text.trim_end(), expected.trim_end(), "\n{text}");
     assert!(
@@ -201,21 +199,13 @@ fn the_summary_fits_a_terminal_at_its_worst() {
     text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nlost 9");
     let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
     analysis.damage_count = 3;
-    let shown = View::Summary
-        .report(&analysis, &"path/".repeat(60), None)
-        .text();
-    let rows: usize = shown
-        .lines()
-        .map(|line| line.chars().count().div_ceil(80).max(1))
-        .sum();
+    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None).text();
+    let rows: usize = shown.lines().map(|line| line.chars().count().div_ceil(80).max(1)).sum();
     assert!(rows <= 24, "{rows} rows:\n{shown}");
     let last = shown.lines().last().unwrap();
     assert!(last.starts_with("INCOMPLETE: "), "{last}");
     assert!(
-        shown
-            .lines()
-            .filter(|line| *line != last)
-            .all(|line| line.chars().count() <= 80),
+        shown.lines().filter(|line| *line != last).all(|line| line.chars().count() <= 80),
         "{shown}"
     );
 }
@@ -227,19 +217,12 @@ fn nothing_recorded_shows_nothing() {
     for view in View::ALL {
         let report = view.report(&analysis, "r", None);
         let text = report.text();
-        assert!(
-            text.trim_end()
-                .ends_with("Complete: all 0 events recorded, 0 lost."),
-            "{text}"
-        );
+        assert!(text.trim_end().ends_with("Complete: all 0 events recorded, 0 lost."), "{text}");
         assert!(!text.contains(" 1. "), "{view:?}: {text}");
         serde_json::to_string(&report).unwrap();
     }
     let summary = View::Summary.report(&analysis, "r", None).text();
-    assert!(
-        summary.contains("No allocation was recorded; the probes had 0 hits."),
-        "{summary}"
-    );
+    assert!(summary.contains("No allocation was recorded; the probes had 0 hits."), "{summary}");
 }
 
 #[test]
@@ -266,19 +249,11 @@ fn long_chains_are_folded_and_broken_ones_marked() {
 #[test]
 fn what_the_recording_does_not_define_is_unknown_and_no_name() {
     let items = items("7:1 malloc 1 = 0x10 @a");
-    let only: Vec<_> = items
-        .into_iter()
-        .filter(|item| matches!(item, Item::Event(_)))
-        .collect();
+    let only: Vec<_> = items.into_iter().filter(|item| matches!(item, Item::Event(_))).collect();
     let analysis = analysis_of(&only, RecordingEnd::Truncated);
-    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else {
-        panic!()
-    };
+    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else { panic!() };
     let row = &sites.rows[0];
-    assert_eq!(
-        (row.process.pid, row.stack, row.frames.len()),
-        (None, "frames_lost", 0)
-    );
+    assert_eq!((row.process.pid, row.stack, row.frames.len()), (None, "frames_lost", 0));
     assert_eq!(row.process.text(), "[unknown process 7]");
 }
 
@@ -341,8 +316,5 @@ fn duration_of_a_cut_recording_reaches_to_its_last_event() {
         _ => None,
     });
     assert_eq!(last, Some(5000));
-    assert_eq!(
-        analysis_of(&items, RecordingEnd::Truncated).duration_ns(),
-        4000
-    );
+    assert_eq!(analysis_of(&items, RecordingEnd::Truncated).duration_ns(), 4000);
 }

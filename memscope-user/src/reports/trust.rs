@@ -90,10 +90,8 @@ fn lost_where(counters: &Counters, which: impl Fn(LossCause) -> bool) -> u64 {
 }
 
 fn lost_by_cause(analysis: &Analysis) -> BTreeMap<&'static str, u64> {
-    let mut by_cause: BTreeMap<_, _> = LossCause::ALL
-        .iter()
-        .map(|cause| (cause.name(), 0_u64))
-        .collect();
+    let mut by_cause: BTreeMap<_, _> =
+        LossCause::ALL.iter().map(|cause| (cause.name(), 0_u64)).collect();
     by_cause.insert(UNATTRIBUTED, 0);
     let mut add = |cause, count| {
         let sum = by_cause.entry(cause).or_default();
@@ -101,10 +99,7 @@ fn lost_by_cause(analysis: &Analysis) -> BTreeMap<&'static str, u64> {
     };
     match &analysis.counters {
         Some(counters) => {
-            counters
-                .lost
-                .iter()
-                .for_each(|(cause, count)| add(cause.name(), *count));
+            counters.lost.iter().for_each(|(cause, count)| add(cause.name(), *count));
         }
         None => add(UNATTRIBUTED, analysis.totals.marked_losses),
     }
@@ -129,18 +124,14 @@ impl Trust {
     #[must_use]
     pub fn of(analysis: &Analysis) -> Self {
         let lost_by_cause = lost_by_cause(analysis);
-        let lost_events = lost_by_cause
-            .values()
-            .fold(0_u64, |sum, count| sum.saturating_add(*count));
+        let lost_events =
+            lost_by_cause.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
         let counters = analysis.counters.as_ref();
         let adds_up = |counters: &Counters| {
             counters.recorded.checked_add(lost_events) == Some(counters.attempted)
         };
         let outcome = |outcome: &StackOutcome| {
-            (
-                outcome.name(),
-                analysis.stack_outcomes.get(outcome).copied().unwrap_or(0),
-            )
+            (outcome.name(), analysis.stack_outcomes.get(outcome).copied().unwrap_or(0))
         };
         let mut trust = Self {
             complete: analysis.is_complete(),
@@ -154,11 +145,7 @@ impl Trust {
             damage_count: analysis.damage_count,
             unseen_ends: analysis.totals.unseen_ends,
             unknown_frees: analysis.totals.unknown_frees,
-            from_start: analysis
-                .definitions
-                .processes
-                .values()
-                .all(|process| process.from_start),
+            from_start: analysis.definitions.processes.values().all(|process| process.from_start),
             live_blocks_between: live_bounds(analysis),
             stacks: StackOutcome::ALL.iter().map(outcome).collect(),
         };
@@ -167,11 +154,7 @@ impl Trust {
     }
 
     fn tell(&self, live_blocks: u64) -> String {
-        let mut parts = if self.complete {
-            self.tell_complete()
-        } else {
-            self.tell_missing()
-        };
+        let mut parts = if self.complete { self.tell_complete() } else { self.tell_missing() };
         if let Some(bounds) = self.live_blocks_between
             && (bounds.at_least, bounds.at_most) != (live_blocks, live_blocks)
         {
@@ -182,31 +165,18 @@ impl Trust {
             ));
         }
         if self.unknown_frees > 0 {
-            let blocks = if self.from_start {
-                "not seen to begin"
-            } else {
-                "from before the trace"
-            };
-            parts.push(format!(
-                "{} of blocks {blocks}",
-                counted(self.unknown_frees, "free")
-            ));
+            let blocks =
+                if self.from_start { "not seen to begin" } else { "from before the trace" };
+            parts.push(format!("{} of blocks {blocks}", counted(self.unknown_frees, "free")));
         }
         parts.extend(self.tell_stacks());
-        let verdict = if self.complete {
-            "Complete"
-        } else {
-            "INCOMPLETE"
-        };
+        let verdict = if self.complete { "Complete" } else { "INCOMPLETE" };
         format!("{verdict}: {}.", parts.join("; "))
     }
 
     fn tell_complete(&self) -> Vec<String> {
         let recorded = self.recorded_events.unwrap_or(0);
-        vec![format!(
-            "all {} recorded, 0 lost",
-            counted(recorded, "event")
-        )]
+        vec![format!("all {} recorded, 0 lost", counted(recorded, "event"))]
     }
 
     fn tell_missing(&self) -> Vec<String> {
@@ -222,25 +192,16 @@ impl Trust {
                 self.tell_causes()
             )),
             None if self.lost_events > 0 => {
-                parts.push(format!(
-                    "at least {} events lost",
-                    text::count(self.lost_events)
-                ));
+                parts.push(format!("at least {} events lost", text::count(self.lost_events)));
             }
             None => parts.push("how many events were lost is unknown".to_owned()),
             Some(_) => {}
         }
         if self.damage_count > 0 {
-            parts.push(format!(
-                "{} in the file",
-                counted(self.damage_count, "damaged place")
-            ));
+            parts.push(format!("{} in the file", counted(self.damage_count, "damaged place")));
         }
         if self.unseen_ends > 0 {
-            parts.push(format!(
-                "the end of {} was not seen",
-                counted(self.unseen_ends, "block")
-            ));
+            parts.push(format!("the end of {} was not seen", counted(self.unseen_ends, "block")));
         }
         if self.counters_add_up == Some(false) {
             parts.push("the counters of events do not add up".to_owned());
@@ -253,11 +214,8 @@ impl Trust {
     }
 
     fn tell_causes(&self) -> String {
-        let mut causes: Vec<_> = self
-            .lost_by_cause
-            .iter()
-            .filter(|(_, count)| **count > 0)
-            .collect();
+        let mut causes: Vec<_> =
+            self.lost_by_cause.iter().filter(|(_, count)| **count > 0).collect();
         causes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let tell = |(cause, count): &(&&str, &u64)| {
             format!("{} {}", cause.replace('_', " "), text::count(**count))
@@ -270,15 +228,10 @@ impl Trust {
         if all == 0 {
             return None;
         }
-        let complete = self
-            .stacks
-            .get(StackOutcome::Complete.name())
-            .copied()
-            .unwrap_or(0);
+        let complete = self.stacks.get(StackOutcome::Complete.name()).copied().unwrap_or(0);
         let mut told = format!("stacks: {} complete", text::percent(complete, all));
-        for outcome in StackOutcome::ALL
-            .iter()
-            .filter(|outcome| **outcome != StackOutcome::Complete)
+        for outcome in
+            StackOutcome::ALL.iter().filter(|outcome| **outcome != StackOutcome::Complete)
         {
             let count = self.stacks.get(outcome.name()).copied().unwrap_or(0);
             if count > 0 {

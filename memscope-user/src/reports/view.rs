@@ -23,14 +23,8 @@ pub enum View {
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] = [
-        Self::Summary,
-        Self::Sites,
-        Self::Allocated,
-        Self::Temporary,
-        Self::Leaks,
-        Self::Peak,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
 
     /// What `--view` calls it.
     #[must_use]

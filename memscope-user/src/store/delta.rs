@@ -40,40 +40,19 @@ impl Delta {
     fn transform(&mut self, event: &Event, step: impl Fn(&mut u64, u64) -> u64) -> Event {
         let mut event = *event;
         match &mut event {
-            Event::Allocation {
-                time_ns,
-                address_avma,
-                ..
-            }
-            | Event::Free {
-                time_ns,
-                address_avma,
-                ..
-            }
-            | Event::ReallocationBegin {
-                time_ns,
-                old_address_avma: address_avma,
-                ..
-            } => {
+            Event::Allocation { time_ns, address_avma, .. }
+            | Event::Free { time_ns, address_avma, .. }
+            | Event::ReallocationBegin { time_ns, old_address_avma: address_avma, .. } => {
                 *time_ns = step(&mut self.time_ns, *time_ns);
                 *address_avma = step(&mut self.address_avma, *address_avma);
             }
-            Event::ReallocationEnd {
-                time_ns,
-                old_address_avma,
-                new_address_avma,
-                ..
-            } => {
+            Event::ReallocationEnd { time_ns, old_address_avma, new_address_avma, .. } => {
                 *time_ns = step(&mut self.time_ns, *time_ns);
                 *old_address_avma = step(&mut self.address_avma, *old_address_avma);
                 *new_address_avma = step(&mut self.address_avma, *new_address_avma);
             }
             Event::ThreadExit { time_ns, .. } => *time_ns = step(&mut self.time_ns, *time_ns),
-            Event::Loss {
-                first_lost_ns,
-                time_ns,
-                ..
-            } => {
+            Event::Loss { first_lost_ns, time_ns, .. } => {
                 *first_lost_ns = step(&mut self.time_ns, *first_lost_ns);
                 *time_ns = step(&mut self.time_ns, *time_ns);
             }

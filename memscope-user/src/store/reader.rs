@@ -93,26 +93,14 @@ impl<R: Read + Seek> Reader<R> {
         }
         let position = FILE_HEADER_BYTES as u64;
         let capture = match read_chunk_at(&mut input, position, length)? {
-            ChunkAt::Intact {
-                header,
-                payload,
-                next,
-            } if header.kind == KIND_CAPTURE => postcard::from_bytes(&payload)
-                .ok()
-                .map(|capture| (capture, next)),
+            ChunkAt::Intact { header, payload, next } if header.kind == KIND_CAPTURE => {
+                postcard::from_bytes(&payload).ok().map(|capture| (capture, next))
+            }
             _ => None,
         };
         let (capture, position) = capture.ok_or(StoreError::NoCapture)?;
         let damage_count = damages.len() as u64;
-        Ok(Self {
-            input,
-            position,
-            length,
-            capture,
-            ending: None,
-            damages,
-            damage_count,
-        })
+        Ok(Self { input, position, length, capture, ending: None, damages, damage_count })
     }
 
     /// What the recording says of itself.
@@ -134,11 +122,7 @@ impl<R: Read + Seek> Reader<R> {
                 return Ok(None);
             }
             match read_chunk_at(&mut self.input, self.position, self.length)? {
-                ChunkAt::Intact {
-                    header,
-                    payload,
-                    next,
-                } => {
+                ChunkAt::Intact { header, payload, next } => {
                     let at = self.position;
                     self.position = next;
                     if let Some(chunk) = self.interpret(at, header, &payload) {
@@ -190,11 +174,7 @@ impl<R: Read + Seek> Reader<R> {
     /// Notes damage from the present position to `next` and goes on there.
     fn damage(&mut self, next: u64, what: &'static str) {
         let skipped_bytes = next - self.position;
-        self.note(Damage {
-            file_offset: self.position,
-            skipped_bytes,
-            what,
-        });
+        self.note(Damage { file_offset: self.position, skipped_bytes, what });
         self.position = next;
     }
 
@@ -210,16 +190,12 @@ impl<R: Read + Seek> Reader<R> {
         let mut block = vec![0; SEARCH_BLOCK_BYTES];
         let mut start = from;
         while start < self.length {
-            self.input
-                .seek(SeekFrom::Start(start))
-                .map_err(StoreError::Read)?;
+            self.input.seek(SeekFrom::Start(start)).map_err(StoreError::Read)?;
             let bytes = read_up_to(&mut self.input, &mut block)?;
             let found = block.get(..bytes).unwrap_or_default();
             for (offset, window) in found.windows(CHUNK_HEADER_BYTES).enumerate() {
                 if window.starts_with(&CHUNK_MAGIC)
-                    && window
-                        .try_into()
-                        .is_ok_and(|bytes| ChunkHeader::from_bytes(bytes).is_some())
+                    && window.try_into().is_ok_and(|bytes| ChunkHeader::from_bytes(bytes).is_some())
                 {
                     return Ok(start + offset as u64);
                 }
@@ -248,22 +224,13 @@ impl<R: Read + Seek> Reader<R> {
     /// How the file ended; to be asked once [`Reader::next_chunk`] has given none.
     #[must_use]
     pub fn end(&self) -> RecordingEnd {
-        self.ending
-            .clone()
-            .map_or(RecordingEnd::Truncated, RecordingEnd::Complete)
+        self.ending.clone().map_or(RecordingEnd::Truncated, RecordingEnd::Complete)
     }
 }
 
 enum ChunkAt {
-    Intact {
-        header: ChunkHeader,
-        payload: Vec<u8>,
-        next: u64,
-    },
-    DamagedPayload {
-        next: u64,
-        what: &'static str,
-    },
+    Intact { header: ChunkHeader, payload: Vec<u8>, next: u64 },
+    DamagedPayload { next: u64, what: &'static str },
     CutOff,
     NoHeader,
 }
@@ -277,9 +244,7 @@ fn read_chunk_at<R: Read + Seek>(
     if remaining < CHUNK_HEADER_BYTES as u64 {
         return Ok(ChunkAt::CutOff);
     }
-    input
-        .seek(SeekFrom::Start(position))
-        .map_err(StoreError::Read)?;
+    input.seek(SeekFrom::Start(position)).map_err(StoreError::Read)?;
     let mut bytes = [0; CHUNK_HEADER_BYTES];
     if read_up_to(input, &mut bytes)? < CHUNK_HEADER_BYTES {
         return Ok(ChunkAt::CutOff);
@@ -297,10 +262,7 @@ fn read_chunk_at<R: Read + Seek>(
     }
     let next = position + CHUNK_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
     if crc32c::crc32c(&stored) != header.stored_crc32c {
-        return Ok(ChunkAt::DamagedPayload {
-            next,
-            what: "a chunk's checksum does not match",
-        });
+        return Ok(ChunkAt::DamagedPayload { next, what: "a chunk's checksum does not match" });
     }
     let payload = match header.encoding {
         ENCODING_PLAIN => Some(stored),
@@ -308,15 +270,10 @@ fn read_chunk_at<R: Read + Seek>(
         _ => None,
     };
     match payload {
-        Some(payload) if payload.len() == header.payload_bytes as usize => Ok(ChunkAt::Intact {
-            header,
-            payload,
-            next,
-        }),
-        _ => Ok(ChunkAt::DamagedPayload {
-            next,
-            what: "a chunk cannot be decompressed",
-        }),
+        Some(payload) if payload.len() == header.payload_bytes as usize => {
+            Ok(ChunkAt::Intact { header, payload, next })
+        }
+        _ => Ok(ChunkAt::DamagedPayload { next, what: "a chunk cannot be decompressed" }),
     }
 }
 

@@ -35,11 +35,8 @@ fn event() -> BoxedStrategy<Event> {
             )| {
                 let (process, thread) = (ProcessId(process), ThreadId(thread));
                 let (stack, probe) = (StackId(stack), ProbeId(probe));
-                let caller = if allocator {
-                    FreeCaller::AllocatorModule
-                } else {
-                    FreeCaller::Program
-                };
+                let caller =
+                    if allocator { FreeCaller::AllocatorModule } else { FreeCaller::Program };
                 match kind {
                     0 => Event::Allocation {
                         process,
@@ -50,13 +47,7 @@ fn event() -> BoxedStrategy<Event> {
                         stack,
                         probe,
                     },
-                    1 => Event::Free {
-                        process,
-                        thread,
-                        time_ns,
-                        address_avma,
-                        caller,
-                    },
+                    1 => Event::Free { process, thread, time_ns, address_avma, caller },
                     2 => Event::ReallocationBegin {
                         process,
                         thread,
@@ -73,16 +64,8 @@ fn event() -> BoxedStrategy<Event> {
                         stack,
                         probe,
                     },
-                    4 => Event::ThreadExit {
-                        process,
-                        thread,
-                        time_ns,
-                    },
-                    _ => Event::Loss {
-                        first_lost_ns: other,
-                        time_ns,
-                        lost_count: size_bytes,
-                    },
+                    4 => Event::ThreadExit { process, thread, time_ns },
+                    _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
                 }
             },
         )
@@ -122,51 +105,29 @@ fn process() -> BoxedStrategy<Process> {
 }
 
 fn end_reason() -> BoxedStrategy<EndReason> {
-    prop_oneof![
-        Just(EndReason::Exec),
-        option::of(any::<i32>()).prop_map(EndReason::Exit)
-    ]
-    .boxed()
+    prop_oneof![Just(EndReason::Exec), option::of(any::<i32>()).prop_map(EndReason::Exit)].boxed()
 }
 
 fn symbols() -> BoxedStrategy<FrameSymbols> {
-    let function = (
-        text(),
-        option::of(text()),
-        option::of(any::<u32>()),
-        any::<bool>(),
-    )
-        .prop_map(|(name, file, line, inlined)| SourceFunction {
-            name,
-            file,
-            line,
-            inlined,
-        });
+    let function = (text(), option::of(text()), option::of(any::<u32>()), any::<bool>())
+        .prop_map(|(name, file, line, inlined)| SourceFunction { name, file, line, inlined });
     (id(), vec(function, 0..4))
-        .prop_map(|(frame, functions)| FrameSymbols {
-            frame: FrameId(frame),
-            functions,
-        })
+        .prop_map(|(frame, functions)| FrameSymbols { frame: FrameId(frame), functions })
         .boxed()
 }
 
 fn counters() -> BoxedStrategy<Counters> {
-    let lost = vec(
-        (prop::sample::select(LossCause::ALL.to_vec()), any::<u64>()),
-        0..4,
-    );
+    let lost = vec((prop::sample::select(LossCause::ALL.to_vec()), any::<u64>()), 0..4);
     (any::<[u64; 6]>(), lost)
-        .prop_map(
-            |([attempted, recorded, nested, hits, malformed, in_flight], lost)| Counters {
-                attempted,
-                recorded,
-                nested,
-                hits,
-                malformed,
-                in_flight,
-                lost,
-            },
-        )
+        .prop_map(|([attempted, recorded, nested, hits, malformed, in_flight], lost)| Counters {
+            attempted,
+            recorded,
+            nested,
+            hits,
+            malformed,
+            in_flight,
+            lost,
+        })
         .boxed()
 }
 
@@ -175,15 +136,9 @@ fn frame() -> BoxedStrategy<Frame> {
         .prop_map(|(id, whose, place, mapped)| Frame {
             id: FrameId(id),
             location: if mapped {
-                Location::Module {
-                    module: ModuleId(whose),
-                    file_offset: place,
-                }
+                Location::Module { module: ModuleId(whose), file_offset: place }
             } else {
-                Location::Unmapped {
-                    process: ProcessId(whose),
-                    address_avma: place,
-                }
+                Location::Unmapped { process: ProcessId(whose), address_avma: place }
             },
         })
         .boxed()
@@ -191,12 +146,9 @@ fn frame() -> BoxedStrategy<Frame> {
 
 /// An item of any kind, with any content.
 pub(crate) fn item() -> BoxedStrategy<Item> {
-    let process_end =
-        (id(), any::<u64>(), end_reason()).prop_map(|(process, time_ns, reason)| ProcessEnd {
-            process: ProcessId(process),
-            time_ns,
-            reason,
-        });
+    let process_end = (id(), any::<u64>(), end_reason()).prop_map(|(process, time_ns, reason)| {
+        ProcessEnd { process: ProcessId(process), time_ns, reason }
+    });
     let module = (id(), text(), vec(any::<u8>(), 0..20)).prop_map(|(id, path, build_id)| Module {
         id: ModuleId(id),
         path,

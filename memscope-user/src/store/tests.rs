@@ -28,10 +28,7 @@ fn capture() -> Capture {
 }
 
 fn ending() -> Ending {
-    Ending {
-        ended_at_ns: 99,
-        reason: EndingReason::Duration,
-    }
+    Ending { ended_at_ns: 99, reason: EndingReason::Duration }
 }
 
 fn free(number: u64) -> Item {
@@ -88,12 +85,7 @@ fn read(bytes: &[u8]) -> Result<Content, StoreError> {
     }
     assert_eq!(reader.damage_count(), reader.damages().len() as u64);
     let damage = reader.damages().iter().map(|damage| damage.what).collect();
-    Ok(Content {
-        items,
-        unknown_kinds,
-        end: reader.end(),
-        damage,
-    })
+    Ok(Content { items, unknown_kinds, end: reader.end(), damage })
 }
 
 fn is_intact(content: &Content) -> bool {
@@ -162,13 +154,7 @@ proptest! {
 
 #[test]
 fn an_unknown_kind_of_chunk_is_skipped() {
-    let content = read(&with_inserted(&chunk(
-        77,
-        ENCODING_PLAIN,
-        b"from the future",
-        15,
-    )))
-    .unwrap();
+    let content = read(&with_inserted(&chunk(77, ENCODING_PLAIN, b"from the future", 15))).unwrap();
     assert!(is_intact(&content));
     assert_eq!((content.items.len(), content.unknown_kinds), (20, vec![77]));
 }
@@ -178,10 +164,7 @@ fn a_recording_of_nothing_is_complete() {
     let (bytes, _) = recording(&[]);
     let content = read(&bytes).unwrap();
     assert!(is_intact(&content) && content.items.is_empty());
-    assert_eq!(
-        Reader::new(Cursor::new(&bytes)).unwrap().capture(),
-        &capture()
-    );
+    assert_eq!(Reader::new(Cursor::new(&bytes)).unwrap().capture(), &capture());
 }
 
 #[test]
@@ -222,20 +205,14 @@ fn a_newer_minor_version_is_read() {
 #[test]
 fn a_newer_major_version_is_refused() {
     let failed = read(&with_file_header(&file_header(MAJOR_VERSION + 1, 0)));
-    let Err(error @ StoreError::TooNew { found }) = failed else {
-        panic!()
-    };
+    let Err(error @ StoreError::TooNew { found }) = failed else { panic!() };
     assert_eq!(found, MAJOR_VERSION + 1);
     assert!(error.to_string().contains("use a newer memscope"));
 }
 
 #[test]
 fn another_kind_of_file_is_refused() {
-    for bytes in [
-        b"".as_slice(),
-        b"MEMSCOPE",
-        b"\x7fELF but long enough for a header",
-    ] {
+    for bytes in [b"".as_slice(), b"MEMSCOPE", b"\x7fELF but long enough for a header"] {
         assert!(matches!(read(bytes), Err(StoreError::NotARecording)));
     }
 }
@@ -252,14 +229,8 @@ fn an_item_too_large_is_refused_and_the_rest_is_kept() {
     let mut writer = Writer::new(Vec::new(), &capture()).unwrap();
     writer.push(&free(1)).unwrap();
     let path = "x".repeat(MAX_PAYLOAD_BYTES as usize);
-    let large = Item::Module(Module {
-        id: ModuleId(1),
-        path,
-        build_id: vec![],
-    });
-    let Err(StoreError::ItemTooLarge { bytes }) = writer.push(&large) else {
-        panic!()
-    };
+    let large = Item::Module(Module { id: ModuleId(1), path, build_id: vec![] });
+    let Err(StoreError::ItemTooLarge { bytes }) = writer.push(&large) else { panic!() };
     assert!(bytes > MAX_PAYLOAD_BYTES as usize);
     writer.push(&free(2)).unwrap();
     let bytes = writer.finish(&ending()).unwrap();
@@ -274,10 +245,7 @@ struct Failing {
 
 impl Write for Failing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.left = self
-            .left
-            .checked_sub(bytes.len())
-            .ok_or(io::ErrorKind::StorageFull)?;
+        self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
         self.bytes.write(bytes)
     }
 
@@ -288,10 +256,7 @@ impl Write for Failing {
 
 impl Read for Failing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or(io::ErrorKind::PermissionDenied)?;
+        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::PermissionDenied)?;
         self.bytes.read(buffer)
     }
 }
@@ -307,10 +272,7 @@ fn a_full_disk_is_told_and_what_was_written_is_read() {
     let (bytes, starts) = small();
     let mut refused = 0;
     for left in 0..bytes.len() {
-        let failing = Failing {
-            bytes: Cursor::new(Vec::new()),
-            left,
-        };
+        let failing = Failing { bytes: Cursor::new(Vec::new()), left };
         let mut writer = match Writer::new(failing, &capture()) {
             Ok(writer) => writer,
             Err(error) => {
@@ -343,10 +305,7 @@ fn a_full_disk_is_told_and_what_was_written_is_read() {
 fn a_refused_read_is_told_and_is_no_damage() {
     let (bytes, _) = small();
     for left in 0..12 {
-        let mut failing = Failing {
-            bytes: Cursor::new(bytes.clone()),
-            left,
-        };
+        let mut failing = Failing { bytes: Cursor::new(bytes.clone()), left };
         let mut failed = false;
         match Reader::new(&mut failing) {
             Err(error) => {

@@ -18,6 +18,8 @@ const ZSTD_LEVEL: i32 = 1;
 pub struct Writer<W> {
     output: W,
     payload: Vec<u8>,
+    /// The item being added; kept for its memory.
+    encoded: Vec<u8>,
     delta: Delta,
     written_bytes: u64,
 }
@@ -32,6 +34,7 @@ impl<W: Write> Writer<W> {
         let mut writer = Self {
             output,
             payload: Vec::new(),
+            encoded: Vec::new(),
             delta: Delta::default(),
             written_bytes: 0,
         };
@@ -59,22 +62,24 @@ impl<W: Write> Writer<W> {
             }
             other => self.append(other)?,
         }
-        if self.payload.len() >= CHUNK_TARGET_BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.payload.len() >= CHUNK_TARGET_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn append(&mut self, item: &Item) -> Result<(), StoreError> {
-        let payload = std::mem::take(&mut self.payload);
-        let before = payload.len();
-        self.payload = postcard::to_extend(item, payload).map_err(StoreError::Encode)?;
-        let bytes = self.payload.len() - before;
-        if self.payload.len() > MAX_PAYLOAD_BYTES as usize {
-            self.payload.truncate(before);
+        // Encoded apart, so that an item that cannot be written costs no other.
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.clear();
+        self.encoded = postcard::to_extend(item, encoded).map_err(StoreError::Encode)?;
+        let bytes = self.encoded.len();
+        if bytes > MAX_PAYLOAD_BYTES as usize {
             return Err(StoreError::ItemTooLarge { bytes });
         }
+        // Never for an event, whose differences would be wrong in another chunk: events
+        // are small, and a chunk is closed long before it is full.
+        if self.payload.len() + bytes > MAX_PAYLOAD_BYTES as usize {
+            self.flush()?;
+        }
+        self.payload.extend_from_slice(&self.encoded);
         Ok(())
     }
 

@@ -92,16 +92,13 @@ impl Symbolizer {
         return_file_offsets: &[u64],
     ) -> Vec<Vec<SourceFunction>> {
         // A return address is that of the instruction after the call.
-        let calls: Vec<u64> = return_file_offsets
-            .iter()
-            .map(|offset| offset.saturating_sub(1))
-            .collect();
+        let calls: Vec<u64> =
+            return_file_offsets.iter().map(|offset| offset.saturating_sub(1)).collect();
         let elf = Source::Elf(Elf::new(source.readable_path()));
         match self.blazesym.symbolize(&elf, Input::FileOffset(&calls)) {
-            Ok(symbolized) => symbolized
-                .iter()
-                .map(|symbolized| functions_of(source, symbolized))
-                .collect(),
+            Ok(symbolized) => {
+                symbolized.iter().map(|symbolized| functions_of(source, symbolized)).collect()
+            }
             Err(error) => {
                 log::debug!("no symbols for {}: {error:#}", source.path.display());
                 vec![Vec::new(); calls.len()]
@@ -111,14 +108,7 @@ impl Symbolizer {
 }
 
 fn functions_of(source: &SymbolSource, symbolized: &Symbolized<'_>) -> Vec<SourceFunction> {
-    let Symbolized::Sym(Sym {
-        name,
-        addr,
-        code_info,
-        inlined,
-        ..
-    }) = symbolized
-    else {
+    let Symbolized::Sym(Sym { name, addr, code_info, inlined, .. }) = symbolized else {
         return Vec::new();
     };
     if !source.can_begin_function(*addr) {
@@ -162,11 +152,7 @@ mod tests {
         use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
         let symbol = elf
             .symbols()
-            .find(|symbol| {
-                symbol
-                    .name()
-                    .is_ok_and(|name| name.contains("a_place_with_a_name"))
-            })
+            .find(|symbol| symbol.name().is_ok_and(|name| name.contains("a_place_with_a_name")))
             .unwrap();
         let segment = elf
             .segments()
@@ -176,20 +162,13 @@ mod tests {
             .unwrap();
         let file_offset = symbol.address() - segment.address() + segment.file_range().0;
         let file = File::open(&exe).unwrap();
-        let code = crate::target::ModuleFacts::read(&file, |_| false)
-            .unwrap()
-            .code;
+        let code = crate::target::ModuleFacts::read(&file, |_| false).unwrap().code;
         let source = SymbolSource::new(file, exe, code);
         let found = Symbolizer::new().functions(&source, &[file_offset + 1, 1]);
-        let outer = found[0]
-            .last()
-            .expect("the function is in the symbol table");
+        let outer = found[0].last().expect("the function is in the symbol table");
         assert!(outer.name.ends_with("a_place_with_a_name"), "{found:?}");
         assert!(
-            outer
-                .file
-                .as_ref()
-                .is_some_and(|file| file.ends_with("symbols/mod.rs")),
+            outer.file.as_ref().is_some_and(|file| file.ends_with("symbols/mod.rs")),
             "{found:?}"
         );
         assert_eq!(found[1], [], "the ELF header is no function");
@@ -199,9 +178,6 @@ mod tests {
     fn a_file_without_symbols_has_no_names() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let source = SymbolSource::new(file.reopen().unwrap(), file.path().to_owned(), vec![]);
-        assert_eq!(
-            Symbolizer::new().functions(&source, &[10, 20]),
-            [vec![], vec![]]
-        );
+        assert_eq!(Symbolizer::new().functions(&source, &[10, 20]), [vec![], vec![]]);
     }
 }

@@ -45,23 +45,10 @@ const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
 /// operator new and Rust's default allocator call is among them.
 pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
     allocates("malloc", 0),
-    AllocatorFunction {
-        count: Some(1),
-        ..allocates("calloc", 0)
-    },
-    AllocatorFunction {
-        block: Some(0),
-        ..allocates("realloc", 1)
-    },
-    AllocatorFunction {
-        block: Some(0),
-        count: Some(2),
-        ..allocates("reallocarray", 1)
-    },
-    AllocatorFunction {
-        result_slot: Some(0),
-        ..allocates("posix_memalign", 2)
-    },
+    AllocatorFunction { count: Some(1), ..allocates("calloc", 0) },
+    AllocatorFunction { block: Some(0), ..allocates("realloc", 1) },
+    AllocatorFunction { block: Some(0), count: Some(2), ..allocates("reallocarray", 1) },
+    AllocatorFunction { result_slot: Some(0), ..allocates("posix_memalign", 2) },
     allocates("aligned_alloc", 1),
     allocates("memalign", 1),
     allocates("valloc", 0),
@@ -104,17 +91,8 @@ mod tests {
                 FunctionKind::Frees => assert!(function.block.is_some(), "{}", function.name),
                 FunctionKind::ChangesCode => panic!("{} is no allocator function", function.name),
             }
-            let arguments = [
-                function.size,
-                function.count,
-                function.block,
-                function.result_slot,
-            ];
-            assert!(
-                arguments.iter().flatten().all(|argument| *argument <= 5),
-                "{}",
-                function.name
-            );
+            let arguments = [function.size, function.count, function.block, function.result_slot];
+            assert!(arguments.iter().flatten().all(|argument| *argument <= 5), "{}", function.name);
         }
     }
 }

@@ -28,10 +28,7 @@ impl Invoker {
     #[must_use]
     pub fn from_sudo() -> Option<Self> {
         let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
-        let (uid, gid) = (
-            Uid::from_raw(number("SUDO_UID")?),
-            Gid::from_raw(number("SUDO_GID")?),
-        );
+        let (uid, gid) = (Uid::from_raw(number("SUDO_UID")?), Gid::from_raw(number("SUDO_GID")?));
         if !Uid::effective().is_root() || uid.is_root() {
             return None;
         }
@@ -181,16 +178,11 @@ impl HeldCommand {
         // nothing and takes no lock.
         unsafe { to_run.pre_exec(prepare) };
         let child = to_run.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => LaunchError::NotFound {
-                command: shown.clone(),
-            },
-            io::ErrorKind::PermissionDenied => LaunchError::NotExecutable {
-                command: shown.clone(),
-            },
-            _ => LaunchError::Spawn {
-                command: shown.clone(),
-                source,
-            },
+            io::ErrorKind::NotFound => LaunchError::NotFound { command: shown.clone() },
+            io::ErrorKind::PermissionDenied => {
+                LaunchError::NotExecutable { command: shown.clone() }
+            }
+            _ => LaunchError::Spawn { command: shown.clone(), source },
         })?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let mut held = Self {
@@ -254,17 +246,12 @@ impl HeldCommand {
     ///
     /// If the operating system refuses.
     pub fn release(self) -> Result<RunningCommand, LaunchError> {
-        let running = RunningCommand {
-            pid: self.pid,
-            exit_code: self.exit_code,
-        };
+        let running = RunningCommand { pid: self.pid, exit_code: self.exit_code };
         match ptrace::detach(self.pid, None) {
             Ok(()) | Err(Errno::ESRCH) => Ok(running),
-            Err(source) => Err(LaunchError::Hold {
-                command: self.command,
-                step: "let it go",
-                source,
-            }),
+            Err(source) => {
+                Err(LaunchError::Hold { command: self.command, step: "let it go", source })
+            }
         }
     }
 
@@ -291,13 +278,10 @@ impl HeldCommand {
         let process = TargetProcess::open(self.pid())?;
         let exe = std::fs::metadata(format!("/proc/{}/exe", self.pid())).ok();
         let exe_inode = exe.map(|exe| std::os::unix::fs::MetadataExt::ino(&exe));
-        let loader = process
-            .code_mappings()?
-            .into_iter()
-            .find(|mapping| match &mapping.file {
-                MappedFile::File { identity, .. } => Some(identity.inode) != exe_inode,
-                MappedFile::Kernel(_) | MappedFile::Anonymous => false,
-            });
+        let loader = process.code_mappings()?.into_iter().find(|mapping| match &mapping.file {
+            MappedFile::File { identity, .. } => Some(identity.inode) != exe_inode,
+            MappedFile::Kernel(_) | MappedFile::Anonymous => false,
+        });
         Ok(loader.map_or(0..0, |mapping| mapping.start_avma..mapping.end_avma))
     }
 
@@ -320,11 +304,7 @@ impl HeldCommand {
     }
 
     fn failed(&self, step: &'static str, source: Errno) -> LaunchError {
-        LaunchError::Hold {
-            command: self.command.clone(),
-            step,
-            source,
-        }
+        LaunchError::Hold { command: self.command.clone(), step, source }
     }
 }
 

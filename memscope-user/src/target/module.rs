@@ -83,10 +83,8 @@ impl ModuleFacts {
         }
         let cache = ReadCache::new(file);
         let elf = object::File::parse(&cache).map_err(ModuleError::NotElf)?;
-        let code: Vec<CodeSegment> = elf
-            .segments()
-            .filter_map(|segment| code_segment(&segment))
-            .collect();
+        let code: Vec<CodeSegment> =
+            elf.segments().filter_map(|segment| code_segment(&segment)).collect();
         let mut found: BTreeMap<(u64, String), u64> = BTreeMap::new();
         for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
             if symbol.kind() != SymbolKind::Text || !symbol.is_definition() || symbol.is_local() {
@@ -106,16 +104,10 @@ impl ModuleFacts {
                     start_svma.wrapping_sub(segment.start_svma) < segment.length_bytes
                 })?;
                 let inside = start_svma - segment.start_svma;
-                let length = size
-                    .min(segment.length_bytes - inside)
-                    .min(MAX_FUNCTION_BYTES);
+                let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
                 let file_offset = segment.file_offset.checked_add(inside)?;
                 let code = (&cache).read_bytes_at(file_offset, length).ok()?.to_vec();
-                Some(FunctionCode {
-                    name,
-                    file_offset,
-                    code,
-                })
+                Some(FunctionCode { name, file_offset, code })
             })
             .collect();
         Ok(Self {
@@ -137,11 +129,7 @@ fn code_segment<'data>(segment: &impl object::ObjectSegment<'data>) -> Option<Co
         return None;
     }
     let (file_offset, length_bytes) = segment.file_range();
-    Some(CodeSegment {
-        file_offset,
-        length_bytes,
-        start_svma: segment.address(),
-    })
+    Some(CodeSegment { file_offset, length_bytes, start_svma: segment.address() })
 }
 
 #[cfg(test)]
@@ -152,9 +140,7 @@ mod tests {
     fn libc() -> File {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let path = maps.lines().find_map(|line| {
-            line.split_whitespace()
-                .nth(5)
-                .filter(|path| path.contains("libc.so"))
+            line.split_whitespace().nth(5).filter(|path| path.contains("libc.so"))
         });
         File::open(path.expect("the tests run with a shared libc")).unwrap()
     }
@@ -162,24 +148,15 @@ mod tests {
     #[test]
     fn libc_defines_its_allocator() {
         let facts = ModuleFacts::read(&libc(), |name| matches!(name, "malloc" | "free")).unwrap();
-        let names: Vec<&str> = facts
-            .functions
-            .iter()
-            .map(|function| function.name.as_str())
-            .collect();
-        assert!(
-            names.contains(&"malloc") && names.contains(&"free"),
-            "{names:?}"
-        );
+        let names: Vec<&str> =
+            facts.functions.iter().map(|function| function.name.as_str()).collect();
+        assert!(names.contains(&"malloc") && names.contains(&"free"), "{names:?}");
         assert!(!facts.is_loader);
         assert!(!facts.build_id.is_empty());
         for function in &facts.functions {
             assert!(!function.code.is_empty());
             assert!(
-                facts
-                    .code
-                    .iter()
-                    .any(|segment| segment.contains_file_offset(function.file_offset))
+                facts.code.iter().any(|segment| segment.contains_file_offset(function.file_offset))
             );
         }
     }
@@ -187,16 +164,9 @@ mod tests {
     #[test]
     fn what_is_no_elf_is_an_error() {
         let mut file = tempfile::tempfile().unwrap();
-        assert!(matches!(
-            ModuleFacts::read(&file, |_| true),
-            Err(ModuleError::NotElf(_))
-        ));
-        file.write_all(b"\x7fELF\x02\x01\x01 and nothing more")
-            .unwrap();
-        assert!(matches!(
-            ModuleFacts::read(&file, |_| true),
-            Err(ModuleError::NotElf(_))
-        ));
+        assert!(matches!(ModuleFacts::read(&file, |_| true), Err(ModuleError::NotElf(_))));
+        file.write_all(b"\x7fELF\x02\x01\x01 and nothing more").unwrap();
+        assert!(matches!(ModuleFacts::read(&file, |_| true), Err(ModuleError::NotElf(_))));
     }
 
     #[test]

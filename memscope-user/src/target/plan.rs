@@ -35,11 +35,7 @@ pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for found in &facts.functions {
         // The loader's own first allocator is left alone: nobody frees its blocks.
-        let rows = if facts.is_loader {
-            &[LOADER_FUNCTION]
-        } else {
-            ALLOCATOR_FUNCTIONS
-        };
+        let rows = if facts.is_loader { &[LOADER_FUNCTION] } else { ALLOCATOR_FUNCTIONS };
         let Some(function) = rows.iter().find(|row| row.name == found.name) else {
             continue;
         };
@@ -72,11 +68,7 @@ mod tests {
     use crate::target::module::FunctionCode;
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
-        FunctionCode {
-            name: name.to_owned(),
-            file_offset,
-            code: vec![0x55],
-        }
+        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55] }
     }
 
     #[test]
@@ -92,27 +84,20 @@ mod tests {
             ],
             ..ModuleFacts::default()
         };
-        let names: Vec<&str> = plan_probes(&facts)
-            .iter()
-            .map(|probe| probe.function.name)
-            .collect();
+        let names: Vec<&str> =
+            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
         assert_eq!(names, ["free", "realloc", "malloc", "aligned_alloc"]);
     }
 
     #[test]
     fn of_the_dynamic_loader_only_its_notice_is_probed() {
         let facts = ModuleFacts {
-            functions: vec![
-                function("malloc", 0x100),
-                function("_dl_debug_state", 0x200),
-            ],
+            functions: vec![function("malloc", 0x100), function("_dl_debug_state", 0x200)],
             is_loader: true,
             ..ModuleFacts::default()
         };
-        let names: Vec<&str> = plan_probes(&facts)
-            .iter()
-            .map(|probe| probe.function.name)
-            .collect();
+        let names: Vec<&str> =
+            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
         assert_eq!(names, ["_dl_debug_state"]);
     }
 }

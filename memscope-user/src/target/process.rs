@@ -114,15 +114,9 @@ impl TargetProcess {
         let number = i32::try_from(pid).map_err(|_overflow| TargetError::NoSuchProcess { pid })?;
         let process =
             Process::new(number).map_err(|error| classify(pid, "the directory", error))?;
-        let stat = process
-            .stat()
-            .map_err(|error| classify(pid, "stat", error))?;
+        let stat = process.stat().map_err(|error| classify(pid, "stat", error))?;
         check_traceable(pid, &stat)?;
-        Ok(Self {
-            pid,
-            start_ticks: stat.starttime,
-            process,
-        })
+        Ok(Self { pid, start_ticks: stat.starttime, process })
     }
 
     /// Its number.
@@ -146,10 +140,7 @@ impl TargetProcess {
     /// Path of its executable.
     #[must_use]
     pub fn exe(&self) -> Option<String> {
-        self.process
-            .exe()
-            .ok()
-            .map(|path| path.to_string_lossy().into_owned())
+        self.process.exe().ok().map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Its executable memory, in the order of addresses.
@@ -171,12 +162,7 @@ impl TargetProcess {
         let maps = MemoryMaps::from_buf_read(Cursor::new(text.as_bytes())).map_err(unreadable)?;
         let executable =
             |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-        Ok(maps
-            .0
-            .into_iter()
-            .filter(executable)
-            .map(code_mapping)
-            .collect())
+        Ok(maps.0.into_iter().filter(executable).map(code_mapping).collect())
     }
 
     /// Opens the file behind a mapping: the very file, even if its path now leads to
@@ -187,15 +173,10 @@ impl TargetProcess {
     /// If it cannot be opened, or is no longer mapped there.
     pub fn open_mapped(&self, mapping: &CodeMapping) -> io::Result<File> {
         let MappedFile::File { identity, path } = &mapping.file else {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "no file is mapped there",
-            ));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no file is mapped there"));
         };
-        let link = format!(
-            "/proc/{}/map_files/{:x}-{:x}",
-            self.pid, mapping.start_avma, mapping.end_avma
-        );
+        let link =
+            format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start_avma, mapping.end_avma);
         let mut in_root = PathBuf::from(format!("/proc/{}/root", self.pid));
         in_root.push(path.trim_start_matches('/'));
         // map_files needs CAP_CHECKPOINT_RESTORE, where the path will often do; and
@@ -216,10 +197,7 @@ impl TargetProcess {
     /// Number of its threads.
     #[must_use]
     pub fn thread_count(&self) -> Option<u64> {
-        self.process
-            .stat()
-            .ok()
-            .and_then(|stat| u64::try_from(stat.num_threads).ok())
+        self.process.stat().ok().and_then(|stat| u64::try_from(stat.num_threads).ok())
     }
 }
 
@@ -233,10 +211,7 @@ fn open_identical(path: &Path, identity: FileIdentity) -> io::Result<File> {
     // Looked at before it is opened: opening a device or a pipe could have effects.
     let metadata = std::fs::metadata(path)?;
     if metadata.file_type().is_fifo() || metadata.ino() != identity.inode {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "the path leads to another file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the path leads to another file"));
     }
     File::open(path)
 }
@@ -268,10 +243,7 @@ fn classify(pid: u32, what: &'static str, source: ProcError) -> TargetError {
 fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
     let file = match map.pathname {
         MMapPath::Path(path) => MappedFile::File {
-            identity: FileIdentity {
-                device: map.dev,
-                inode: map.inode,
-            },
+            identity: FileIdentity { device: map.dev, inode: map.inode },
             path: path.to_string_lossy().into_owned(),
         },
         MMapPath::Vdso => MappedFile::Kernel("[vdso]".to_owned()),
@@ -298,19 +270,14 @@ mod tests {
         let inode = std::fs::metadata(&exe).unwrap().ino();
         let mappings = me.code_mappings().unwrap();
         let own = mappings.iter().find(|mapping| matches!(&mapping.file, MappedFile::File { identity, .. } if identity.inode == inode));
-        let file = me
-            .open_mapped(own.expect("the test's own code is mapped"))
-            .unwrap();
+        let file = me.open_mapped(own.expect("the test's own code is mapped")).unwrap();
         assert_eq!(file.metadata().unwrap().ino(), inode);
         assert!(me.is_alive());
     }
 
     #[test]
     fn processes_that_cannot_be_traced_are_told_apart() {
-        assert!(matches!(
-            TargetProcess::open(u32::MAX),
-            Err(TargetError::NoSuchProcess { .. })
-        ));
+        assert!(matches!(TargetProcess::open(u32::MAX), Err(TargetError::NoSuchProcess { .. })));
         assert!(matches!(
             TargetProcess::open(4_194_304 + 1),
             Err(TargetError::NoSuchProcess { .. })
@@ -318,17 +285,11 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         // Not waited for, it stays as a zombie once it has exited.
-        while !std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .unwrap()
-            .contains(") Z ")
-        {
+        while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
             std::thread::yield_now();
         }
         let opened = TargetProcess::open(pid);
         child.wait().unwrap();
-        assert!(
-            matches!(opened, Err(TargetError::Exited { .. })),
-            "{opened:?}"
-        );
+        assert!(matches!(opened, Err(TargetError::Exited { .. })), "{opened:?}");
     }
 }

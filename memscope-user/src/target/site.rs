@@ -41,11 +41,7 @@ pub struct ProbeSite {
 /// there would be reached more often than the function is called.
 #[must_use]
 pub fn choose_site(code: &[u8], need: ProbeNeed) -> ProbeSite {
-    let entry = |reason| ProbeSite {
-        offset: 0,
-        emulated: false,
-        reason,
-    };
+    let entry = |reason| ProbeSite { offset: 0, emulated: false, reason };
     let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
     let mut found = None;
     let mut after_test = false;
@@ -80,19 +76,11 @@ pub fn choose_site(code: &[u8], need: ProbeNeed) -> ProbeSite {
     }
     match found {
         None => entry("no emulated instruction near the entry"),
-        Some((0, reason)) => ProbeSite {
-            offset: 0,
-            emulated: true,
-            reason,
-        },
+        Some((0, reason)) => ProbeSite { offset: 0, emulated: true, reason },
         Some((offset, _)) if jumps_into(code, offset) => {
             entry("the function jumps back to where the probe would be")
         }
-        Some((offset, reason)) => ProbeSite {
-            offset,
-            emulated: true,
-            reason,
-        },
+        Some((offset, reason)) => ProbeSite { offset, emulated: true, reason },
     }
 }
 
@@ -174,12 +162,7 @@ mod tests {
     #[track_caller]
     fn check(code: &[u8], need: ProbeNeed, offset: u64, emulated: bool) {
         let site = choose_site(code, need);
-        assert_eq!(
-            (site.offset, site.emulated),
-            (offset, emulated),
-            "{}",
-            site.reason
-        );
+        assert_eq!((site.offset, site.emulated), (offset, emulated), "{}", site.reason);
     }
 
     #[test]
@@ -187,35 +170,25 @@ mod tests {
         // malloc: push %r12
         check(&[0x41, 0x54, 0x55, 0x53], ProbeNeed::EveryCall, 0, true);
         // free: test %rdi,%rdi; je +0xbf; push %rbp; lea -0x10(%rdi),%rsi; ret
-        let free = [
-            0x48, 0x85, 0xff, 0x0f, 0x84, 0xbf, 0, 0, 0, 0x55, 0x48, 0x8d, 0x77, 0xf0, 0xc3,
-        ];
+        let free =
+            [0x48, 0x85, 0xff, 0x0f, 0x84, 0xbf, 0, 0, 0, 0x55, 0x48, 0x8d, 0x77, 0xf0, 0xc3];
         check(&free, ProbeNeed::CallsWithBlock, 9, true);
         check(&free, ProbeNeed::EveryCall, 3, true);
         // posix_memalign: cmpb $0x0,0x140201(%rip); push %r12
         let posix_memalign = [0x80, 0x3d, 0x01, 0x02, 0x14, 0, 0, 0x41, 0x54, 0xc3];
         check(&posix_memalign, ProbeNeed::EveryCall, 7, true);
         // memalign: cmpb $0x0,0x140e71(%rip); je +7; jmp
-        let memalign = [
-            0x80, 0x3d, 0x71, 0x0e, 0x14, 0, 0, 0x74, 7, 0xe9, 0, 0, 0, 0,
-        ];
+        let memalign = [0x80, 0x3d, 0x71, 0x0e, 0x14, 0, 0, 0x74, 7, 0xe9, 0, 0, 0, 0];
         check(&memalign, ProbeNeed::EveryCall, 7, true);
         // reallocarray: mov %rsi,%rax; mul %rdx (clobbers rdx)
-        let reallocarray = [
-            0x48, 0x89, 0xf0, 0x48, 0xf7, 0xe2, 0x48, 0x89, 0xc6, 0x70, 5,
-        ];
+        let reallocarray = [0x48, 0x89, 0xf0, 0x48, 0xf7, 0xe2, 0x48, 0x89, 0xc6, 0x70, 5];
         check(&reallocarray, ProbeNeed::EveryCall, 0, false);
     }
 
     #[test]
     fn what_matters_is_never_walked_over() {
         // endbr64; push %rbp
-        check(
-            &[0xf3, 0x0f, 0x1e, 0xfa, 0x55],
-            ProbeNeed::EveryCall,
-            4,
-            true,
-        );
+        check(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55], ProbeNeed::EveryCall, 4, true);
         // sub $8,%rsp; push %rbx: the return address is no longer on top
         check(&[0x48, 0x83, 0xec, 8, 0x53], ProbeNeed::EveryCall, 0, false);
         // mov %rsi,%rdi; push %rbx: an argument is gone
@@ -225,12 +198,7 @@ mod tests {
         // mov %edi,%edi (clears the upper half); push %rbx
         check(&[0x89, 0xff, 0x53], ProbeNeed::EveryCall, 0, false);
         // xor %eax,%eax; push %rbx; jmp -3 (back to the push)
-        check(
-            &[0x31, 0xc0, 0x53, 0xeb, 0xfd],
-            ProbeNeed::EveryCall,
-            0,
-            false,
-        );
+        check(&[0x31, 0xc0, 0x53, 0xeb, 0xfd], ProbeNeed::EveryCall, 0, false);
         // ret at once
         check(&[0xc3], ProbeNeed::EveryCall, 0, false);
         check(&[], ProbeNeed::EveryCall, 0, false);

@@ -21,8 +21,9 @@ const STAGES: &[(&str, &[&str])] = &[
     ("store", &["model", "lifetimes"]),
     ("symbols", &["model", "target"]),
     ("reports", &["model", "text", "lifetimes", "store"]),
-    ("export", &["model", "text", "lifetimes", "reports"]),
-    ("cli", &["model", "text"]),
+    ("export", &["model", "text", "lifetimes", "store", "reports"]),
+    // What can be asked for is what the registries hold.
+    ("cli", &["model", "text", "reports", "export"]),
     (
         "commands",
         &[
@@ -66,10 +67,7 @@ pub(super) fn check(path: &str, syntax: &syn::File) -> Vec<Violation> {
     };
     let in_root = stage == "lib" || stage == "main";
     let depth = if in_root { Vec::new() } else { module.clone() };
-    let mut paths = Paths {
-        module: depth,
-        found: Vec::new(),
-    };
+    let mut paths = Paths { module: depth, found: Vec::new() };
     paths.visit_file(syntax);
     let refuse = |(line, import): (usize, Import)| {
         let (what, remedy) = match import {
@@ -77,11 +75,8 @@ pub(super) fn check(path: &str, syntax: &syn::File) -> Vec<Violation> {
                 return None;
             }
             Import::Stage(name) if STAGES.iter().any(|(known, _)| *known == name) => {
-                let may = if allowed.is_empty() {
-                    "nothing".to_owned()
-                } else {
-                    allowed.join(", ")
-                };
+                let may =
+                    if allowed.is_empty() { "nothing".to_owned() } else { allowed.join(", ") };
                 (
                     format!("`{stage}` imports `{name}`"),
                     format!("it may import {may}; move the shared type to an earlier stage"),
@@ -94,10 +89,7 @@ pub(super) fn check(path: &str, syntax: &syn::File) -> Vec<Violation> {
             Import::Contract if CONTRACT_STAGES.contains(&stage) => return None,
             Import::Contract => (
                 format!("`{stage}` imports `{CONTRACT}`"),
-                format!(
-                    "only {} may; use the types of `model`",
-                    CONTRACT_STAGES.join(" and ")
-                ),
+                format!("only {} may; use the types of `model`", CONTRACT_STAGES.join(" and ")),
             ),
         };
         Some(Violation::new(path, line, what, remedy))
@@ -137,10 +129,7 @@ impl Paths {
             }
             "crate" => &segments[1..],
             "super" => {
-                let up = segments
-                    .iter()
-                    .take_while(|segment| *segment == "super")
-                    .count();
+                let up = segments.iter().take_while(|segment| *segment == "super").count();
                 // A path that stays inside the stage is the stage's own matter.
                 if up < self.module.len() {
                     return;
@@ -211,11 +200,8 @@ impl Paths {
 
 impl<'ast> Visit<'ast> for Paths {
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let segments: Vec<String> = path
-            .segments
-            .iter()
-            .map(|segment| segment.ident.to_string())
-            .collect();
+        let segments: Vec<String> =
+            path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         self.note(path.span().start().line, &segments);
         visit::visit_path(self, path);
     }
@@ -261,16 +247,8 @@ mod tests {
             "use crate::lifetimes::Lifetime;\nuse crate::{model, store::x};",
             &[],
         );
-        expect(
-            "commands/trace.rs",
-            "use crate::cli::Cli; use crate::kernel;",
-            &[],
-        );
-        expect(
-            "main.rs",
-            "use crate::cli; fn main() { crate::commands::run() }",
-            &[],
-        );
+        expect("commands/trace.rs", "use crate::cli::Cli; use crate::kernel;", &[]);
+        expect("main.rs", "use crate::cli; fn main() { crate::commands::run() }", &[]);
     }
 
     #[test]
@@ -289,25 +267,14 @@ mod tests {
             let syntax = syn::parse_file(source).unwrap();
             let found = check("memscope-user/src/lifetimes/ranges.rs", &syntax);
             assert!(!found.is_empty(), "accepted: {source}");
-            assert!(
-                found.iter().all(|v| v.what == what && v.line == line),
-                "{source}: {found:?}"
-            );
+            assert!(found.iter().all(|v| v.what == what && v.line == line), "{source}: {found:?}");
         }
-        expect(
-            "lifetimes/mod.rs",
-            "use super::store::A;",
-            &["1: `lifetimes` imports `store`"],
-        );
+        expect("lifetimes/mod.rs", "use super::store::A;", &["1: `lifetimes` imports `store`"]);
     }
 
     #[test]
     fn paths_inside_a_stage_are_free() {
-        expect(
-            "lifetimes/ranges.rs",
-            "use super::Tracker;\nuse crate::lifetimes::x;",
-            &[],
-        );
+        expect("lifetimes/ranges.rs", "use super::Tracker;\nuse crate::lifetimes::x;", &[]);
         expect(
             "lifetimes/mod.rs",
             "mod tests { use super::*; }\npub(in crate::store) fn f() {}",
@@ -317,41 +284,21 @@ mod tests {
 
     #[test]
     fn nobody_imports_commands() {
-        expect(
-            "export/mod.rs",
-            "use crate::commands::x;",
-            &["1: `export` imports `commands`"],
-        );
+        expect("export/mod.rs", "use crate::commands::x;", &["1: `export` imports `commands`"]);
     }
 
     #[test]
     fn only_two_stages_know_the_contract() {
         expect("collect/decode.rs", "use memscope_common::Record;", &[]);
-        expect(
-            "kernel/mod.rs",
-            "fn f() -> ::memscope_common::Config {}",
-            &[],
-        );
+        expect("kernel/mod.rs", "fn f() -> ::memscope_common::Config {}", &[]);
         let source = "const N: usize = memscope_common::N;";
-        expect(
-            "model.rs",
-            source,
-            &["1: `model` imports `memscope_common`"],
-        );
+        expect("model.rs", source, &["1: `model` imports `memscope_common`"]);
     }
 
     #[test]
     fn unknown_modules_must_be_entered_in_the_table() {
-        expect(
-            "util.rs",
-            "",
-            &["1: module `util` is not in the table of stages"],
-        );
-        expect(
-            "store.rs",
-            "use crate::util::x;",
-            &["1: `crate::util` is no stage"],
-        );
+        expect("util.rs", "", &["1: module `util` is not in the table of stages"]);
+        expect("store.rs", "use crate::util::x;", &["1: `crate::util` is no stage"]);
     }
 
     #[test]
@@ -359,10 +306,7 @@ mod tests {
         for (at, (name, allowed)) in STAGES.iter().enumerate() {
             for import in *allowed {
                 let earlier = STAGES[..at].iter().any(|(stage, _)| stage == import);
-                assert!(
-                    earlier,
-                    "{name} may import {import}, which is not before it"
-                );
+                assert!(earlier, "{name} may import {import}, which is not before it");
             }
         }
     }

@@ -32,22 +32,13 @@ struct Violation {
 
 impl Violation {
     fn new(path: &str, line: usize, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            what: what.into(),
-            remedy: remedy.into(),
-        }
+        Self { path: path.to_owned(), line, what: what.into(), remedy: remedy.into() }
     }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {} — {}",
-            self.path, self.line, self.what, self.remedy
-        )
+        write!(f, "{}:{}: {} — {}", self.path, self.line, self.what, self.remedy)
     }
 }
 
@@ -60,9 +51,7 @@ struct File {
 
 impl File {
     fn extension(&self) -> &str {
-        self.path
-            .rsplit_once('.')
-            .map_or("", |(_, extension)| extension)
+        self.path.rsplit_once('.').map_or("", |(_, extension)| extension)
     }
 }
 
@@ -107,34 +96,18 @@ fn check_rust(path: &str, text: &str, violations: &mut Vec<Violation>) {
 
 fn files(root: &Path) -> Result<Vec<File>> {
     let mut git = Command::new("git");
-    git.current_dir(root).args([
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]);
+    git.current_dir(root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let names = output(&mut git).context("tidy checks the files git knows of")?;
     let mut files = Vec::new();
-    for name in names
-        .split_terminator('\0')
-        .filter(|name| !name.starts_with(NOT_OURS))
-    {
+    for name in names.split_terminator('\0').filter(|name| !name.starts_with(NOT_OURS)) {
         let path = root.join(name);
         // Links, submodules and files deleted but not yet committed.
-        if !path
-            .symlink_metadata()
-            .is_ok_and(|metadata| metadata.is_file())
-        {
+        if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
             continue;
         }
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let bytes = content.len();
-        files.push(File {
-            path: name.to_owned(),
-            bytes,
-            text: String::from_utf8(content).ok(),
-        });
+        files.push(File { path: name.to_owned(), bytes, text: String::from_utf8(content).ok() });
     }
     Ok(files)
 }

@@ -11,11 +11,7 @@ const BENCHES: &str = "benches/";
 const TESTS: &str = "tests/";
 
 pub(super) fn check(path: &str, text: &str, syntax: &syn::File) -> Vec<Violation> {
-    let mut rules = Rules {
-        path,
-        in_tests: path.starts_with(TESTS),
-        violations: Vec::new(),
-    };
+    let mut rules = Rules { path, in_tests: path.starts_with(TESTS), violations: Vec::new() };
     let lines = text.lines().count();
     if lines > MAX_FILE_LINES {
         rules.refuse(
@@ -36,8 +32,7 @@ struct Rules<'a> {
 
 impl Rules<'_> {
     fn refuse(&mut self, line: usize, what: impl Into<String>, remedy: impl Into<String>) {
-        self.violations
-            .push(Violation::new(self.path, line, what, remedy));
+        self.violations.push(Violation::new(self.path, line, what, remedy));
     }
 
     fn check_length(&mut self, signature: &syn::Signature, body: &syn::Block) {
@@ -62,11 +57,7 @@ impl Rules<'_> {
 }
 
 fn is_test(attribute: &syn::Attribute) -> bool {
-    let cfg_test = || {
-        attribute
-            .parse_args::<syn::Path>()
-            .is_ok_and(|path| path.is_ident("test"))
-    };
+    let cfg_test = || attribute.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"));
     attribute.path().is_ident("test") || attribute.path().is_ident("cfg") && cfg_test()
 }
 
@@ -112,11 +103,7 @@ impl<'ast> Visit<'ast> for Rules<'_> {
         let line = attribute.span().start().line;
         let path = attribute.path();
         if path.is_ident("allow") && !has_reason(attribute) {
-            self.refuse(
-                line,
-                "`allow` without reason",
-                "add `reason = \"…\"`, or use `expect`",
-            );
+            self.refuse(line, "`allow` without reason", "add `reason = \"…\"`, or use `expect`");
         } else if path.is_ident("ignore") {
             self.refuse(line, "ignored test", "make it skip itself and print why");
         } else if path.is_ident("should_panic") {
@@ -125,16 +112,9 @@ impl<'ast> Visit<'ast> for Rules<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let sleeps = path
-            .segments
-            .last()
-            .is_some_and(|segment| segment.ident == "sleep");
+        let sleeps = path.segments.last().is_some_and(|segment| segment.ident == "sleep");
         if sleeps && self.path.starts_with(BENCHES) {
-            self.refuse(
-                path.span().start().line,
-                "sleep in a benchmark",
-                "wait for a condition",
-            );
+            self.refuse(path.span().start().line, "sleep in a benchmark", "wait for a condition");
         }
         visit::visit_path(self, path);
     }
@@ -147,14 +127,7 @@ const MARKS: &[&str] = &["TODO", "FIXME", "XXX", "todo!", "unimplemented!", "dbg
 pub(super) fn check_marks(path: &str, line: usize, text: &str) -> Option<Violation> {
     let mark = MARKS.iter().find(|mark| contains_word(text, mark))?;
     let ours = path.starts_with(OWN_SOURCE);
-    (!ours).then(|| {
-        Violation::new(
-            path,
-            line,
-            format!("`{mark}`"),
-            "finish it or open an issue",
-        )
-    })
+    (!ours).then(|| Violation::new(path, line, format!("`{mark}`"), "finish it or open an issue"))
 }
 
 fn contains_word(text: &str, word: &str) -> bool {
@@ -184,11 +157,7 @@ mod tests {
         let body = "\n".repeat(MAX_FUNCTION_LINES);
         let long = format!("/// doc\nfn f() {{{body}}}");
         expect("a.rs", &long, &["2: function `f` has 71 lines"]);
-        expect(
-            "a.rs",
-            &format!("impl A {{ {long} }}"),
-            &["2: function `f` has 71 lines"],
-        );
+        expect("a.rs", &format!("impl A {{ {long} }}"), &["2: function `f` has 71 lines"]);
         expect("a.rs", &format!("fn f() {{{}}}", &body[1..]), &[]);
         expect("a.rs", &format!("#[cfg(test)] mod tests {{ {long} }}"), &[]);
         expect("a.rs", &format!("#[test] {long}"), &[]);
@@ -203,31 +172,11 @@ mod tests {
 
     #[test]
     fn attributes_that_hide_something_are_refused() {
-        expect(
-            "a.rs",
-            "#![allow(dead_code)]",
-            &["1: `allow` without reason"],
-        );
-        expect(
-            "a.rs",
-            "#[allow(clippy::x, reason = \"because\")]\nfn f() {}",
-            &[],
-        );
-        expect(
-            "a.rs",
-            "#[test]\n#[ignore]\nfn f() {}",
-            &["2: ignored test"],
-        );
-        expect(
-            "a.rs",
-            "#[ignore = \"slow\"]\nfn f() {}",
-            &["1: ignored test"],
-        );
-        expect(
-            "a.rs",
-            "#[should_panic(expected = \"x\")]\nfn f() {}",
-            &["1: `should_panic`"],
-        );
+        expect("a.rs", "#![allow(dead_code)]", &["1: `allow` without reason"]);
+        expect("a.rs", "#[allow(clippy::x, reason = \"because\")]\nfn f() {}", &[]);
+        expect("a.rs", "#[test]\n#[ignore]\nfn f() {}", &["2: ignored test"]);
+        expect("a.rs", "#[ignore = \"slow\"]\nfn f() {}", &["1: ignored test"]);
+        expect("a.rs", "#[should_panic(expected = \"x\")]\nfn f() {}", &["1: `should_panic`"]);
     }
 
     #[test]

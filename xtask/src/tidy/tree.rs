@@ -9,9 +9,7 @@ use super::{File, OWN_SOURCE, Violation, rust_rules};
 const MAX_FILE_BYTES: usize = 1 << 20;
 /// Places that exist on the machine of whoever wrote them.
 const MACHINE_PATHS: &[&str] = &["/work/", "/tmp/bash_jobs"];
-const CODE: &[&str] = &[
-    "rs", "toml", "c", "cc", "cpp", "h", "py", "sh", "yml", "yaml",
-];
+const CODE: &[&str] = &["rs", "toml", "c", "cc", "cpp", "h", "py", "sh", "yml", "yaml"];
 const NO_TRAILING_SPACE: &[&str] = &["rs", "md", "toml"];
 
 pub(super) fn check(file: &File, root: &Path) -> Vec<Violation> {
@@ -34,12 +32,7 @@ pub(super) fn check(file: &File, root: &Path) -> Vec<Violation> {
             violations.extend(rust_rules::check_marks(path, line, content));
         }
         if NO_TRAILING_SPACE.contains(&file.extension()) && content.ends_with([' ', '\t']) {
-            violations.push(Violation::new(
-                path,
-                line,
-                "trailing white space",
-                "remove it",
-            ));
+            violations.push(Violation::new(path, line, "trailing white space", "remove it"));
         }
         violations.extend(check_machine_path(path, line, content));
     }
@@ -53,9 +46,7 @@ fn check_machine_path(path: &str, line: usize, content: &str) -> Option<Violatio
     // Inside of a longer path, such as the one of a URL, it is another place.
     let inner = |c: char| c.is_alphanumeric() || "_-./~}".contains(c);
     let found = MACHINE_PATHS.iter().find(|place| {
-        content
-            .match_indices(**place)
-            .any(|(at, _)| !content[..at].ends_with(inner))
+        content.match_indices(**place).any(|(at, _)| !content[..at].ends_with(inner))
     })?;
     let remedy = "use a path relative to the repository";
     (!path.starts_with(OWN_SOURCE))
@@ -97,25 +88,15 @@ mod tests {
     use super::*;
 
     fn whats(path: &str, text: &str) -> Vec<String> {
-        let file = File {
-            path: path.to_owned(),
-            bytes: text.len(),
-            text: Some(text.to_owned()),
-        };
+        let file = File { path: path.to_owned(), bytes: text.len(), text: Some(text.to_owned()) };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        check(&file, root)
-            .iter()
-            .map(|v| format!("{}: {}", v.line, v.what))
-            .collect()
+        check(&file, root).iter().map(|v| format!("{}: {}", v.line, v.what)).collect()
     }
 
     #[test]
     fn links_must_lead_to_files() {
         let text = "[a](src/main.rs)\n[b](src/none.rs#x)\n`[c](none)`\n[d](https://example.org/none)\n[e](#here)";
-        assert_eq!(
-            whats("README.md", text),
-            ["2: link to src/none.rs#x leads nowhere"]
-        );
+        assert_eq!(whats("README.md", text), ["2: link to src/none.rs#x leads nowhere"]);
         assert_eq!(
             whats("src/a.md", "![x](../Cargo.toml) [y][z]\n\n[z]: ../none"),
             ["1: link to ../none leads nowhere"]
@@ -125,21 +106,14 @@ mod tests {
 
     #[test]
     fn machine_paths_and_trailing_space_are_refused() {
-        assert_eq!(
-            whats("a.sh", "cd /work/main"),
-            ["1: path of one machine: /work/"]
-        );
+        assert_eq!(whats("a.sh", "cd /work/main"), ["1: path of one machine: /work/"]);
         assert_eq!(whats("a.sh", "see https://example.org/work/x"), [""; 0]);
         assert_eq!(whats("a.toml", "a = 1 \n"), ["1: trailing white space"]);
     }
 
     #[test]
     fn large_files_are_refused_even_if_binary() {
-        let file = File {
-            path: "a.bin".to_owned(),
-            bytes: MAX_FILE_BYTES + 1,
-            text: None,
-        };
+        let file = File { path: "a.bin".to_owned(), bytes: MAX_FILE_BYTES + 1, text: None };
         assert_eq!(check(&file, Path::new(".")).len(), 1);
     }
 }

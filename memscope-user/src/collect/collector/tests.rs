@@ -30,11 +30,7 @@ struct Bench {
 }
 
 fn module(id: u32) -> Arc<Module> {
-    Arc::new(Module {
-        id: ModuleId(id),
-        path: format!("/lib/{id}.so"),
-        build_id: vec![],
-    })
+    Arc::new(Module { id: ModuleId(id), path: format!("/lib/{id}.so"), build_id: vec![] })
 }
 
 fn range(start_avma: u64, module_id: Option<u32>) -> CodeRange {
@@ -48,22 +44,11 @@ fn range(start_avma: u64, module_id: Option<u32>) -> CodeRange {
 }
 
 fn observation(comm: &str, code: Vec<CodeRange>) -> Observation {
-    Observation {
-        comm: comm.to_owned(),
-        exe: format!("/bin/{comm}"),
-        code,
-    }
+    Observation { comm: comm.to_owned(), exe: format!("/bin/{comm}"), code }
 }
 
 fn header(kind: u8, image: u16, time_ns: u64) -> Header {
-    Header {
-        kind,
-        padding: 0,
-        probe: PROBE,
-        image,
-        target: TARGET,
-        time_ns,
-    }
+    Header { kind, padding: 0, probe: PROBE, image, target: TARGET, time_ns }
 }
 
 fn allocation(image: u16, time_ns: u64, stack: u64) -> Record {
@@ -104,23 +89,11 @@ impl Bench {
             file_offset: 0x2000,
             emulated: true,
         };
-        let definition = ProbeDefinition {
-            probe,
-            code_file_offsets: CODE,
-        };
-        bench
-            .collector
-            .define_probe(definition, |item| bench.items.push(item));
-        let start = TargetStart {
-            target: TARGET,
-            pid: 42,
-            start_ticks: 5,
-            time_ns: 0,
-            from_start: false,
-        };
-        bench
-            .collector
-            .start_target(&start, |item| bench.items.push(item));
+        let definition = ProbeDefinition { probe, code_file_offsets: CODE };
+        bench.collector.define_probe(definition, |item| bench.items.push(item));
+        let start =
+            TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 0, from_start: false };
+        bench.collector.start_target(&start, |item| bench.items.push(item));
         bench
     }
 
@@ -164,45 +137,26 @@ fn a_target_is_defined_with_what_was_seen() {
         _ => None,
     });
     let process = process.unwrap();
-    assert_eq!(
-        (process.pid, process.start_ticks, process.image),
-        (42, 5, 0)
-    );
-    assert_eq!(
-        (process.comm.as_str(), process.exe.as_str()),
-        ("first", "/bin/first")
-    );
+    assert_eq!((process.pid, process.start_ticks, process.image), (42, 5, 0));
+    assert_eq!((process.comm.as_str(), process.exe.as_str()), ("first", "/bin/first"));
     assert_eq!(process.allocators, ["/lib/0.so"]);
 }
 
 #[test]
 fn frames_point_into_files_and_are_defined_once() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    let first = bench.take_stack(&stack(
-        1,
-        9,
-        OUTCOME_FRAME_POINTERS_ENDED,
-        &[0x10_010, 0x10_020],
-    ));
+    let first = bench.take_stack(&stack(1, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010, 0x10_020]));
     assert_eq!(first.outcome, StackOutcome::FramePointersOnly);
     let offset = |frame| match bench.location(frame) {
         Location::Module { file_offset, .. } => file_offset,
         Location::Unmapped { .. } => panic!("code of a file"),
     };
     assert_eq!(
-        first
-            .frames
-            .iter()
-            .map(|frame| offset(*frame))
-            .collect::<Vec<_>>(),
+        first.frames.iter().map(|frame| offset(*frame)).collect::<Vec<_>>(),
         [0x4010, 0x4020]
     );
     let second = bench.take_stack(&stack(2, 10, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_020]));
-    assert_eq!(
-        second.frames,
-        first.frames[1..],
-        "the same place is the same frame"
-    );
+    assert_eq!(second.frames, first.frames[1..], "the same place is the same frame");
     assert_eq!(
         bench.take(&stack(3, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010])),
         [],
@@ -216,36 +170,20 @@ fn a_return_address_behind_the_last_call_of_a_mapping_belongs_to_it() {
     let stack = bench.take_stack(&stack(1, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x11_000]));
     assert_eq!(
         bench.location(stack.frames[0]),
-        Location::Module {
-            module: ModuleId(0),
-            file_offset: 0x5000
-        }
+        Location::Module { module: ModuleId(0), file_offset: 0x5000 }
     );
 }
 
 #[test]
 fn frames_that_are_no_code_end_the_stack() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    let cut = bench.take_stack(&stack(
-        1,
-        9,
-        OUTCOME_FRAME_POINTERS_ENDED,
-        &[0x10_010, 0x7777, 0x10_020],
-    ));
-    assert_eq!(
-        (cut.frames.len(), cut.outcome),
-        (1, StackOutcome::FramePointerBroken)
-    );
+    let cut =
+        bench.take_stack(&stack(1, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010, 0x7777, 0x10_020]));
+    assert_eq!((cut.frames.len(), cut.outcome), (1, StackOutcome::FramePointerBroken));
     let caller = bench.take_stack(&stack(2, 10, OUTCOME_DEPTH_LIMIT, &[0x7777]));
     assert_eq!(caller.outcome, StackOutcome::DepthLimit);
     assert!(
-        matches!(
-            bench.location(caller.frames[0]),
-            Location::Unmapped {
-                address_avma: 0x7777,
-                ..
-            }
-        ),
+        matches!(bench.location(caller.frames[0]), Location::Unmapped { address_avma: 0x7777, .. }),
         "the caller itself is known, whatever is mapped there"
     );
     let generated = bench.take_stack(&stack(3, 11, 99, &[0x10_010]));
@@ -259,16 +197,11 @@ fn new_libraries_are_looked_for_when_the_loader_has_changed_something() {
         "first",
         vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))],
     )));
-    bench.take(&Record::CodeChanged(CodeChanged {
-        header: header(KIND_CODE_CHANGED, 0, 1),
-    }));
+    bench.take(&Record::CodeChanged(CodeChanged { header: header(KIND_CODE_CHANGED, 0, 1) }));
     let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x30_010]));
     assert_eq!(
         bench.location(stack.frames[0]),
-        Location::Module {
-            module: ModuleId(2),
-            file_offset: 0x4010
-        }
+        Location::Module { module: ModuleId(2), file_offset: 0x4010 }
     );
 }
 
@@ -276,20 +209,11 @@ fn new_libraries_are_looked_for_when_the_loader_has_changed_something() {
 fn unknown_code_is_looked_for_now_and_then() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     bench.now_sees(Some(observation("first", vec![range(0x40_000, None)])));
-    let early = bench.take_stack(&stack(
-        5,
-        9,
-        OUTCOME_FRAME_POINTERS_ENDED,
-        &[0x10_010, 0x40_010],
-    ));
+    let early = bench.take_stack(&stack(5, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010, 0x40_010]));
     assert_eq!(early.frames.len(), 1, "looked at a moment ago");
     let later = LOOK_AGAIN_NS + 10;
-    let late = bench.take_stack(&stack(
-        later,
-        10,
-        OUTCOME_FRAME_POINTERS_ENDED,
-        &[0x40_010, 0x40_020],
-    ));
+    let late =
+        bench.take_stack(&stack(later, 10, OUTCOME_FRAME_POINTERS_ENDED, &[0x40_010, 0x40_020]));
     assert_eq!(late.frames.len(), 2);
 }
 
@@ -301,23 +225,13 @@ fn exec_begins_another_process_even_if_its_record_is_lost() {
         other => panic!("no allocation: {other:?}"),
     };
     assert_eq!(process_of(&bench.take(&allocation(0, 1, 9))), ProcessId(0));
-    let items = bench.take(&Record::Exec(ProcessExec {
-        header: header(KIND_EXEC, 1, 2),
-    }));
+    let items = bench.take(&Record::Exec(ProcessExec { header: header(KIND_EXEC, 1, 2) }));
     assert!(
         matches!(
             &items[..],
             [
-                Item::ProcessEnd(ProcessEnd {
-                    process: ProcessId(0),
-                    reason: EndReason::Exec,
-                    ..
-                }),
-                Item::Process(Process {
-                    id: ProcessId(1),
-                    image: 1,
-                    ..
-                })
+                Item::ProcessEnd(ProcessEnd { process: ProcessId(0), reason: EndReason::Exec, .. }),
+                Item::Process(Process { id: ProcessId(1), image: 1, .. })
             ]
         ),
         "{items:?}"
@@ -328,11 +242,7 @@ fn exec_begins_another_process_even_if_its_record_is_lost() {
         ProcessId(2),
         "two execs, records lost"
     );
-    assert_eq!(
-        bench.take(&allocation(1, 5, 9)),
-        [],
-        "of an image that has ended"
-    );
+    assert_eq!(bench.take(&allocation(1, 5, 9)), [], "of an image that has ended");
     assert_eq!(bench.collector.nonsense(), 1);
 }
 
@@ -364,11 +274,7 @@ fn frees_by_the_allocators_own_module_are_told_apart() {
         }
     };
     assert_eq!(caller(0), FreeCaller::Program, "too far to tell");
-    assert_eq!(
-        caller(-0x1000),
-        FreeCaller::AllocatorModule,
-        "its first byte"
-    );
+    assert_eq!(caller(-0x1000), FreeCaller::AllocatorModule, "its first byte");
     assert_eq!(caller(-0x1001), FreeCaller::Program);
     assert_eq!(caller(0x6fff), FreeCaller::AllocatorModule, "its last byte");
     assert_eq!(caller(0x7000), FreeCaller::Program);
@@ -394,21 +300,12 @@ fn records_of_nobody_are_counted_and_passed_over() {
 fn a_process_that_is_gone_keeps_what_was_seen_of_it() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     bench.now_sees(None);
-    bench.take(&Record::CodeChanged(CodeChanged {
-        header: header(KIND_CODE_CHANGED, 0, 1),
-    }));
+    bench.take(&Record::CodeChanged(CodeChanged { header: header(KIND_CODE_CHANGED, 0, 1) }));
     let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010]));
-    assert!(matches!(
-        bench.location(stack.frames[0]),
-        Location::Module { .. }
-    ));
+    assert!(matches!(bench.location(stack.frames[0]), Location::Module { .. }));
     let mut ended = Vec::new();
-    bench
-        .collector
-        .end_target(TARGET, 9, Some(0), |item| ended.push(item));
-    bench
-        .collector
-        .end_target(TARGET, 9, Some(0), |item| ended.push(item));
+    bench.collector.end_target(TARGET, 9, Some(0), |item| ended.push(item));
+    bench.collector.end_target(TARGET, 9, Some(0), |item| ended.push(item));
     assert_eq!(
         ended,
         [Item::ProcessEnd(ProcessEnd {

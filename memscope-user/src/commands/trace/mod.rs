@@ -55,24 +55,15 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let invoker = Invoker::from_sudo();
     raise_descriptor_limit();
     // Everything that can be refused is tried before a command is started.
-    let targets = options
-        .pid
-        .iter()
-        .map(|pid| TargetProcess::open(*pid))
-        .collect::<Result<Vec<_>, _>>()?;
-    if targets
-        .iter()
-        .any(|target| target.pid() == std::process::id())
-    {
+    let targets =
+        options.pid.iter().map(|pid| TargetProcess::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+    if targets.iter().any(|target| target.pid() == std::process::id()) {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }
     let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
         .ok()
         .context("the ring buffer cannot be larger than 2 GiB")?;
-    let mut kernel = Kernel::load(KernelConfig {
-        ring_bytes,
-        log_level,
-    })?;
+    let mut kernel = Kernel::load(KernelConfig { ring_bytes, log_level })?;
     let output = Output::create(
         options.output.as_deref(),
         &default_name(options, &targets),
@@ -86,22 +77,15 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let in_runtime = runtime.enter();
     let log = (log_level > 0).then(|| kernel.take_log()).transpose()?;
     let capture = capture(options, ring_bytes);
-    let begun = match begin(
-        options,
-        targets,
-        kernel,
-        &output,
-        &capture,
-        ring_bytes,
-        invoker.as_ref(),
-    ) {
-        Ok(begun) => begun,
-        Err(error) => {
-            // Nothing was recorded: an empty file would only be in the way.
-            output.remove();
-            return Err(error);
-        }
-    };
+    let begun =
+        match begin(options, targets, kernel, &output, &capture, ring_bytes, invoker.as_ref()) {
+            Ok(begun) => begun,
+            Err(error) => {
+                // Nothing was recorded: an empty file would only be in the way.
+                output.remove();
+                return Err(error);
+            }
+        };
     drop(in_runtime);
     let (recorded, command_code) = runtime.block_on(follow(options, begun, log))?;
     conclude(options, &capture, recorded, &output, command_code)
@@ -129,11 +113,7 @@ fn begin(
         for target in targets {
             session.attach_running(target)?;
         }
-        return Ok(Begun {
-            session,
-            looked_at,
-            command: None,
-        });
+        return Ok(Begun { session, looked_at, command: None });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
     let target = session.add_command(TargetProcess::open(held.pid())?)?;
@@ -145,11 +125,7 @@ fn begin(
         }
     }
     session.started(target);
-    Ok(Begun {
-        session,
-        looked_at,
-        command: Some(held.release()?),
-    })
+    Ok(Begun { session, looked_at, command: Some(held.release()?) })
 }
 
 /// The end of a trace is asked for once or twice, see [`follow`].
@@ -186,19 +162,11 @@ impl Interrupts {
 async fn follow(
     options: &TraceOptions,
     begun: Begun,
-    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
-    let Begun {
-        mut session,
-        mut looked_at,
-        mut command,
-    } = begun;
+    let Begun { mut session, mut looked_at, mut command } = begun;
     let mut interrupts = Interrupts::new()?;
-    let mut log = match log {
-        // SAFETY: the logger owns the descriptor of its ring and keeps it until it is dropped.
-        Some(log) => Some(unsafe { AsyncFd::register(log) }.context("cannot follow the eBPF log")?),
-        None => None,
-    };
+    let mut log = watch_log(log)?;
     let mut status = StatusLine::new(command.is_none());
     let mut ticks = tokio::time::interval(STATUS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -255,8 +223,17 @@ async fn follow(
     Ok((recorded, command_code))
 }
 
+type EbpfLog = aya_log::EbpfLogger<&'static dyn log::Log>;
+
+fn watch_log(log: Option<EbpfLog>) -> anyhow::Result<Option<AsyncFd<EbpfLog>>> {
+    let Some(log) = log else { return Ok(None) };
+    // SAFETY: the logger owns the descriptor of its ring and keeps it until it is dropped.
+    let watched = unsafe { AsyncFd::register(log) };
+    Ok(Some(watched.context("cannot follow the eBPF log")?))
+}
+
 /// Hands on what the eBPF side logs; never ends if it logs nothing.
-async fn read_log(log: &mut Option<AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>) {
+async fn read_log(log: &mut Option<AsyncFd<EbpfLog>>) {
     let Some(log) = log else {
         return std::future::pending().await;
     };
@@ -281,10 +258,7 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let path = output.path().display().to_string();
     let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
-    eprint!(
-        "{}",
-        Report::Summary(SummaryReport::of(&analysis, &path)).text()
-    );
+    eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path)).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
     if let Some(failure) = recorded.failure {
@@ -301,9 +275,7 @@ fn conclude(
 }
 
 fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
         |_error| Default::default(),
         |name| {
@@ -330,23 +302,12 @@ fn default_name(options: &TraceOptions, targets: &[TargetProcess]) -> String {
     let (name, pid) = match targets.first() {
         Some(target) => (target.comm().unwrap_or_default(), target.pid()),
         None => {
-            let command = options
-                .command
-                .first()
-                .map(String::as_str)
-                .unwrap_or_default();
-            (
-                command.rsplit('/').next().unwrap_or_default().to_owned(),
-                std::process::id(),
-            )
+            let command = options.command.first().map(String::as_str).unwrap_or_default();
+            (command.rsplit('/').next().unwrap_or_default().to_owned(), std::process::id())
         }
     };
     let harmless = |character: char| {
-        if character.is_ascii_alphanumeric() || "-_.".contains(character) {
-            character
-        } else {
-            '_'
-        }
+        if character.is_ascii_alphanumeric() || "-_.".contains(character) { character } else { '_' }
     };
     let name: String = name.chars().map(harmless).collect();
     format!("memscope.{}.{pid}.mscope", name.trim_start_matches('.'))

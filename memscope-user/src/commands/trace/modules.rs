@@ -34,19 +34,14 @@ pub(super) struct LoadedModule {
 impl LoadedModule {
     /// Whether blocks come from it.
     pub(super) fn is_allocator(&self) -> bool {
-        self.probes
-            .iter()
-            .any(|(_, probe)| probe.function.kind == FunctionKind::Allocates)
+        self.probes.iter().any(|(_, probe)| probe.function.kind == FunctionKind::Allocates)
     }
 
     /// What the recording says of the probes.
     pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
         self.probes.iter().map(|(id, planned)| {
             let offset = planned.file_offset;
-            let code = self
-                .code
-                .iter()
-                .find(|segment| segment.contains_file_offset(offset));
+            let code = self.code.iter().find(|segment| segment.contains_file_offset(offset));
             ProbeDefinition {
                 probe: Probe {
                     id: *id,
@@ -56,10 +51,7 @@ impl LoadedModule {
                     emulated: planned.site.emulated,
                 },
                 code_file_offsets: code.map_or((offset, offset), |segment| {
-                    (
-                        segment.file_offset,
-                        segment.file_offset.saturating_add(segment.length_bytes),
-                    )
+                    (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
                 }),
             }
         })
@@ -108,18 +100,13 @@ impl ModuleCache {
             MappedFile::File { .. } => match process.open_mapped(mapping) {
                 Ok(file) => Some(file),
                 Err(error) => {
-                    log::debug!(
-                        "cannot open {path}, mapped by process {}: {error}",
-                        process.pid()
-                    );
+                    log::debug!("cannot open {path}, mapped by process {}: {error}", process.pid());
                     None
                 }
             },
             _ => None,
         };
-        let facts = file
-            .as_ref()
-            .map(|file| ModuleFacts::read(file, is_of_interest));
+        let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_of_interest));
         let facts = match facts {
             Some(Ok(facts)) => facts,
             Some(Err(error)) => {
@@ -160,11 +147,7 @@ impl ModuleCache {
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
         let file = module.file.as_ref()?.try_clone().ok()?;
-        Some(SymbolSource::new(
-            file,
-            PathBuf::from(&module.module.path),
-            module.code.clone(),
-        ))
+        Some(SymbolSource::new(file, PathBuf::from(&module.module.path), module.code.clone()))
     }
 }
 
@@ -198,12 +181,8 @@ pub(super) struct TargetView {
 
 impl ProcessView for TargetView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
-        let process = self
-            .processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&target)
-            .cloned()?;
+        let process =
+            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
         let mappings = process.code_mappings().ok()?;
         let code = {
             let mut cache = lock(&self.modules);

@@ -46,17 +46,11 @@ impl Output {
             fchown(&file, Some(uid), Some(gid))
                 .with_context(|| format!("cannot give {} to its owner", path.display()))?;
         }
-        Ok(Self {
-            path,
-            file,
-            replaced,
-        })
+        Ok(Self { path, file, replaced })
     }
 
     pub(super) fn file(&self) -> anyhow::Result<File> {
-        self.file
-            .try_clone()
-            .context("cannot open the recording twice")
+        self.file.try_clone().context("cannot open the recording twice")
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -57,11 +57,7 @@ pub(super) enum Input {
 pub(super) enum Control {
     DefineProbe(ProbeDefinition),
     StartTarget(TargetStart),
-    EndTarget {
-        target: u16,
-        time_ns: u64,
-        status: Option<i32>,
-    },
+    EndTarget { target: u16, time_ns: u64, status: Option<i32> },
     AttachedLate(u16),
     Counters(Counters),
     NoMoreRecords,
@@ -137,15 +133,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let collect = spawn("memscope-collect", move || {
             Collect::new(view, writer, jobs, progress_sender).run(&receiver)
         })?;
-        Ok(Self {
-            input,
-            progress,
-            drain_state,
-            after_drain,
-            drain,
-            collect,
-            symbols,
-        })
+        Ok(Self { input, progress, drain_state, after_drain, drain, collect, symbols })
     }
 
     /// To be said to the pipeline once all records made until now are through.
@@ -184,16 +172,11 @@ fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<JoinHandle<T>> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .context("cannot start a thread")
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).context("cannot start a thread")
 }
 
 fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
-    thread
-        .join()
-        .map_err(|_panic| anyhow::anyhow!("a thread of memscope has panicked"))
+    thread.join().map_err(|_panic| anyhow::anyhow!("a thread of memscope has panicked"))
 }
 
 fn drain(
@@ -221,16 +204,10 @@ fn drain(
             if count == 0 {
                 break;
             }
-            input
-                .send(Input::Records(batch))
-                .ok()
-                .context("the collecting thread has ended")?;
+            input.send(Input::Records(batch)).ok().context("the collecting thread has ended")?;
         }
         for control in controls {
-            input
-                .send(Input::Control(control))
-                .ok()
-                .context("the collecting thread has ended")?;
+            input.send(Input::Control(control)).ok().context("the collecting thread has ended")?;
         }
         if stop {
             return Ok(());
@@ -256,9 +233,8 @@ fn symbolize(jobs: &Receiver<SymbolJob>, modules: &SharedModules, output: &SyncS
         }
         let mut named = Vec::new();
         for (module, jobs) in by_module {
-            let source = sources
-                .entry(module)
-                .or_insert_with(|| lock(modules).symbol_source(module));
+            let source =
+                sources.entry(module).or_insert_with(|| lock(modules).symbol_source(module));
             let Some(source) = source else { continue };
             let offsets: Vec<u64> = jobs.iter().map(|job| job.file_offset).collect();
             let functions = symbolizer.functions(source, &offsets);
@@ -266,10 +242,7 @@ fn symbolize(jobs: &Receiver<SymbolJob>, modules: &SharedModules, output: &SyncS
                 jobs.iter()
                     .zip(functions)
                     .filter(|(_, functions)| !functions.is_empty())
-                    .map(|(job, functions)| FrameSymbols {
-                        frame: job.frame,
-                        functions,
-                    }),
+                    .map(|(job, functions)| FrameSymbols { frame: job.frame, functions }),
             );
         }
         if output.send(Input::Symbols(named)).is_err() {
@@ -308,18 +281,9 @@ impl<W: Write> Sink<W> {
         match item {
             Item::Event(event) => self.events += u64::from(!matches!(event, Event::Loss { .. })),
             Item::Frame(frame) => {
-                if let Location::Module {
-                    module,
-                    file_offset,
-                } = frame.location
+                if let Location::Module { module, file_offset } = frame.location
                     && let Some(jobs) = &self.jobs
-                    && jobs
-                        .send(SymbolJob {
-                            frame: frame.id,
-                            module,
-                            file_offset,
-                        })
-                        .is_err()
+                    && jobs.send(SymbolJob { frame: frame.id, module, file_offset }).is_err()
                 {
                     log::debug!("the symbol thread has ended");
                 }
@@ -371,8 +335,7 @@ impl<W: Write> Collect<W> {
                     }
                     // Soon, so that a new image's allocator is probed early.
                     let sink = &mut self.sink;
-                    self.collector
-                        .refresh(super::monotonic_ns(), |item| sink.take(&item));
+                    self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
                 Ok(Input::Symbols(symbols)) => {
                     for symbols in symbols {
@@ -401,11 +364,7 @@ impl<W: Write> Collect<W> {
         match control {
             Control::DefineProbe(probe) => collector.define_probe(probe, |item| sink.take(&item)),
             Control::StartTarget(start) => collector.start_target(&start, |item| sink.take(&item)),
-            Control::EndTarget {
-                target,
-                time_ns,
-                status,
-            } => {
+            Control::EndTarget { target, time_ns, status } => {
                 collector.end_target(target, time_ns, status, |item| sink.take(&item));
             }
             Control::AttachedLate(target) => {
@@ -413,8 +372,7 @@ impl<W: Write> Collect<W> {
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
             Control::NoMoreRecords => {
-                self.order
-                    .finish(|record| collector.take(&record, |item| sink.take(&item)));
+                self.order.finish(|record| collector.take(&record, |item| sink.take(&item)));
                 sink.jobs = None;
             }
         }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     collect::TargetStart,
-    kernel::{AttachRequest, Kernel, KernelError},
+    kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS},
     model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
@@ -131,13 +131,8 @@ impl Session {
         let pid = process.pid();
         let index = u16::try_from(self.targets.len())
             .ok()
-            .filter(|index| u32::from(*index) < memscope_common::control::MAX_TARGETS)
-            .with_context(|| {
-                format!(
-                    "more than {} processes",
-                    memscope_common::control::MAX_TARGETS
-                )
-            })?;
+            .filter(|index| u32::from(*index) < MAX_TARGETS)
+            .with_context(|| format!("more than {} processes", MAX_TARGETS))?;
         let exit = pidfd_open(
             Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
             PidfdFlags::empty(),
@@ -177,10 +172,7 @@ impl Session {
 
     /// Probes what is not probed yet in a target; how many modules that were.
     pub(super) fn attach_new_modules(&mut self, target: u16) -> anyhow::Result<usize> {
-        let Some(state) = self
-            .targets
-            .iter()
-            .find(|state| state.index == target && !state.ended)
+        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended)
         else {
             return Ok(0);
         };
@@ -241,21 +233,17 @@ impl Session {
 
     /// Waits for the next target that exits; its index.
     pub(super) async fn next_exit(&self) -> u16 {
-        let exits = self
-            .targets
-            .iter()
-            .filter(|target| !target.ended)
-            .map(|target| {
-                Box::pin(async move {
-                    // A descriptor that cannot be watched would never be ready; then the
-                    // trace goes on until it is ended from outside.
-                    if let Err(error) = target.exit.readable().await {
-                        log::warn!("the end of a target will not be noticed: {error}");
-                        std::future::pending::<()>().await;
-                    }
-                    target.index
-                })
-            });
+        let exits = self.targets.iter().filter(|target| !target.ended).map(|target| {
+            Box::pin(async move {
+                // A descriptor that cannot be watched would never be ready; then the
+                // trace goes on until it is ended from outside.
+                if let Err(error) = target.exit.readable().await {
+                    log::warn!("the end of a target will not be noticed: {error}");
+                    std::future::pending::<()>().await;
+                }
+                target.index
+            })
+        });
         first_of(exits.collect()).await
     }
 
@@ -267,11 +255,7 @@ impl Session {
         state.ended = true;
         let pid = state.process.pid();
         self.kernel.forget_process(pid);
-        self.pipeline.after_records(Control::EndTarget {
-            target,
-            time_ns: monotonic_ns(),
-            status,
-        });
+        self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }
 
     pub(super) fn live_targets(&self) -> usize {
@@ -287,12 +271,7 @@ impl Session {
 
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
-        let Self {
-            mut kernel,
-            pipeline,
-            targets,
-            ..
-        } = self;
+        let Self { mut kernel, pipeline, targets, .. } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
         }
@@ -314,12 +293,7 @@ impl Session {
             }
             Ok(vec![Control::Counters(counters)])
         })?;
-        let Collected {
-            analyzer,
-            writer,
-            failure,
-            nonsense,
-        } = collected;
+        let Collected { analyzer, writer, failure, nonsense } = collected;
         if nonsense > 0 {
             log::warn!("{nonsense} records spoke of processes or probes that there are not");
         }
@@ -331,17 +305,9 @@ impl Session {
                 attached: kernel,
             });
         }
-        let ending = Ending {
-            ended_at_ns,
-            reason,
-        };
+        let ending = Ending { ended_at_ns, reason };
         let failure = writer.finish(&ending).err().map(Arc::new);
-        Ok(Recorded {
-            analyzer,
-            end: RecordingEnd::Complete(ending),
-            failure,
-            attached: kernel,
-        })
+        Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure, attached: kernel })
     }
 }
 

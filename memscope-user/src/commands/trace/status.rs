@@ -33,22 +33,13 @@ impl StatusLine {
             }
         });
         let now = Instant::now();
-        Self {
-            line,
-            started: now,
-            shown_plain: now,
-            shown: now,
-            events: 0,
-        }
+        Self { line, started: now, shown_plain: now, shown: now, events: 0 }
     }
 
     pub(super) fn show(&mut self, counters: &Counters, progress: &Progress) {
         let seconds = self.shown.elapsed().as_secs_f64();
-        let rate = if seconds > 0.0 {
-            (progress.events - self.events) as f64 / seconds
-        } else {
-            0.0
-        };
+        let rate =
+            if seconds > 0.0 { (progress.events - self.events) as f64 / seconds } else { 0.0 };
         let message = format!(
             "{} events/s, {} live, {} lost, {} written (Ctrl-C ends)",
             text::count(rate as u64),
@@ -61,10 +52,7 @@ impl StatusLine {
             Some(line) => line.set_message(message),
             None if self.shown_plain.elapsed() >= PLAIN_INTERVAL => {
                 self.shown_plain = Instant::now();
-                eprintln!(
-                    "memscope: {} s: {message}",
-                    self.started.elapsed().as_secs()
-                );
+                eprintln!("memscope: {} s: {message}", self.started.elapsed().as_secs());
             }
             None => {}
         }

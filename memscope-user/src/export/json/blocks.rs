@@ -66,11 +66,9 @@ impl BlockJson {
 
     fn of(fate: BlockFate<'_>) -> Self {
         match fate {
-            BlockFate::Live {
-                process,
-                address_avma,
-                block,
-            } => Self::live(process, address_avma, block),
+            BlockFate::Live { process, address_avma, block } => {
+                Self::live(process, address_avma, block)
+            }
             BlockFate::Ended(ended) => {
                 let block = Self::live(ended.process, ended.address_avma, &ended.block);
                 match ended.freed_by {
@@ -80,11 +78,9 @@ impl BlockJson {
                         end: End::Freed,
                         ..block
                     },
-                    None => Self {
-                        ended_before_ns: Some(ended.freed_ns),
-                        end: End::Unseen,
-                        ..block
-                    },
+                    None => {
+                        Self { ended_before_ns: Some(ended.freed_ns), end: End::Unseen, ..block }
+                    }
                 }
             }
         }
@@ -93,10 +89,7 @@ impl BlockJson {
 
 impl<'a> Blocks<'a> {
     pub(super) fn new(source: BlockSource<'a>) -> Self {
-        Self {
-            source: RefCell::new(source),
-            error: Cell::new(None),
-        }
+        Self { source: RefCell::new(source), error: Cell::new(None) }
     }
 
     /// Why the source could not give all, if it could not.

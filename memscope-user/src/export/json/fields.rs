@@ -19,17 +19,11 @@ pub struct Field {
 }
 
 const fn measured(path: &'static str) -> Field {
-    Field {
-        path,
-        origin: Origin::Measured,
-    }
+    Field { path, origin: Origin::Measured }
 }
 
 const fn derived(path: &'static str, formula: &'static str) -> Field {
-    Field {
-        path,
-        origin: Origin::Derived(formula),
-    }
+    Field { path, origin: Origin::Derived(formula) }
 }
 
 /// Every key of the JSON export that holds a value.
@@ -45,15 +39,9 @@ pub const FIELDS: &[Field] = &[
     measured("capture.kernel"),
     measured("capture.arch"),
     derived("capture.mode", "constant: every call is recorded"),
-    derived(
-        "capture.sampling_interval_bytes",
-        "constant: null in mode full",
-    ),
+    derived("capture.sampling_interval_bytes", "constant: null in mode full"),
     measured("capture.command[]"),
-    derived(
-        "capture.complete",
-        "has an ending, no damage, no loss, no unseen end",
-    ),
+    derived("capture.complete", "has an ending, no damage, no loss, no unseen end"),
     measured("capture.memscope_version"),
     measured("capture.ring_bytes"),
     derived("processes[].process", "number in the recording"),
@@ -69,30 +57,15 @@ pub const FIELDS: &[Field] = &[
     measured("processes[].observed_from_monotonic_ns"),
     derived("totals.allocations", "calls that returned a block"),
     derived("totals.allocated_bytes", "Σ their requested sizes"),
-    derived(
-        "totals.frees",
-        "known blocks freed, or ended by a reallocation",
-    ),
+    derived("totals.frees", "known blocks freed, or ended by a reallocation"),
     derived("totals.freed_bytes", "Σ their requested sizes"),
-    derived(
-        "totals.reallocations",
-        "reallocations of a block that returned a block",
-    ),
+    derived("totals.reallocations", "reallocations of a block that returned a block"),
     derived("totals.failed_allocations", "calls that returned no block"),
     derived("totals.live_blocks", "allocations − frees − unseen_ends"),
-    derived(
-        "totals.live_bytes",
-        "allocated_bytes − freed_bytes − unseen_end_bytes",
-    ),
+    derived("totals.live_bytes", "allocated_bytes − freed_bytes − unseen_end_bytes"),
     derived("totals.peak_live_blocks", "live blocks at the peak"),
-    derived(
-        "totals.peak_live_bytes",
-        "greatest sum of live bytes of processes alive then",
-    ),
-    derived(
-        "totals.peak_time_monotonic_ns",
-        "first moment of the peak; null if nothing was live",
-    ),
+    derived("totals.peak_live_bytes", "greatest sum of live bytes of processes alive then"),
+    derived("totals.peak_time_monotonic_ns", "first moment of the peak; null if nothing was live"),
     derived(
         "totals.temporary_allocations",
         "freed by their thread with no other allocation of it in between",
@@ -102,10 +75,7 @@ pub const FIELDS: &[Field] = &[
         "totals.allocator_internal_frees",
         "frees by the allocator at a thread's end of blocks already freed",
     ),
-    derived(
-        "totals.unseen_ends",
-        "live blocks whose address was given out again",
-    ),
+    derived("totals.unseen_ends", "live blocks whose address was given out again"),
     derived("totals.unseen_end_bytes", "Σ their requested sizes"),
     derived(
         "totals.live_blocks_at_least",
@@ -120,10 +90,7 @@ pub const FIELDS: &[Field] = &[
     measured("loss.windows[].from_monotonic_ns"),
     measured("loss.windows[].until_monotonic_ns"),
     measured("loss.windows[].lost_events"),
-    derived(
-        "stacks.complete",
-        "allocations and failed ones whose call chain is complete",
-    ),
+    derived("stacks.complete", "allocations and failed ones whose call chain is complete"),
     derived("stacks.truncated", "Σ by_reason"),
     derived(
         "stacks.by_reason.*",
@@ -152,79 +119,25 @@ pub const FIELDS: &[Field] = &[
     measured("sites[].frames[].line"),
     measured("sites[].frames[].inlined"),
     measured("sites[].stack"),
-    Field {
-        path: "sites[].type",
-        origin: Origin::Unknown,
-    },
-    derived(
-        "sites[].allocations",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].allocated_bytes",
-        "as in totals, of blocks that began here",
-    ),
+    Field { path: "sites[].type", origin: Origin::Unknown },
+    derived("sites[].allocations", "as in totals, of blocks that began here"),
+    derived("sites[].allocated_bytes", "as in totals, of blocks that began here"),
     derived("sites[].frees", "as in totals, of blocks that began here"),
-    derived(
-        "sites[].freed_bytes",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].live_blocks",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].live_bytes",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].at_peak_blocks",
-        "its share of totals.peak_live_blocks",
-    ),
-    derived(
-        "sites[].at_peak_bytes",
-        "its share of totals.peak_live_bytes",
-    ),
-    derived(
-        "sites[].temporary_allocations",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].failed_allocations",
-        "as in totals, of calls from here",
-    ),
-    derived(
-        "sites[].unseen_ends",
-        "as in totals, of blocks that began here",
-    ),
-    derived(
-        "sites[].oldest_live_age_ns",
-        "end of the trace − first allocation still live",
-    ),
-    derived(
-        "sites[].newest_live_age_ns",
-        "end of the trace − last allocation still live",
-    ),
-    derived(
-        "sites[].lifetime_ns.min",
-        "least of freed_ns − allocated_ns",
-    ),
-    derived(
-        "sites[].lifetime_ns.p50",
-        "median of freed_ns − allocated_ns, ± 1/32",
-    ),
-    derived(
-        "sites[].lifetime_ns.p90",
-        "90th percentile of freed_ns − allocated_ns, ± 1/32",
-    ),
-    derived(
-        "sites[].lifetime_ns.p99",
-        "99th percentile of freed_ns − allocated_ns, ± 1/32",
-    ),
-    derived(
-        "sites[].lifetime_ns.max",
-        "greatest of freed_ns − allocated_ns",
-    ),
+    derived("sites[].freed_bytes", "as in totals, of blocks that began here"),
+    derived("sites[].live_blocks", "as in totals, of blocks that began here"),
+    derived("sites[].live_bytes", "as in totals, of blocks that began here"),
+    derived("sites[].at_peak_blocks", "its share of totals.peak_live_blocks"),
+    derived("sites[].at_peak_bytes", "its share of totals.peak_live_bytes"),
+    derived("sites[].temporary_allocations", "as in totals, of blocks that began here"),
+    derived("sites[].failed_allocations", "as in totals, of calls from here"),
+    derived("sites[].unseen_ends", "as in totals, of blocks that began here"),
+    derived("sites[].oldest_live_age_ns", "end of the trace − first allocation still live"),
+    derived("sites[].newest_live_age_ns", "end of the trace − last allocation still live"),
+    derived("sites[].lifetime_ns.min", "least of freed_ns − allocated_ns"),
+    derived("sites[].lifetime_ns.p50", "median of freed_ns − allocated_ns, ± 1/32"),
+    derived("sites[].lifetime_ns.p90", "90th percentile of freed_ns − allocated_ns, ± 1/32"),
+    derived("sites[].lifetime_ns.p99", "99th percentile of freed_ns − allocated_ns, ± 1/32"),
+    derived("sites[].lifetime_ns.max", "greatest of freed_ns − allocated_ns"),
     derived("blocks[].process", "as processes[].process"),
     measured("blocks[].address"),
     measured("blocks[].size"),
@@ -233,10 +146,7 @@ pub const FIELDS: &[Field] = &[
     measured("blocks[].allocated_ns"),
     measured("blocks[].freed_ns"),
     measured("blocks[].freed_by_thread"),
-    derived(
-        "blocks[].end",
-        "freed, live, or unseen: its address was given out again",
-    ),
+    derived("blocks[].end", "freed, live, or unseen: its address was given out again"),
     measured("blocks[].ended_before_ns"),
     derived(
         "blocks[].chain_allocated_ns",

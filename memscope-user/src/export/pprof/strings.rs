@@ -9,10 +9,7 @@ pub(super) struct Strings {
 
 impl Default for Strings {
     fn default() -> Self {
-        Self {
-            table: vec![String::new()],
-            indices: HashMap::from([(String::new(), 0)]),
-        }
+        Self { table: vec![String::new()], indices: HashMap::from([(String::new(), 0)]) }
     }
 }
 

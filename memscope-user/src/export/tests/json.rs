@@ -22,10 +22,7 @@ use crate::{
 fn recording(items: &[Item]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), &capture()).unwrap();
     items.iter().for_each(|item| writer.push(item).unwrap());
-    let ending = Ending {
-        ended_at_ns: ENDED_AT_NS,
-        reason: EndingReason::TargetsEnded,
-    };
+    let ending = Ending { ended_at_ns: ENDED_AT_NS, reason: EndingReason::TargetsEnded };
     writer.finish(&ending).unwrap()
 }
 
@@ -44,10 +41,7 @@ pub(super) fn json(text: &str, with_blocks: bool) -> Value {
 fn a_recording_read_from_a_file_is_the_one_that_was_made() {
     let mut out = Vec::new();
     export_json(&analysis(RICH), None, &mut out).unwrap();
-    assert_eq!(
-        serde_json::from_slice::<Value>(&out).unwrap(),
-        json(RICH, false)
-    );
+    assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), json(RICH, false));
 }
 
 /// Every key of the contract with the type of its value: `n` a number, `s` a
@@ -127,9 +121,9 @@ fn paths(value: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<char>>
                 paths(value, &format!("{path}{dot}{key}"), found);
             }
         }
-        Value::Array(array) => array
-            .iter()
-            .for_each(|value| paths(value, &format!("{path}[]"), found)),
+        Value::Array(array) => {
+            array.iter().for_each(|value| paths(value, &format!("{path}[]"), found))
+        }
         Value::Null => drop(found.entry(path.to_owned()).or_default().insert('?')),
         Value::Bool(_) => drop(found.entry(path.to_owned()).or_default().insert('b')),
         Value::String(_) => drop(found.entry(path.to_owned()).or_default().insert('s')),
@@ -145,13 +139,8 @@ fn json_has_every_key_of_the_contract() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
     for (path, kinds) in CONTRACT {
-        let seen = found
-            .get(*path)
-            .unwrap_or_else(|| panic!("{path} is missing"));
-        assert!(
-            seen.iter().all(|kind| kinds.contains(*kind)),
-            "{path} is {seen:?}, not {kinds}"
-        );
+        let seen = found.get(*path).unwrap_or_else(|| panic!("{path} is missing"));
+        assert!(seen.iter().all(|kind| kinds.contains(*kind)), "{path} is {seen:?}, not {kinds}");
     }
 }
 
@@ -160,18 +149,11 @@ fn json_has_every_key_of_the_contract() {
 fn every_key_of_json_says_where_its_value_comes_from() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
-    let known: BTreeMap<_, _> = FIELDS
-        .iter()
-        .map(|field| (field.path, field.origin))
-        .collect();
+    let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
-        let parent = path
-            .rsplit_once('.')
-            .map(|(parent, _)| format!("{parent}.*"));
-        let origin = known
-            .get(path.as_str())
-            .or_else(|| known.get(parent?.as_str()));
+        let parent = path.rsplit_once('.').map(|(parent, _)| format!("{parent}.*"));
+        let origin = known.get(path.as_str()).or_else(|| known.get(parent?.as_str()));
         match origin {
             // An object or list that is absent as a whole is null.
             None => assert!(
@@ -185,10 +167,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     }
     let listed = |field: &&&str| !field.contains('*') && !field.starts_with("file.damage[]");
     for path in known.keys().filter(listed) {
-        assert!(
-            found.contains_key(*path),
-            "{path} is documented and does not exist"
-        );
+        assert!(found.contains_key(*path), "{path} is documented and does not exist");
     }
 }
 
@@ -201,10 +180,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(capture["started_at"], "2023-11-14T22:13:20.000000000Z");
     assert_eq!(capture["duration_ns"], ENDED_AT_NS - STARTED_AT_NS);
     assert_eq!(capture["command"], serde_json::json!(["server", "--fast"]));
-    assert_eq!(
-        (&capture["mode"], &capture["complete"]),
-        (&"full".into(), &false.into())
-    );
+    assert_eq!((&capture["mode"], &capture["complete"]), (&"full".into(), &false.into()));
     assert_eq!(json["processes"][0]["exit_status"], 7);
     assert_eq!(json["processes"][0]["end"], "exit");
     assert_eq!(json["processes"][1]["exit_status"], Value::Null);
@@ -238,10 +214,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["stacks"]["by_reason"]["frames_lost"], 1);
     let frames = &json["sites"][0]["frames"];
     assert_eq!(frames[1]["function"], "inner");
-    assert_eq!(
-        (&frames[1]["inlined"], &frames[2]["inlined"]),
-        (&true.into(), &false.into())
-    );
+    assert_eq!((&frames[1]["inlined"], &frames[2]["inlined"]), (&true.into(), &false.into()));
     assert_eq!(json["sites"][1]["frames"][0]["function"], Value::Null);
     assert_eq!(json["sites"][1]["frames"][0]["module"], "/usr/bin/server");
     assert_eq!(json["sites"][1]["frames"][0]["offset"], "0x400");
@@ -259,10 +232,7 @@ fn json_adds_up() {
     let json = json(RICH, true);
     let totals = &json["totals"];
     let total = |key: &str| totals[key].as_u64().unwrap();
-    assert_eq!(
-        total("allocations"),
-        total("frees") + total("unseen_ends") + total("live_blocks")
-    );
+    assert_eq!(total("allocations"), total("frees") + total("unseen_ends") + total("live_blocks"));
     assert_eq!(
         json["counters"]["attempted"].as_u64().unwrap(),
         json["counters"]["recorded"].as_u64().unwrap()
@@ -279,50 +249,29 @@ fn json_adds_up() {
         "failed_allocations",
         "unseen_ends",
     ] {
-        assert_eq!(
-            sum(&json["sites"], |site| site[key].as_u64().unwrap()),
-            total(key),
-            "{key}"
-        );
+        assert_eq!(sum(&json["sites"], |site| site[key].as_u64().unwrap()), total(key), "{key}");
     }
     assert_eq!(
-        sum(&json["sites"], |site| site["at_peak_bytes"]
-            .as_u64()
-            .unwrap()),
+        sum(&json["sites"], |site| site["at_peak_bytes"].as_u64().unwrap()),
         total("peak_live_bytes")
     );
 
     let blocks = &json["blocks"];
     let count = |end: &str| sum(blocks, |block| u64::from(block["end"] == end));
-    assert_eq!(
-        blocks.as_array().unwrap().len() as u64,
-        total("allocations")
-    );
+    assert_eq!(blocks.as_array().unwrap().len() as u64, total("allocations"));
     assert_eq!(
         (count("freed"), count("live"), count("unseen")),
         (total("frees"), total("live_blocks"), total("unseen_ends"))
     );
-    assert_eq!(
-        sum(blocks, |block| block["size"].as_u64().unwrap()),
-        total("allocated_bytes")
-    );
+    assert_eq!(sum(blocks, |block| block["size"].as_u64().unwrap()), total("allocated_bytes"));
     for block in blocks.as_array().unwrap() {
         assert_eq!(block["freed_ns"].is_u64(), block["end"] == "freed");
         assert_eq!(block["freed_by_thread"].is_u64(), block["end"] == "freed");
         assert_eq!(block["ended_before_ns"].is_u64(), block["end"] == "unseen");
     }
-    let moved = blocks
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|block| block["address"] == "0x30")
-        .unwrap();
+    let moved = blocks.as_array().unwrap().iter().find(|block| block["address"] == "0x30").unwrap();
     assert_eq!(
-        (
-            &moved["thread"],
-            &moved["freed_by_thread"],
-            &moved["process"]
-        ),
+        (&moved["thread"], &moved["freed_by_thread"], &moved["process"]),
         (&9.into(), &8.into(), &2.into())
     );
     assert!(moved["chain_allocated_ns"].as_u64() < moved["allocated_ns"].as_u64());

@@ -16,9 +16,7 @@ fn profile(analysis: &Analysis) -> Profile {
     let mut zipped = Vec::new();
     export_pprof(analysis, &mut zipped).unwrap();
     let mut bytes = Vec::new();
-    GzDecoder::new(zipped.as_slice())
-        .read_to_end(&mut bytes)
-        .unwrap();
+    GzDecoder::new(zipped.as_slice()).read_to_end(&mut bytes).unwrap();
     Profile::decode(bytes.as_slice()).unwrap()
 }
 
@@ -29,25 +27,10 @@ impl Profile {
 
     /// Function names of a location, innermost first.
     fn names(&self, location_id: u64) -> Vec<&str> {
-        let location = self
-            .location
-            .iter()
-            .find(|location| location.id == location_id)
-            .unwrap();
-        let name = |id| {
-            self.string(
-                self.function
-                    .iter()
-                    .find(|function| function.id == id)
-                    .unwrap()
-                    .name,
-            )
-        };
-        location
-            .line
-            .iter()
-            .map(|line| name(line.function_id))
-            .collect()
+        let location = self.location.iter().find(|location| location.id == location_id).unwrap();
+        let name =
+            |id| self.string(self.function.iter().find(|function| function.id == id).unwrap().name);
+        location.line.iter().map(|line| name(line.function_id)).collect()
     }
 }
 
@@ -70,32 +53,17 @@ fn values_sum_to_the_totals() {
         ]
     );
     assert_eq!(profile.string(profile.default_sample_type), "inuse_space");
-    let sums: Vec<i64> = (0..4)
-        .map(|index| {
-            profile
-                .sample
-                .iter()
-                .map(|sample| sample.value[index])
-                .sum()
-        })
-        .collect();
+    let sums: Vec<i64> =
+        (0..4).map(|index| profile.sample.iter().map(|sample| sample.value[index]).sum()).collect();
     let totals = &analysis.totals;
-    let expected = [
-        totals.allocations,
-        totals.allocated_bytes,
-        totals.live_blocks,
-        totals.live_bytes,
-    ];
+    let expected =
+        [totals.allocations, totals.allocated_bytes, totals.live_blocks, totals.live_bytes];
     assert_eq!(sums, expected.map(|total| total as i64));
     assert_eq!(
         (profile.time_nanos, profile.duration_nanos),
         (1_700_000_000_000_000_000, 1_000_000)
     );
-    assert!(
-        profile
-            .string(profile.comment[0])
-            .starts_with("INCOMPLETE: ")
-    );
+    assert!(profile.string(profile.comment[0]).starts_with("INCOMPLETE: "));
 }
 
 #[test]
@@ -104,27 +72,13 @@ fn chains_are_innermost_first_with_their_inlined_functions() {
     let chains: Vec<Vec<Vec<&str>>> = profile
         .sample
         .iter()
-        .map(|sample| {
-            sample
-                .location_id
-                .iter()
-                .map(|id| profile.names(*id))
-                .collect()
-        })
+        .map(|sample| sample.location_id.iter().map(|id| profile.names(*id)).collect())
         .collect();
     assert_eq!(
         chains,
         [
-            vec![
-                vec!["operator new(unsigned long)"],
-                vec!["inner", "outer"],
-                vec!["main"]
-            ],
-            vec![
-                vec!["server+0x400"],
-                vec!["deep"],
-                vec!["[callers unknown: depth limit]"]
-            ],
+            vec![vec!["operator new(unsigned long)"], vec!["inner", "outer"], vec!["main"]],
+            vec![vec!["server+0x400"], vec!["deep"], vec!["[callers unknown: depth limit]"]],
             vec![vec!["[frames lost]"]],
             vec![vec!["[unknown]+0x7fff0000"], vec!["main"]],
         ]
@@ -135,36 +89,22 @@ fn chains_are_innermost_first_with_their_inlined_functions() {
 fn references_are_whole_and_ids_are_unique() {
     let profile = profile(&analysis(RICH));
     assert_eq!(profile.string_table[0], "");
-    let locations: BTreeMap<_, _> = profile
-        .location
-        .iter()
-        .map(|location| (location.id, location))
-        .collect();
+    let locations: BTreeMap<_, _> =
+        profile.location.iter().map(|location| (location.id, location)).collect();
     assert_eq!(locations.len(), profile.location.len());
     assert!(!locations.contains_key(&0));
     for sample in &profile.sample {
         assert_eq!(sample.value.len(), profile.sample_type.len());
-        assert!(
-            sample
-                .location_id
-                .iter()
-                .all(|id| locations.contains_key(id))
-        );
+        assert!(sample.location_id.iter().all(|id| locations.contains_key(id)));
     }
     for location in &profile.location {
-        let mapping = profile
-            .mapping
-            .iter()
-            .find(|mapping| mapping.id == location.mapping_id);
+        let mapping = profile.mapping.iter().find(|mapping| mapping.id == location.mapping_id);
         match mapping {
             Some(mapping) => assert!(location.address < mapping.memory_limit),
             None => assert_eq!(location.mapping_id, 0),
         }
         assert!(location.line.iter().all(|line| {
-            profile
-                .function
-                .iter()
-                .any(|function| function.id == line.function_id)
+            profile.function.iter().any(|function| function.id == line.function_id)
         }));
     }
 }
@@ -172,9 +112,7 @@ fn references_are_whole_and_ids_are_unique() {
 #[test]
 fn mappings_have_build_ids_and_say_whether_they_have_names() {
     let one = profile(&analysis(RICH));
-    let [mapping] = one.mapping.as_slice() else {
-        panic!("{:?}", one.mapping)
-    };
+    let [mapping] = one.mapping.as_slice() else { panic!("{:?}", one.mapping) };
     assert_eq!(one.string(mapping.filename), "/usr/bin/server");
     assert_eq!(one.string(mapping.build_id), "abcd");
     assert!(!mapping.has_functions, "a frame of it has no name");
@@ -187,19 +125,12 @@ fn mappings_have_build_ids_and_say_whether_they_have_names() {
 fn samples_say_whose_they_are() {
     let profile = profile(&analysis(RICH));
     let label = |label: &Label| {
-        (
-            profile.string(label.key).to_owned(),
-            profile.string(label.str).to_owned(),
-            label.num,
-        )
+        (profile.string(label.key).to_owned(), profile.string(label.str).to_owned(), label.num)
     };
     let labels: Vec<_> = profile.sample[3].label.iter().map(label).collect();
     assert_eq!(
         labels,
-        [
-            ("pid".to_owned(), String::new(), 1002),
-            ("comm".to_owned(), "worker".to_owned(), 0)
-        ]
+        [("pid".to_owned(), String::new(), 1002), ("comm".to_owned(), "worker".to_owned(), 0)]
     );
 }
 

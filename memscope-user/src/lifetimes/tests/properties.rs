@@ -66,11 +66,7 @@ impl Model {
             90..95 if !busy => {
                 state.last_allocation.remove(&thread);
                 let (process, thread) = (ProcessId(process), ThreadId(thread));
-                self.push(Event::ThreadExit {
-                    process,
-                    thread,
-                    time_ns: self.now_ns,
-                });
+                self.push(Event::ThreadExit { process, thread, time_ns: self.now_ns });
             }
             99 if place == 0 => {
                 state.ended = true;
@@ -88,16 +84,8 @@ impl Model {
     fn begin_block(&mut self, process: u32, thread: u32, at: u64, size_bytes: u64, site: u32) {
         self.next_id += 1;
         let state = self.processes.get_mut(&process).unwrap();
-        let block = ModelBlock {
-            id: self.next_id,
-            size_bytes,
-            site,
-            thread,
-        };
-        assert!(
-            state.live.insert(at, block).is_none(),
-            "the generator gives out a live address"
-        );
+        let block = ModelBlock { id: self.next_id, size_bytes, site, thread };
+        assert!(state.live.insert(at, block).is_none(), "the generator gives out a live address");
         state.last_allocation.insert(thread, self.next_id);
         self.totals.allocations += 1;
         self.totals.allocated_bytes += size_bytes;
@@ -115,10 +103,7 @@ impl Model {
     fn malloc(&mut self, process: u32, thread: u32, place: u64, size_bytes: u64, site: u32) {
         let at = 0x10 * (1 + place);
         let state = self.processes.get_mut(&process).unwrap();
-        let mover = state
-            .under_way
-            .iter()
-            .find(|(_, call)| call.old == at && !call.taken);
+        let mover = state.under_way.iter().find(|(_, call)| call.old == at && !call.taken);
         let mover = mover.map(|(thread, _)| *thread);
         if state.live.contains_key(&at) {
             let Some(mover) = mover else { return };
@@ -140,16 +125,10 @@ impl Model {
     /// A live block that no reallocation works on.
     fn settled(&self, process: u32, place: u64) -> Option<u64> {
         let state = &self.processes[&process];
-        let busy: BTreeSet<_> = state
-            .under_way
-            .values()
-            .filter(|call| !call.taken)
-            .map(|call| call.old)
-            .collect();
+        let busy: BTreeSet<_> =
+            state.under_way.values().filter(|call| !call.taken).map(|call| call.old).collect();
         let settled: Vec<_> = state.live.keys().filter(|at| !busy.contains(at)).collect();
-        settled
-            .get(place as usize % settled.len().max(1))
-            .map(|at| **at)
+        settled.get(place as usize % settled.len().max(1)).map(|at| **at)
     }
 
     fn free(&mut self, process: u32, thread: u32, place: u64) {
@@ -175,9 +154,7 @@ impl Model {
             return;
         };
         let state = self.processes.get_mut(&process).unwrap();
-        state
-            .under_way
-            .insert(thread, ModelReallocation { old, taken: false });
+        state.under_way.insert(thread, ModelReallocation { old, taken: false });
         self.push(Event::ReallocationBegin {
             process: ProcessId(process),
             thread: ThreadId(thread),
@@ -192,14 +169,9 @@ impl Model {
         let wanted = 0x10 * (1 + place);
         let vacant = !state.live.contains_key(&wanted);
         let (new, size_bytes) = match place % 4 {
-            _ if call.taken || place.is_multiple_of(4) => (
-                if vacant {
-                    wanted
-                } else {
-                    0x10 * (1000 + self.next_id)
-                },
-                size_bytes,
-            ),
+            _ if call.taken || place.is_multiple_of(4) => {
+                (if vacant { wanted } else { 0x10 * (1000 + self.next_id) }, size_bytes)
+            }
             1 => (call.old, size_bytes),
             2 => (0, 0),
             _ => (0, size_bytes + 1),
@@ -255,14 +227,7 @@ impl Model {
 }
 
 fn histories() -> impl Strategy<Value = Vec<Choice>> {
-    let choice = (
-        0..100_u8,
-        1..3_u32,
-        1..5_u32,
-        0..12_u64,
-        0..1000_u64,
-        0..4_u32,
-    );
+    let choice = (0..100_u8, 1..3_u32, 1..5_u32, 0..12_u64, 0..1000_u64, 0..4_u32);
     prop::collection::vec(choice, 0..400)
 }
 

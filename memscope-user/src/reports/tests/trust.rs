@@ -81,9 +81,7 @@ fn damage_leaves_no_bounds() {
 #[test]
 fn all_events_lost_is_no_leak() {
     let analysis = analysis("!lost ring_full_allocation 3");
-    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None) else {
-        panic!()
-    };
+    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None) else { panic!() };
     assert_eq!((leaks.live_blocks, leaks.rows.len()), (0, 0));
     let bounds = leaks.trust.live_blocks_between.unwrap();
     assert_eq!((bounds.at_least, bounds.at_most), (0, 3));
@@ -93,22 +91,14 @@ fn all_events_lost_is_no_leak() {
 fn contradicting_numbers_are_found() {
     let mut wrong = analysis("1 malloc 1 = 0x10 @a");
     wrong.totals.live_blocks = 2;
-    let Err(Inconsistency { left, right, .. }) = check(&wrong) else {
-        panic!()
-    };
+    let Err(Inconsistency { left, right, .. }) = check(&wrong) else { panic!() };
     assert_eq!((left, right), (1, 2));
     let mut wrong = analysis("1 malloc 1 = 0x10 @a");
     wrong.sites[0].sums.temporary_allocations = 5;
     check(&wrong).unwrap_err();
     let mut wrong = analysis("1 malloc 1 = 0x10 @a");
-    wrong.counters = Some(Counters {
-        attempted: 2,
-        recorded: 1,
-        ..Counters::default()
-    });
-    let Err(Inconsistency { law, .. }) = check(&wrong) else {
-        panic!()
-    };
+    wrong.counters = Some(Counters { attempted: 2, recorded: 1, ..Counters::default() });
+    let Err(Inconsistency { law, .. }) = check(&wrong) else { panic!() };
     assert_eq!(law, "attempted = recorded + lost events");
     // Counters read while events come in do not fit each other exactly.
     wrong.end = RecordingEnd::Truncated;

@@ -46,10 +46,7 @@ fn every_single_flipped_bit_is_detected() {
         bytes[flip / 8] ^= 1 << (flip % 8);
         if let Ok(content) = read(&bytes) {
             assert!(!content.damage.is_empty(), "bit {flip}");
-            assert!(
-                content.items.len() >= 15,
-                "bit {flip} costs more than its chunk"
-            );
+            assert!(content.items.len() >= 15, "bit {flip} costs more than its chunk");
         }
     }
 }
@@ -61,10 +58,7 @@ fn a_damaged_chunk_costs_only_itself() {
     for (place, what) in [
         (starts[2], "no chunk begins where one should"),
         (starts[2] + 9, "no chunk begins where one should"),
-        (
-            starts[2] + CHUNK_HEADER_BYTES,
-            "a chunk's checksum does not match",
-        ),
+        (starts[2] + CHUNK_HEADER_BYTES, "a chunk's checksum does not match"),
         (starts[3] - 1, "a chunk's checksum does not match"),
     ] {
         let mut bytes = bytes.clone();
@@ -80,11 +74,7 @@ fn a_damaged_chunk_costs_only_itself() {
 fn a_stretch_of_other_bytes_is_passed_over() {
     for length in [1, 23, 24, 25, 70_000, 200_000] {
         let content = read(&with_inserted(&vec![b'c'; length])).unwrap();
-        assert_eq!(
-            (content.items.len(), content.damage.len()),
-            (20, 1),
-            "{length}"
-        );
+        assert_eq!((content.items.len(), content.damage.len()), (20, 1), "{length}");
     }
 }
 
@@ -101,10 +91,7 @@ fn a_lost_stretch_costs_only_what_was_in_it() {
 #[test]
 fn an_unknown_encoding_is_damage() {
     let content = read(&with_inserted(&chunk(KIND_ITEMS, 9, b"x", 1))).unwrap();
-    assert_eq!(
-        (content.items.len(), content.damage),
-        (20, vec!["a chunk cannot be decompressed"])
-    );
+    assert_eq!((content.items.len(), content.damage), (20, vec!["a chunk cannot be decompressed"]));
 }
 
 #[test]
@@ -118,19 +105,12 @@ fn lengths_are_refused_before_memory_is_reserved() {
             payload_bytes,
             stored_crc32c: 0,
         };
-        [
-            &bytes[..starts[2]],
-            header.to_bytes().as_slice(),
-            &bytes[starts[2]..],
-        ]
-        .concat()
+        [&bytes[..starts[2]], header.to_bytes().as_slice(), &bytes[starts[2]..]].concat()
     };
     // Beyond the limit: no header at all, whatever its checksum says.
-    for (stored, payload) in [
-        (MAX_PAYLOAD_BYTES + 1, 1),
-        (u32::MAX, u32::MAX),
-        (10, MAX_PAYLOAD_BYTES + 1),
-    ] {
+    for (stored, payload) in
+        [(MAX_PAYLOAD_BYTES + 1, 1), (u32::MAX, u32::MAX), (10, MAX_PAYLOAD_BYTES + 1)]
+    {
         let content = read(&forged(stored, payload)).unwrap();
         assert_eq!(
             (content.items.len(), content.damage),
@@ -139,23 +119,15 @@ fn lengths_are_refused_before_memory_is_reserved() {
     }
     // Within the limit, beyond the file.
     let content = read(&forged(MAX_PAYLOAD_BYTES, 1)).unwrap();
-    assert_eq!(
-        (content.items.len(), content.damage),
-        (5, vec!["the file ends within a chunk"])
-    );
+    assert_eq!((content.items.len(), content.damage), (5, vec!["the file ends within a chunk"]));
 }
 
 #[test]
 fn a_payload_that_unpacks_to_another_length_is_damage() {
     let packed = zstd::bulk::compress(&[0; 5000], 1).unwrap();
     for claimed in [4999, 5001, 0] {
-        let content = read(&with_inserted(&chunk(
-            KIND_ITEMS,
-            ENCODING_ZSTD,
-            &packed,
-            claimed,
-        )))
-        .unwrap();
+        let content =
+            read(&with_inserted(&chunk(KIND_ITEMS, ENCODING_ZSTD, &packed, claimed))).unwrap();
         assert_eq!(
             (content.items.len(), content.damage),
             (20, vec!["a chunk cannot be decompressed"]),
@@ -173,18 +145,11 @@ fn an_item_that_cannot_be_decoded_costs_the_rest_of_its_chunk() {
     }))
     .unwrap();
     payload.extend([250, 1, 2]);
-    let content = read(&with_inserted(&chunk(
-        KIND_ITEMS,
-        ENCODING_PLAIN,
-        &payload,
-        payload.len() as u32,
-    )))
-    .unwrap();
+    let content =
+        read(&with_inserted(&chunk(KIND_ITEMS, ENCODING_PLAIN, &payload, payload.len() as u32)))
+            .unwrap();
     assert_eq!(content.items.len(), 21);
-    assert_eq!(
-        content.damage,
-        ["an item cannot be decoded; the rest of its chunk is passed over"]
-    );
+    assert_eq!(content.damage, ["an item cannot be decoded; the rest of its chunk is passed over"]);
 }
 
 #[test]
@@ -194,9 +159,6 @@ fn bytes_after_the_end_are_damage() {
     let content = read(&bytes).unwrap();
     assert_eq!(
         (content.end, content.damage),
-        (
-            RecordingEnd::Complete(ending()),
-            vec!["bytes after the recording's end"]
-        )
+        (RecordingEnd::Complete(ending()), vec!["bytes after the recording's end"])
     );
 }
