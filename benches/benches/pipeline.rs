@@ -7,6 +7,7 @@ use std::{hint::black_box, io::Cursor, time::Duration};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
+    collect::decode,
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
@@ -14,6 +15,8 @@ use memscope::{
     store::{Reader, RecordingEnd, Writer},
 };
 use memscope_benches::{Expected, Workload};
+use memscope_common::record::{self, Header, KIND_ALLOCATION, KIND_FREE};
+use zerocopy::IntoBytes as _;
 
 const EVENTS: usize = 1_000_000;
 /// Blocks live at once, few and many: an event may not cost more for it.
@@ -121,8 +124,48 @@ fn outputs(criterion: &mut Criterion) {
     group.finish();
 }
 
-// The collector's decoding of the ring buffer belongs here, as `decode`, between
-// the kernel's records and `lifetimes`.
+/// Bytes of the ring to records, as the drain thread does it.
+fn decoding(criterion: &mut Criterion) {
+    const RECORDS: u64 = 100_000;
+    let records: Vec<Vec<u8>> = (0..RECORDS)
+        .map(|number| {
+            let header =
+                |kind| Header { kind, padding: 0, probe: 1, image: 0, target: 0, time_ns: number };
+            if number % 2 == 0 {
+                let record = record::Allocation {
+                    header: header(KIND_ALLOCATION),
+                    address_avma: number << 4,
+                    size_bytes: number,
+                    stack: number % 100,
+                    thread: 1,
+                    padding: 0,
+                };
+                record.as_bytes().to_vec()
+            } else {
+                let record = record::Free {
+                    header: header(KIND_FREE),
+                    address_avma: number << 4,
+                    thread: 1,
+                    caller_distance_bytes: 0,
+                };
+                record.as_bytes().to_vec()
+            }
+        })
+        .collect();
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(RECORDS));
+    group.bench_function("allocations and frees", |bencher| {
+        bencher.iter(|| {
+            let time_sum: u64 = records
+                .iter()
+                .map(|bytes| decode(black_box(bytes)).map_or(0, |record| record.time_ns()))
+                .sum();
+            assert_eq!(time_sum, RECORDS * (RECORDS - 1) / 2, "every record was read");
+            time_sum
+        });
+    });
+    group.finish();
+}
 
 criterion_group! {
     name = pipeline;
@@ -130,6 +173,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));
-    targets = lifetimes, store, outputs
+    targets = decoding, lifetimes, store, outputs
 }
 criterion_main!(pipeline);

@@ -86,6 +86,17 @@ fn note_loss(cpu: *mut CpuCounters, cause: u32) {
 /// Sends one record, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
 pub(crate) fn send<T: 'static>(record: T, cause: u32) -> bool {
+    send_waking(record, cause, wake_up)
+}
+
+/// As [`send`], and wakes the reader at once: what it has to look at may be gone soon.
+#[inline(always)]
+pub(crate) fn send_urgent<T: 'static>(record: T, cause: u32) -> bool {
+    send_waking(record, cause, || u64::from(BPF_RB_FORCE_WAKEUP))
+}
+
+#[inline(always)]
+fn send_waking<T: 'static>(record: T, cause: u32, wake_up: impl FnOnce() -> u64) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
     count_on(cpu, COUNTER_ATTEMPTED);

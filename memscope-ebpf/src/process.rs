@@ -51,7 +51,7 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     unsafe { *image += 1 };
     let record = ProcessExec { header: header(KIND_EXEC, target, image) };
     debug!(context, "target {} is now image {}", target, record.header.image);
-    emit::send(record, COUNTER_LOST_PROCESS);
+    emit::send_urgent(record, COUNTER_LOST_PROCESS);
     Some(())
 }
 
@@ -87,6 +87,6 @@ pub(crate) fn code_changed(context: &ProbeContext) -> Option<()> {
     let target = u32::from(cookie.target());
     let record = CodeChanged { header: header(KIND_CODE_CHANGED, target, IMAGES.get_ptr(target)?) };
     debug!(context, "the loader of target {} has changed its code", target);
-    emit::send(record, COUNTER_LOST_PROCESS);
+    emit::send_urgent(record, COUNTER_LOST_PROCESS);
     Some(())
 }

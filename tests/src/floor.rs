@@ -121,12 +121,7 @@ fn load() -> io::Result<OwnedFd> {
     };
     // SAFETY: the attributes and what they point to live through the call.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            size_of::<ProgramLoad>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<ProgramLoad>())
     };
     descriptor(result)
 }

@@ -12,6 +12,7 @@
 
 #[cfg(test)]
 mod agreement;
+pub mod floor;
 pub mod oracle;
 pub mod process;
 pub mod programs;

@@ -403,15 +403,26 @@ impl<V: ProcessView> Collector<V> {
 
     /// Looks at a target and tells what is new.
     fn look(&mut self, index: u16, now_ns: u64, give: &mut impl FnMut(Item)) {
-        let Some(target) = self.targets.get_mut(&index) else {
-            return;
-        };
+        let Some(target) = self.targets.get_mut(&index) else { return };
         target.looked_at_ns = now_ns;
         target.outdated = false;
         // A process that is gone keeps what was last seen of it.
-        let Some(Observation { comm, exe, code }) = self.view.observe(index) else {
-            return;
-        };
+        if let Some(observation) = self.view.observe(index) {
+            self.saw(index, observation, now_ns, give);
+        }
+    }
+
+    /// Somebody else has looked at a target.
+    pub fn saw(
+        &mut self,
+        target: u16,
+        observation: Observation,
+        now_ns: u64,
+        mut give: impl FnMut(Item),
+    ) {
+        let Some(target) = self.targets.get_mut(&target) else { return };
+        let Observation { comm, exe, code } = observation;
+        target.looked_at_ns = now_ns;
         for range in &code {
             if let Some(module) = &range.module
                 && self.known_modules.insert(module.id)
@@ -428,11 +439,16 @@ impl<V: ProcessView> Collector<V> {
             }
         }
         target.code = code;
+        let before = target.process.clone();
         let process = &mut target.process;
-        if (&process.comm, &process.exe, &process.allocators) != (&comm, &exe, &allocators) {
-            process.comm = comm;
-            process.exe = exe;
-            process.allocators = allocators;
+        // Of a process that is exiting its names can no longer be read.
+        for (known, found) in [(&mut process.comm, comm), (&mut process.exe, exe)] {
+            if !found.is_empty() {
+                *known = found;
+            }
+        }
+        process.allocators = allocators;
+        if *process != before {
             give(Item::Process(process.clone()));
         }
     }

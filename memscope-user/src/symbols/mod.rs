@@ -10,7 +10,7 @@ use std::{
 };
 
 use blazesym::symbolize::{
-    CodeInfo, Input, Sym, Symbolized, Symbolizer as Blazesym,
+    CodeInfo, Input, Reason, Sym, Symbolized, Symbolizer as Blazesym,
     source::{Elf, Source},
 };
 
@@ -94,26 +94,42 @@ impl Symbolizer {
         // A return address is that of the instruction after the call.
         let calls: Vec<u64> =
             return_file_offsets.iter().map(|offset| offset.saturating_sub(1)).collect();
-        let elf = Source::Elf(Elf::new(source.readable_path()));
-        match self.blazesym.symbolize(&elf, Input::FileOffset(&calls)) {
-            Ok(symbolized) => {
-                symbolized.iter().map(|symbolized| functions_of(source, symbolized)).collect()
-            }
+        let elf = Elf::new(source.readable_path());
+        let table = self.symbolize(source, Elf { debug_syms: false, ..elf.clone() }, &calls);
+        let debug = self.symbolize(source, elf, &calls);
+        debug.iter().zip(&table).map(|(debug, table)| functions_of(source, debug, table)).collect()
+    }
+
+    fn symbolize(&self, source: &SymbolSource, elf: Elf, calls: &[u64]) -> Vec<Symbolized<'_>> {
+        let unknown = || Symbolized::Unknown(Reason::MissingSyms);
+        match self.blazesym.symbolize(&Source::Elf(elf), Input::FileOffset(calls)) {
+            Ok(symbolized) => symbolized,
             Err(error) => {
                 log::debug!("no symbols for {}: {error:#}", source.path.display());
-                vec![Vec::new(); calls.len()]
+                calls.iter().map(|_| unknown()).collect()
             }
         }
     }
 }
 
-fn functions_of(source: &SymbolSource, symbolized: &Symbolized<'_>) -> Vec<SourceFunction> {
-    let Symbolized::Sym(Sym { name, addr, code_info, inlined, .. }) = symbolized else {
+/// From what debug information says of a place, and what the symbol table says.
+fn functions_of(
+    source: &SymbolSource,
+    debug: &Symbolized<'_>,
+    table: &Symbolized<'_>,
+) -> Vec<SourceFunction> {
+    let Symbolized::Sym(Sym { name, addr, code_info, inlined, .. }) = debug else {
         return Vec::new();
     };
     if !source.can_begin_function(*addr) {
         return Vec::new();
     }
+    // Debug information has only the last part of the name (`operator()`) for what is
+    // local to a file; the symbol table has all of it.
+    let name = match table {
+        Symbolized::Sym(symbol) if symbol.addr == *addr => &symbol.name,
+        _ => name,
+    };
     // blazesym gives the containing function first, each with the line it had reached.
     let mut functions: Vec<SourceFunction> = inlined
         .iter()

@@ -162,7 +162,13 @@ impl TargetProcess {
         let maps = MemoryMaps::from_buf_read(Cursor::new(text.as_bytes())).map_err(unreadable)?;
         let executable =
             |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-        Ok(maps.0.into_iter().filter(executable).map(code_mapping).collect())
+        let mappings: Vec<CodeMapping> =
+            maps.0.into_iter().filter(executable).map(code_mapping).collect();
+        // Whatever runs has code; a process that is exiting has given its memory back.
+        if mappings.is_empty() {
+            return Err(TargetError::Exited { pid: self.pid });
+        }
+        Ok(mappings)
     }
 
     /// Opens the file behind a mapping: the very file, even if its path now leads to

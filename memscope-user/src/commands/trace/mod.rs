@@ -124,7 +124,7 @@ fn begin(
             Startup::Loaded | Startup::Ended => break,
         }
     }
-    session.started(target);
+    session.started(target)?;
     Ok(Begun { session, looked_at, command: Some(held.release()?) })
 }
 

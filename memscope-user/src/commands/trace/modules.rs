@@ -179,33 +179,41 @@ pub(super) struct TargetView {
     pub(super) looked_at: UnboundedSender<u16>,
 }
 
+/// What a process with these mappings looks like to the collector.
+pub(super) fn observation_of(
+    modules: &SharedModules,
+    process: &TargetProcess,
+    mappings: &[CodeMapping],
+) -> Observation {
+    let mut cache = lock(modules);
+    let range = |mapping: &CodeMapping| {
+        let loaded = cache.load(process, mapping);
+        CodeRange {
+            start_avma: mapping.start_avma,
+            end_avma: mapping.end_avma,
+            file_offset: mapping.file_offset,
+            is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
+            module: loaded.map(|loaded| Arc::clone(&loaded.module)),
+        }
+    };
+    Observation {
+        code: mappings.iter().map(range).collect(),
+        comm: process.comm().unwrap_or_default(),
+        exe: process.exe().unwrap_or_default(),
+    }
+}
+
 impl ProcessView for TargetView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
         let process =
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
         let mappings = process.code_mappings().ok()?;
-        let code = {
-            let mut cache = lock(&self.modules);
-            let range = |mapping: &CodeMapping| {
-                let loaded = cache.load(&process, mapping);
-                CodeRange {
-                    start_avma: mapping.start_avma,
-                    end_avma: mapping.end_avma,
-                    file_offset: mapping.file_offset,
-                    is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
-                    module: loaded.map(|loaded| Arc::clone(&loaded.module)),
-                }
-            };
-            mappings.iter().map(range).collect::<Vec<_>>()
-        };
-        if code.iter().any(|range| range.is_allocator) && self.looked_at.send(target).is_err() {
+        let observation = observation_of(&self.modules, &process, &mappings);
+        let has_allocator = observation.code.iter().any(|range| range.is_allocator);
+        if has_allocator && self.looked_at.send(target).is_err() {
             // The trace is ending: nothing is attached any more.
             log::debug!("target {target} was looked at after the end");
         }
-        Some(Observation {
-            comm: process.comm().unwrap_or_default(),
-            exe: process.exe().unwrap_or_default(),
-            code,
-        })
+        Some(observation)
     }
 }

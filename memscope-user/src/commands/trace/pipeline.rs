@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use super::modules::{SharedModules, TargetView, lock};
 use crate::{
-    collect::{Collector, Order, ProbeDefinition, Record, TargetStart, decode},
+    collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
     kernel::EventRing,
     model::{Counters, Event, FrameId, FrameSymbols, Item, Location, ModuleId},
     reports::Analyzer,
@@ -57,6 +57,7 @@ pub(super) enum Input {
 pub(super) enum Control {
     DefineProbe(ProbeDefinition),
     StartTarget(TargetStart),
+    Seen(u16, Observation),
     EndTarget { target: u16, time_ns: u64, status: Option<i32> },
     AttachedLate(u16),
     Counters(Counters),
@@ -364,6 +365,9 @@ impl<W: Write> Collect<W> {
         match control {
             Control::DefineProbe(probe) => collector.define_probe(probe, |item| sink.take(&item)),
             Control::StartTarget(start) => collector.start_target(&start, |item| sink.take(&item)),
+            Control::Seen(target, seen) => {
+                collector.saw(target, seen, super::monotonic_ns(), |item| sink.take(&item));
+            }
             Control::EndTarget { target, time_ns, status } => {
                 collector.end_target(target, time_ns, status, |item| sink.take(&item));
             }

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    modules::{LoadedModule, SharedModules, TargetView, probed_modules_of},
+    modules::{LoadedModule, SharedModules, TargetView, observation_of, probed_modules_of},
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
 };
@@ -120,11 +120,18 @@ impl Session {
         Ok(target)
     }
 
-    /// A command that was held is let go.
-    pub(super) fn started(&mut self, target: u16) {
+    /// A command that was held is let go, having loaded all it will run at first.
+    pub(super) fn started(&mut self, target: u16) -> anyhow::Result<()> {
+        if let Some(state) = self.targets.iter().find(|state| state.index == target)
+            && let Ok(mappings) = state.process.code_mappings()
+        {
+            let seen = observation_of(&self.modules, &state.process, &mappings);
+            self.tell(Control::Seen(target, seen))?;
+        }
         if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
             state.running = true;
         }
+        Ok(())
     }
 
     fn add(&mut self, process: TargetProcess, from_start: bool) -> anyhow::Result<u16> {
@@ -182,6 +189,11 @@ impl Session {
             .into_iter()
             .filter(|module| !state.attached.contains(&module.module.id))
             .collect();
+        if !new.is_empty() {
+            // Told, not left to be looked at: a short command would be gone by then.
+            let seen = observation_of(&self.modules, &process, &mappings);
+            self.tell(Control::Seen(target, seen))?;
+        }
         for module in &new {
             if self.defined.insert(module.module.id) {
                 for definition in module.definitions() {

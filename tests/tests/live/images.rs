@@ -1,0 +1,143 @@
+//! Process images: exec, fork, exit codes, and on whose behalf a command runs.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use memscope_tests::{Figures, Variant, programs};
+
+use crate::kit::{NOBODY, Scratch, number, run};
+
+fn numbers(row: &[&str]) -> Vec<u64> {
+    row.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn assert_images(arguments: &[&str], threads: u64) {
+    let scratch = Scratch::new();
+    let program = programs::build("execer.c", Variant::Default);
+    let finished = run(&mut scratch.trace_program(&["--strict"], program, arguments));
+    finished.assert_code(0);
+    let figures = Figures::parse(&finished.stdout);
+    let export = scratch.export();
+    export.assert_complete();
+    let rows = figures.rows("image");
+    let processes = export.list("processes");
+    assert_eq!(processes.len(), rows.len(), "an entry per image: {processes:#?}");
+    for (place, (process, row)) in processes.iter().zip(&rows).enumerate() {
+        let [_, pid, allocations, bytes, frees, live_blocks, live_bytes] = numbers(row)[..] else {
+            panic!("{row:?}");
+        };
+        let last = place + 1 == rows.len();
+        let own = if last { 0 } else { threads };
+        assert_eq!(number(process, "pid"), pid);
+        assert_eq!(number(process, "image"), place as u64);
+        assert_eq!(process["end"], if last { "exit" } else { "exec" });
+        let process = number(process, "process");
+        let sum = |key| export.sum_of(process, key);
+        assert_eq!(sum("allocations"), allocations + own, "image {place}");
+        assert_eq!(sum("frees"), frees, "image {place}");
+        assert_eq!(sum("live_blocks"), live_blocks + own, "they stay live: image {place}");
+        if own == 0 {
+            assert_eq!((sum("allocated_bytes"), sum("live_bytes")), (bytes, live_bytes));
+        }
+    }
+    assert_eq!(export.total("unknown_frees"), 0);
+}
+
+#[test]
+fn c22_exec_begins_a_new_image_and_leaves_the_blocks_of_the_old_one_live() {
+    assert_images(&["3", "100", "48"], 0);
+}
+
+#[test]
+fn c22_exec_by_a_second_thread_begins_a_new_image_too() {
+    assert_images(&["2", "60", "32", "thread"], 1);
+}
+
+#[test]
+fn frees_of_a_forked_child_leave_the_parents_blocks_alone() {
+    let scratch = Scratch::new();
+    let program = programs::build("forker.c", Variant::Default);
+    let finished = run(&mut scratch.trace_program(&[], program, &["100", "40", "30"]));
+    finished.assert_code(0);
+    let figures = Figures::parse(&finished.stdout);
+    let export = scratch.export();
+    export.assert_complete();
+    let parent = numbers(&figures.rows("parent")[0]);
+    assert_eq!(export.list("processes").len(), 1, "this version follows no children");
+    for (key, column) in [
+        ("allocations", 1),
+        ("allocated_bytes", 2),
+        ("frees", 3),
+        ("live_blocks", 5),
+        ("live_bytes", 6),
+    ] {
+        assert_eq!(export.total(key), parent[column], "{key}");
+    }
+    assert_eq!(export.total("unknown_frees"), 0);
+}
+
+#[test]
+fn the_exit_code_of_the_command_is_handed_back() {
+    let ends = [
+        ("exit", 7),
+        ("_exit", 7),
+        ("abort", 128 + libc::SIGABRT),
+        ("segv", 128 + libc::SIGSEGV),
+        ("thread", 128 + libc::SIGSEGV),
+        ("kill", 128 + libc::SIGKILL),
+    ];
+    for (how, code) in ends {
+        let scratch = Scratch::new();
+        let program = programs::build("crash.c", Variant::Default);
+        let finished = run(&mut scratch.trace_program(&[], program, &[how, "100", "7"]));
+        finished.assert_code(code);
+        assert_eq!(scratch.verify(), Some(0), "{how}");
+        let export = scratch.export();
+        let created = u64::from(how == "thread");
+        assert_eq!(export.total("live_blocks"), 100 + created, "{how}: all are live at the end");
+        assert!(export.is_complete(), "{how}: {}", export.0["trust"]);
+        assert_eq!(export.list("processes")[0]["exit_status"], code, "{how}");
+    }
+}
+
+#[test]
+fn x02_strict_says_that_nothing_was_captured() {
+    let scratch = Scratch::new();
+    let program = programs::build("noalloc.c", Variant::Default);
+    let finished = run(&mut scratch.trace_program(&["--strict"], &program, &[]));
+    finished.assert_code(3);
+    assert!(
+        finished.stderr.contains("No allocation was recorded; the probes had 0 hits."),
+        "{finished:?}"
+    );
+    let finished = run(&mut scratch.trace_program(&[], &program, &[]));
+    finished.assert_code(0);
+    assert!(finished.stderr.contains("No allocation was recorded"), "a warning in any case");
+}
+
+#[test]
+fn under_sudo_the_command_and_the_recording_belong_to_the_caller() {
+    let scratch = Scratch::new();
+    // As a user's own folder: others have no business in it, but the way there is open.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .unwrap();
+    let mut command =
+        scratch.trace_program(&[], "sh", &["-c", "id -u; id -g; echo $SUDO_UID $KEPT"]);
+    command.current_dir(&folder).env("SUDO_UID", NOBODY.to_string());
+    let finished = run(command.env("SUDO_GID", NOBODY.to_string()).env("KEPT", "kept"));
+    finished.assert_code(0);
+    assert_eq!(finished.stdout, format!("{NOBODY}\n{NOBODY}\n{NOBODY} kept\n"));
+    let metadata = fs::metadata(scratch.recording()).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY));
+    assert_eq!(metadata.mode() & 0o777, 0o600);
+    assert!(scratch.export().total("allocations") > 0);
+}
+
+#[test]
+fn without_sudo_the_recording_is_roots_alone() {
+    let scratch = Scratch::new();
+    run(&mut scratch.trace_program(&[], "id", &["-u"])).assert_code(0);
+    let metadata = fs::metadata(scratch.recording()).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o777), (0, 0o600));
+}

@@ -1,0 +1,98 @@
+//! What holds for every recording, whatever was traced and whatever was lost.
+
+use crate::kit::{Export, number};
+
+/// Everything a site counts that the totals count too.
+const SUMMED: [&str; 8] = [
+    "allocations",
+    "allocated_bytes",
+    "frees",
+    "freed_bytes",
+    "live_blocks",
+    "live_bytes",
+    "temporary_allocations",
+    "failed_allocations",
+];
+
+/// The conservation laws, on an export with blocks.
+pub(crate) fn assert_conserved(export: &Export) {
+    let total = |key| export.total(key);
+    let (loss, counters) = (&export.0["loss"], &export.0["counters"]);
+    let by_cause: u64 =
+        loss["by_cause"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(by_cause, export.lost(), "lost events = Σ over causes: {loss}");
+    // A recording that was cut off may end before the first counters.
+    if !counters.is_null() {
+        assert_eq!(
+            number(counters, "attempted"),
+            number(counters, "recorded") + export.lost(),
+            "attempted = recorded + lost: {counters} {loss}"
+        );
+    }
+
+    assert_eq!(
+        total("allocations"),
+        total("frees") + total("unseen_ends") + total("live_blocks"),
+        "allocations − frees − unseen ends = live blocks: {}",
+        export.0["totals"]
+    );
+    assert_eq!(
+        total("allocated_bytes"),
+        total("freed_bytes") + total("unseen_end_bytes") + total("live_bytes"),
+        "the same in bytes: {}",
+        export.0["totals"]
+    );
+    assert!(total("peak_live_bytes") >= export_live_at_end(export), "nothing is above the peak");
+
+    let over_sites = |key| export.list("sites").iter().map(|site| number(site, key)).sum::<u64>();
+    for key in SUMMED {
+        assert_eq!(over_sites(key), total(key), "Σ over sites of {key}");
+    }
+    assert_eq!(over_sites("at_peak_bytes"), total("peak_live_bytes"), "Σ over sites at the peak");
+
+    let stacks = &export.0["stacks"];
+    assert_eq!(
+        number(stacks, "complete") + number(stacks, "truncated"),
+        total("allocations") + total("failed_allocations"),
+        "every allocation has a stack with an outcome: {stacks}"
+    );
+
+    let file = &export.0["file"];
+    let whole = file["has_ending"].as_bool().unwrap() && number(file, "damage_count") == 0;
+    assert_eq!(
+        export.is_complete(),
+        whole && export.lost() == 0 && total("unseen_ends") == 0,
+        "capture.complete says whether anything is missing: {}",
+        export.0["trust"]
+    );
+    assert_blocks_agree(export);
+}
+
+/// Bytes of images that ended are not live together with those of the next image.
+fn export_live_at_end(export: &Export) -> u64 {
+    export
+        .list("processes")
+        .iter()
+        .filter(|process| process["end"].is_null())
+        .map(|process| export.sum_of(number(process, "process"), "live_bytes"))
+        .sum()
+}
+
+fn assert_blocks_agree(export: &Export) {
+    let blocks = export.blocks();
+    let freed = || blocks.iter().filter(|block| block.freed_ns.is_some());
+    assert_eq!(blocks.len() as u64, export.total("allocations"), "each allocation is a block");
+    assert_eq!(freed().count() as u64, export.total("frees"), "each free ends a block");
+    let bytes = |size: u64, sum: u64| sum.wrapping_add(size);
+    assert_eq!(
+        blocks.iter().fold(0, |sum, block| bytes(block.size, sum)),
+        export.total("allocated_bytes")
+    );
+    assert_eq!(freed().fold(0, |sum, block| bytes(block.size, sum)), export.total("freed_bytes"));
+    for block in &blocks {
+        assert!(block.freed_ns.is_none_or(|freed_ns| freed_ns >= block.allocated_ns), "{block:?}");
+        assert!(block.chain_allocated_ns <= block.allocated_ns, "{block:?}");
+        assert_eq!(block.freed_ns.is_some(), block.freed_by.is_some(), "{block:?}");
+        assert_ne!(block.address, 0, "{block:?}");
+    }
+}

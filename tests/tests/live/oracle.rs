@@ -1,0 +1,195 @@
+//! What memscope recorded equals what an oracle inside the program logged, in the same run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use memscope_tests::oracle::{self, LOG_VARIABLE};
+use memscope_tests::{OracleImage, OracleTotals, Variant, programs};
+
+use crate::kit::{Export, Scratch, counted, number, run};
+
+/// Numbers of `totals` that no site has.
+const ONLY_IN_TOTALS: [&str; 2] = ["reallocations", "unknown_frees"];
+
+/// Every number, every address and every size of one process image.
+pub(crate) fn assert_equals_oracle(
+    export: &Export,
+    process: u64,
+    image: &OracleImage,
+) -> OracleTotals {
+    let expected = OracleTotals::of(image);
+    for (key, count) in expected.counts.by_name() {
+        let recorded = if ONLY_IN_TOTALS.contains(&key) {
+            export.total(key)
+        } else {
+            export.sum_of(process, key)
+        };
+        assert_eq!(recorded, count, "{key} of {}", image.exe.display());
+    }
+    let blocks: Vec<_> =
+        export.blocks().into_iter().filter(|block| block.process == process).collect();
+    let allocated = counted(blocks.iter().map(|block| (block.address, block.size)));
+    assert!(allocated == expected.allocated, "addresses and sizes of allocations differ");
+    let freed =
+        counted(blocks.iter().filter(|block| block.freed_ns.is_some()).map(|block| block.address));
+    assert!(freed == expected.freed, "addresses of frees differ");
+    expected
+}
+
+/// Traces a program that has the oracle in it.
+pub(crate) fn trace_with_oracle(source: &str, arguments: &[&str]) -> (Export, Vec<OracleImage>) {
+    let program = programs::build_with_oracle(source, Variant::Default);
+    let scratch = Scratch::new();
+    let base = scratch.path("log");
+    let mut command = scratch.trace_program(&["--strict"], program, arguments);
+    let finished = run(command.env(LOG_VARIABLE, &base));
+    finished.assert_code(0);
+    (scratch.export(), oracle::read_logs(&base))
+}
+
+fn assert_program_equals(source: &str, threads: &str) {
+    let rounds = if source == "mix.c" { "10000" } else { "200" };
+    let (export, images) = trace_with_oracle(source, &[threads, rounds]);
+    export.assert_complete();
+    assert_eq!(images.len(), 1, "one process image");
+    let expected = assert_equals_oracle(&export, 0, &images[0]);
+    assert!(expected.counts.allocations > 1000, "the program did something");
+    if threads == "1" {
+        assert_eq!(export.total("peak_live_bytes"), expected.peak_live_bytes);
+        assert_eq!(export.total("peak_live_blocks"), expected.peak_live_blocks);
+    }
+    eprintln!(
+        "{source}, {threads} threads: {} allocations of {} bytes, {} frees, {} reallocations, {} failed: equal",
+        expected.counts.allocations,
+        expected.counts.allocated_bytes,
+        expected.counts.frees,
+        expected.counts.reallocations,
+        expected.counts.failed_allocations
+    );
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_c_with_one_thread() {
+    assert_program_equals("mix.c", "1");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_c_with_eight_threads() {
+    assert_program_equals("mix.c", "8");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_cpp_with_one_thread() {
+    assert_program_equals("mix.cpp", "1");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_cpp_with_eight_threads() {
+    assert_program_equals("mix.cpp", "8");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_rust_with_one_thread() {
+    assert_program_equals("mix.rs", "1");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_rust_with_eight_threads() {
+    assert_program_equals("mix.rs", "8");
+}
+
+/// Builds, sorts, serialises and parses, and uses a database where Python has one.
+const PYTHON: &str = r#"
+import json
+rows = [{"id": n, "name": "row %d" % n, "values": list(range(n % 50))} for n in range(2000)]
+text = json.dumps(rows)
+parsed = json.loads(text)
+index = {}
+for row in parsed:
+    index.setdefault(len(row["values"]), []).append(row["name"])
+assert sum(map(len, index.values())) == 2000
+try:
+    import sqlite3
+except ImportError:
+    sqlite3 = None
+if sqlite3:
+    base = sqlite3.connect(":memory:")
+    base.execute("create table t (id integer primary key, name text)")
+    base.executemany("insert into t values (?, ?)", [(row["id"], row["name"]) for row in parsed])
+    assert base.execute("select count(*) from t where name like 'row 1%'").fetchone()[0] > 0
+    base.close()
+print("done 1")
+"#;
+
+/// The interpreter itself: what is in PATH may be a script that looks for it.
+pub(crate) fn python() -> Option<PathBuf> {
+    let output =
+        Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    (output.status.success() && path.is_file()).then_some(path)
+}
+
+/// The oracle is preloaded by `env`, so memscope itself goes without, and python is the second image.
+fn assert_python_equals(environment: &[&str]) {
+    let Some(python) = python() else {
+        crate::kit::skip("python against the oracle", "there is no python3");
+        return;
+    };
+    let scratch = Scratch::new();
+    let base = scratch.path("log");
+    let preload = format!("LD_PRELOAD={}", programs::oracle_library().display());
+    let log = format!("{LOG_VARIABLE}={}", base.display());
+    let mut arguments = vec![preload.as_str(), &log];
+    arguments.extend(environment);
+    let python = python.to_str().unwrap();
+    arguments.extend([python, "-c", PYTHON]);
+    let finished = run(&mut scratch.trace_program(&["--strict"], "env", &arguments));
+    finished.assert_code(0);
+    assert_eq!(finished.stdout, "done 1\n");
+
+    let (export, images) = (scratch.export(), oracle::read_logs(&base));
+    export.assert_complete();
+    let [env_image, python_image] = export.list("processes") else {
+        panic!("env and python are two images of one process: {}", export.0["processes"]);
+    };
+    assert_eq!(env_image["end"], "exec");
+    assert_eq!(python_image["image"], 1);
+    let [image] = &images[..] else { panic!("only python has the oracle, and starts nothing") };
+    assert_eq!(number(python_image, "pid"), u64::from(image.pid));
+    let expected = OracleTotals::of(image).counts;
+    // `env` reallocates too, or not; whatever it does is in the totals only.
+    let env_reallocations = export.total("reallocations") - expected.reallocations;
+    assert!(env_reallocations < 10, "env makes few reallocations: {env_reallocations}");
+    assert_python_sites(&export, image);
+    eprintln!(
+        "python {environment:?}: {} allocations of {} bytes, {} frees, {} reallocations: equal",
+        expected.allocations, expected.allocated_bytes, expected.frees, expected.reallocations
+    );
+}
+
+fn assert_python_sites(export: &Export, image: &OracleImage) {
+    let expected = OracleTotals::of(image);
+    for (key, count) in expected.counts.by_name() {
+        if !ONLY_IN_TOTALS.contains(&key) {
+            assert_eq!(export.sum_of(1, key), count, "{key}");
+        }
+    }
+    assert_eq!(export.total("unknown_frees"), 0);
+    let blocks: Vec<_> = export.blocks().into_iter().filter(|block| block.process == 1).collect();
+    let allocated = counted(blocks.iter().map(|block| (block.address, block.size)));
+    assert!(allocated == expected.allocated, "addresses and sizes of allocations differ");
+    let freed =
+        counted(blocks.iter().filter(|block| block.freed_ns.is_some()).map(|block| block.address));
+    assert!(freed == expected.freed, "addresses of frees differ");
+}
+
+#[test]
+fn c02_addresses_equal_the_oracles_in_python() {
+    assert_python_equals(&[]);
+}
+
+/// Each of Python's objects is then a block of its own.
+#[test]
+fn c02_addresses_equal_the_oracles_in_python_without_its_pools() {
+    assert_python_equals(&["PYTHONMALLOC=malloc"]);
+}
