@@ -2,7 +2,7 @@
 //! numbers.
 //!
 //! `tests/golden/vN.memscope` was written by the memscope that introduced major
-//! version N. Such a file is made once, by the ignored test below, and never again.
+//! version N. Such a file is made once, by the test below when it is asked to, and never again.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this is a test")]
 

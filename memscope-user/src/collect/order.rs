@@ -13,7 +13,7 @@ const MAX_HELD: usize = 1 << 16;
 ///
 /// A record is given out once every other source has shown a later one, or has been
 /// drained later; a source that shows nothing holds the others back by at most
-/// [`MAX_HELD`] records. With one source nothing is ever held.
+/// 65,536 records (`MAX_HELD`). With one source nothing is ever held.
 #[derive(Debug)]
 pub struct Order {
     sources: Vec<Source>,

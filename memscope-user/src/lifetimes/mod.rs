@@ -1,6 +1,6 @@
 //! Reconstructs every block's lifetime from the events: a pure state machine.
 //!
-//! Takes [`Event`]s in order; keeps what is live, sums per site, and gives each
+//! Takes [`crate::model::Event`]s in order; keeps what is live, sums per site, and gives each
 //! block that ends to the caller. Does no I/O and reads no clock. Its memory is
 //! bounded by live blocks, distinct sites and threads, never by events.
 //!
