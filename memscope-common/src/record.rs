@@ -200,8 +200,13 @@ const _: () = assert!(size_of::<Loss>() == 32);
 pub struct ProcessExec {
     /// Kind, process (new image) and time.
     pub header: Header,
+    /// 1 if another thread than the leader called exec: the kernel then ends the leader,
+    /// and with it the probes, which were tied to it.
+    pub leader_replaced: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<ProcessExec>() == 16);
+const _: () = assert!(size_of::<ProcessExec>() == 24);
 
 /// End of one thread of a traced process.
 #[repr(C)]

@@ -49,7 +49,13 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     let (target, image) = current_target()?;
     // SAFETY: as above; exec leaves one thread, so nobody else writes it.
     unsafe { *image += 1 };
-    let record = ProcessExec { header: header(KIND_EXEC, target, image) };
+    let old_thread: i32 = context.arg(1);
+    let leader = (bpf_get_current_pid_tgid() >> 32) as i32;
+    let record = ProcessExec {
+        header: header(KIND_EXEC, target, image),
+        leader_replaced: u32::from(old_thread != leader),
+        padding: 0,
+    };
     debug!(context, "target {} is now image {}", target, record.header.image);
     emit::send_urgent(record, COUNTER_LOST_PROCESS);
     Some(())

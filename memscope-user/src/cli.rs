@@ -11,9 +11,9 @@ use crate::{
     reports::View,
 };
 
-/// Size of the ring buffer unless another is given: half a minute of a busy server, and a third
-/// of a second of a loop that does nothing but allocate.
-const DEFAULT_RING_BYTES: u64 = 64 << 20;
+/// Size of the ring buffer unless another is given: about a second of a loop that does
+/// nothing but allocate.
+const DEFAULT_RING: &str = "64MiB";
 
 /// Finds out who allocates, what leaks and what is live at the peak in a running
 /// program, without recompiling, restarting or changing it.
@@ -58,8 +58,8 @@ pub struct TraceOptions {
     /// End the trace after this time (30s, 5m, 1h) [default: when the targets end, or by Ctrl-C]
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
-    /// Size of the buffer between kernel and memscope: a power of two, such as 64MiB
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_RING_BYTES))]
+    /// Size of the buffer between kernel and memscope, a power of two
+    #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
     pub ring_buffer: ByteSize,
     /// Exit with 3 if anything is missing from the recording, or nothing was recorded
     #[arg(long)]
@@ -99,7 +99,7 @@ pub struct ExportOptions {
     /// Every single block as well (json)
     #[arg(long)]
     pub blocks: bool,
-    /// What makes a call chain wide (collapsed, flamegraph)
+    /// What makes a call chain wide (collapsed, flamegraph) [default: allocated-bytes]
     #[arg(long, value_name = "WEIGHT", value_parser = weights())]
     pub weight: Option<Weight>,
 }

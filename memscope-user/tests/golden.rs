@@ -88,6 +88,7 @@ fn definitions() -> Vec<Item> {
             exe: "/usr/bin/golden".to_owned(),
             allocators: vec!["libc.so.6".to_owned()],
             from_start: true,
+            probed_late: false,
         }),
         Item::Module(Module {
             id: ModuleId(1),

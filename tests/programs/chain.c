@@ -116,7 +116,7 @@ int main(int argc, char **argv)
         in_main_delta = __LINE__; void *second = delta_step(INLINED);
         in_main_epsilon = __LINE__; void *third = epsilon_step(INLINED_OUTSIDE);
         in_main_zeroed = __LINE__; void *fourth = zeroed_step(ZEROED);
-        void *old = malloc(RESIZED / 2);
+        void *old = malloc(RESIZED / 4); /* a size of its own */
         in_main_resized = __LINE__; void *fifth = resized_step(old, RESIZED);
         KEEP(first);
         KEEP(second);
@@ -127,8 +127,8 @@ int main(int argc, char **argv)
         count_allocation(&counts, INLINED);
         count_allocation(&counts, INLINED_OUTSIDE);
         count_allocation(&counts, ZEROED);
-        count_allocation(&counts, RESIZED / 2);
-        count_reallocation(&counts, RESIZED / 2, RESIZED);
+        count_allocation(&counts, RESIZED / 4);
+        count_reallocation(&counts, RESIZED / 4, RESIZED);
     }
     void *deep = descend(depth, DEEP);
     KEEP(deep);

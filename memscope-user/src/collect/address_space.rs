@@ -34,6 +34,9 @@ pub struct Observation {
 pub trait ProcessView {
     /// What a target looks like now; none if it is gone or cannot be looked at.
     fn observe(&mut self, target: u16) -> Option<Observation>;
+
+    /// The kernel has removed the probes of a target.
+    fn probes_gone(&mut self, target: u16);
 }
 
 /// The range that an address lies in. Expects the ranges in order.

@@ -105,6 +105,7 @@ impl<V: ProcessView> Collector<V> {
                 exe: String::new(),
                 allocators: Vec::new(),
                 from_start: start.from_start,
+                probed_late: false,
             },
             code: Vec::new(),
             outdated: true,
@@ -135,10 +136,10 @@ impl<V: ProcessView> Collector<V> {
         }));
     }
 
-    /// Probes were attached to a module after the process could already use it.
-    pub fn attached_late(&mut self, target: u16, mut give: impl FnMut(Item)) {
+    /// An allocator was probed after the process could already use it.
+    pub fn probed_late(&mut self, target: u16, mut give: impl FnMut(Item)) {
         if let Some(target) = self.targets.get_mut(&target) {
-            target.process.from_start = false;
+            target.process.probed_late = true;
             give(Item::Process(target.process.clone()));
         }
     }
@@ -173,6 +174,10 @@ impl<V: ProcessView> Collector<V> {
             }),
             Record::Exec(record) => {
                 self.process(&record.header, give);
+                if record.leader_replaced != 0 {
+                    self.view.probes_gone(record.header.target);
+                    self.probed_late(record.header.target, give);
+                }
                 return;
             }
             Record::ThreadExit(record) => {
@@ -313,8 +318,9 @@ impl<V: ProcessView> Collector<V> {
         target.process.image += u32::from(newer);
         target.process.observed_from_ns = header.time_ns;
         // The probes sit in files, so the new image is observed from its start as far
-        // as it uses the same ones; if it does not, `attached_late` says so.
+        // as it uses the same ones; if it does not, `probed_late` says so.
         target.process.from_start = true;
+        target.process.probed_late = false;
         target.process.allocators.clear();
         target.code.clear();
         target.outdated = true;

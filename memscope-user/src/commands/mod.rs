@@ -32,9 +32,8 @@ fn open_recording(path: &Path) -> anyhow::Result<Reader<BufReader<File>>> {
 fn warn_of_damage(path: &Path, damage_count: u64, truncated: bool) {
     let path = path.display();
     if damage_count > 0 {
-        eprintln!(
-            "memscope: {path} is damaged at {damage_count} places; `memscope verify` shows where"
-        );
+        let places = if damage_count == 1 { "one place" } else { "several places" };
+        eprintln!("memscope: {path} is damaged at {places}; `memscope verify` shows where");
     }
     if truncated {
         eprintln!(

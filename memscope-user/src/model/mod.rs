@@ -63,6 +63,9 @@ pub struct Process {
     pub allocators: Vec<String>,
     /// Whether it was observed from its first instruction.
     pub from_start: bool,
+    /// Whether it may have called an allocator before that was probed, while the
+    /// process was observed already: what it did then is missing, and not counted.
+    pub probed_late: bool,
 }
 
 /// End of a process image.

@@ -204,6 +204,8 @@ impl Analysis {
             && self.damage_count == 0
             && self.totals.unseen_ends == 0
             && self.totals.marked_losses == 0
+            && !self.definitions.probes.is_empty()
+            && !self.definitions.processes.values().any(|process| process.probed_late)
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
     lifetimes::testing::{Trace, parse},
     model::{
         Capture, Counters, EndReason, Ending, EndingReason, Event, Frame, FrameId, FrameSymbols,
-        Item, Location, LossCause, Module, ModuleId, Process, ProcessEnd, ProcessId,
-        SourceFunction, Stack, StackId, StackOutcome,
+        Item, Location, LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd,
+        ProcessId, SourceFunction, Stack, StackId, StackOutcome,
     },
     store::RecordingEnd,
 };
@@ -57,6 +57,7 @@ fn process(id: u32, comm: &str) -> Process {
         exe: format!("/usr/bin/{comm}"),
         allocators: vec!["libc.so.6".to_owned()],
         from_start: true,
+        probed_late: false,
     }
 }
 
@@ -137,8 +138,15 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     let mut trace = parse(&events.join("\n"));
     let module =
         Module { id: ModuleId(1), path: "/usr/bin/server".to_owned(), build_id: vec![0xab, 0xcd] };
+    let probe = Probe {
+        id: ProbeId(1),
+        function: "malloc".to_owned(),
+        module: ModuleId(1),
+        file_offset: 0x10,
+        emulated: true,
+    };
     let mut definer = Definer {
-        items: vec![Item::Process(process(1, "server")), Item::Module(module)],
+        items: vec![Item::Process(process(1, "server")), Item::Module(module), Item::Probe(probe)],
         frames: BTreeMap::new(),
         lost: Vec::new(),
     };

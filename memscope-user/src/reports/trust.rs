@@ -39,6 +39,10 @@ pub struct Trust {
     pub unknown_frees: u64,
     /// Whether every process was observed from its first instruction.
     pub from_start: bool,
+    /// Whether any allocator function was probed at all.
+    pub probed: bool,
+    /// Processes that may have called an allocator before it was probed.
+    pub probed_late: u64,
     /// How many blocks were live when the trace ended; none if nothing bounds it.
     pub live_blocks_between: Option<LiveBounds>,
     /// How many allocations have a call chain of each outcome.
@@ -146,6 +150,13 @@ impl Trust {
             unseen_ends: analysis.totals.unseen_ends,
             unknown_frees: analysis.totals.unknown_frees,
             from_start: analysis.definitions.processes.values().all(|process| process.from_start),
+            probed: !analysis.definitions.probes.is_empty(),
+            probed_late: analysis
+                .definitions
+                .processes
+                .values()
+                .filter(|process| process.probed_late)
+                .count() as u64,
             live_blocks_between: live_bounds(analysis),
             stacks: StackOutcome::ALL.iter().map(outcome).collect(),
         };
@@ -205,6 +216,13 @@ impl Trust {
         }
         if self.counters_add_up == Some(false) {
             parts.push("the counters of events do not add up".to_owned());
+        }
+        if !self.probed {
+            parts.push("no known allocator was found, so no allocation could be seen".to_owned());
+        }
+        if self.probed_late > 0 {
+            let processes = counted(self.probed_late, "process image");
+            parts.push(format!("{processes} may have allocated before being probed"));
         }
         if parts.is_empty() {
             // Markers in the stream tell of losses that the counters do not have.

@@ -79,7 +79,7 @@ fn process() -> BoxedStrategy<Process> {
         text(),
         text(),
         vec(text(), 0..3),
-        any::<bool>(),
+        any::<(bool, bool)>(),
     )
         .prop_map(
             |(
@@ -88,7 +88,7 @@ fn process() -> BoxedStrategy<Process> {
                 comm,
                 exe,
                 allocators,
-                from_start,
+                (from_start, probed_late),
             )| Process {
                 id: ProcessId(id),
                 pid,
@@ -99,6 +99,7 @@ fn process() -> BoxedStrategy<Process> {
                 exe,
                 allocators,
                 from_start,
+                probed_late,
             },
         )
         .boxed()

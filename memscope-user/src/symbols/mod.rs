@@ -4,6 +4,7 @@
 //! ones included. What no symbol covers has no name: nothing is guessed.
 
 use std::{
+    borrow::Cow,
     fs::File,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -72,13 +73,13 @@ impl Default for Symbolizer {
 }
 
 impl Symbolizer {
-    /// With inlined functions, source lines and demangled names.
+    /// With inlined functions and source lines.
     #[must_use]
     pub fn new() -> Self {
         let blazesym = Blazesym::builder()
             .enable_code_info(true)
             .enable_inlined_fns(true)
-            .enable_demangling(true)
+            .enable_demangling(false)
             .build();
         Self { blazesym }
     }
@@ -140,9 +141,34 @@ fn functions_of(
     functions
 }
 
+/// A name as in the source, if it is mangled. Only what is marked as such is: to a C++
+/// demangler the C function `f` is the type `float`.
+fn demangle(name: &str) -> Cow<'_, str> {
+    if !["_R", "_Z", "__Z", "___Z"].iter().any(|mark| name.starts_with(mark)) {
+        return Cow::Borrowed(name);
+    }
+    if name.starts_with("_R") || is_legacy_rust(name) {
+        return rustc_demangle::try_demangle(name)
+            .map_or(Cow::Borrowed(name), |name| Cow::Owned(format!("{name:#}")));
+    }
+    cpp_demangle::Symbol::new(name)
+        .ok()
+        .and_then(|name| name.demangle().ok())
+        .map_or(Cow::Borrowed(name), Cow::Owned)
+}
+
+/// Rust's first mangling looks like C++, but its last part is a hash: `17h`, 16 digits.
+fn is_legacy_rust(name: &str) -> bool {
+    name.rsplit_once("17h").is_some_and(|(_, hash)| {
+        // Compilers append `.llvm.` and the like.
+        let Some((digits, rest)) = hash.split_at_checked(16) else { return false };
+        digits.bytes().all(|digit| digit.is_ascii_hexdigit()) && rest.starts_with('E')
+    })
+}
+
 fn source_function(name: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> SourceFunction {
     SourceFunction {
-        name: name.chars().take(MAX_NAME_CHARS).collect(),
+        name: demangle(name).chars().take(MAX_NAME_CHARS).collect(),
         file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
         line: code.and_then(|code| code.line),
         inlined,
@@ -188,6 +214,22 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(found[1], [], "the ELF header is no function");
+    }
+
+    #[test]
+    fn only_mangled_names_are_demangled() {
+        let cases = [
+            ("f", "f"),
+            ("a", "a"),
+            ("main", "main"),
+            ("_ZN3foo3barEi", "foo::bar(int)"),
+            ("_ZN4core3fmt9Formatter3pad17h0123456789abcdefE", "core::fmt::Formatter::pad"),
+            ("_RNvC7mycrate3foo", "mycrate::foo"),
+            ("_Zwhatever", "_Zwhatever"),
+        ];
+        for (mangled, expected) in cases {
+            assert_eq!(demangle(mangled), expected);
+        }
     }
 
     #[test]

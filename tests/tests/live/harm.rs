@@ -123,6 +123,7 @@ fn c25_killing_memscope_leaves_the_target_running_and_the_recording_readable() {
     let scratch = Scratch::new();
     let memscope = scratch.attach(&[], &[pid]);
     wait_until("allocations are saved", || scratch.dump().contains("allocation +"));
+    bpf::assert_more_than(&before);
     let killed = memscope.end_by(libc::SIGKILL);
     assert_eq!(killed.signal, Some(libc::SIGKILL));
 

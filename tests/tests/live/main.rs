@@ -14,3 +14,4 @@ mod laws;
 mod leaks;
 mod oracle;
 mod ring;
+mod valgrind;

@@ -14,18 +14,23 @@ const PROBE: u16 = 1;
 const CODE: (u64, u64) = (0x1000, 0x9000);
 
 /// Looks at what the test has put there.
-struct FakeView(Arc<Mutex<Option<Observation>>>);
+struct FakeView(Arc<Mutex<Option<Observation>>>, Arc<Mutex<Vec<u16>>>);
 
 impl ProcessView for FakeView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
         assert_eq!(target, TARGET);
         self.0.lock().unwrap().clone()
     }
+
+    fn probes_gone(&mut self, target: u16) {
+        self.1.lock().unwrap().push(target);
+    }
 }
 
 struct Bench {
     collector: Collector<FakeView>,
     seen: Arc<Mutex<Option<Observation>>>,
+    unprobed: Arc<Mutex<Vec<u16>>>,
     items: Vec<Item>,
 }
 
@@ -74,12 +79,19 @@ fn stack(time_ns: u64, identity: u64, outcome: u32, frames_avma: &[u64]) -> Reco
     })
 }
 
+fn exec(image: u16, time_ns: u64, leader_replaced: u32) -> Record {
+    let header = header(KIND_EXEC, image, time_ns);
+    Record::Exec(ProcessExec { header, leader_replaced, padding: 0 })
+}
+
 impl Bench {
     fn new(code: Vec<CodeRange>) -> Self {
         let seen = Arc::new(Mutex::new(Some(observation("first", code))));
+        let unprobed = Arc::default();
         let mut bench = Self {
-            collector: Collector::new(FakeView(Arc::clone(&seen))),
+            collector: Collector::new(FakeView(Arc::clone(&seen), Arc::clone(&unprobed))),
             seen,
+            unprobed,
             items: Vec::new(),
         };
         let probe = Probe {
@@ -225,7 +237,7 @@ fn exec_begins_another_process_even_if_its_record_is_lost() {
         other => panic!("no allocation: {other:?}"),
     };
     assert_eq!(process_of(&bench.take(&allocation(0, 1, 9))), ProcessId(0));
-    let items = bench.take(&Record::Exec(ProcessExec { header: header(KIND_EXEC, 1, 2) }));
+    let items = bench.take(&exec(1, 2, 0));
     assert!(
         matches!(
             &items[..],
@@ -244,6 +256,22 @@ fn exec_begins_another_process_even_if_its_record_is_lost() {
     );
     assert_eq!(bench.take(&allocation(1, 5, 9)), [], "of an image that has ended");
     assert_eq!(bench.collector.nonsense(), 1);
+}
+
+#[test]
+fn an_exec_that_replaces_the_leader_takes_the_probes_with_it_and_says_so() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let items = bench.take(&exec(1, 2, 1));
+    assert_eq!(*bench.unprobed.lock().unwrap(), [TARGET]);
+    assert!(
+        matches!(items.last(), Some(Item::Process(Process { probed_late: true, image: 1, .. }))),
+        "{items:?}"
+    );
+    let items = bench.take(&exec(2, 3, 0));
+    assert!(
+        matches!(items.last(), Some(Item::Process(Process { probed_late: false, .. }))),
+        "{items:?}"
+    );
 }
 
 #[test]

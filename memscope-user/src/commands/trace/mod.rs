@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use self::{
+    modules::Notice,
     output::Output,
     session::{Recorded, Session},
     status::StatusLine,
@@ -94,8 +95,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
 /// A trace under way.
 struct Begun {
     session: Session,
-    /// Targets in which the collector has met allocators.
-    looked_at: UnboundedReceiver<u16>,
+    notices: UnboundedReceiver<Notice>,
     command: Option<RunningCommand>,
 }
 
@@ -108,12 +108,13 @@ fn begin(
     ring_bytes: u32,
     invoker: Option<&Invoker>,
 ) -> anyhow::Result<Begun> {
-    let (mut session, looked_at) = Session::start(kernel, ring_bytes, output.file()?, capture)?;
+    let (mut session, notices) = Session::start(kernel, ring_bytes, output.file()?, capture)
+        .with_context(|| cannot_save(output))?;
     if options.command.is_empty() {
         for target in targets {
             session.attach_running(target)?;
         }
-        return Ok(Begun { session, looked_at, command: None });
+        return Ok(Begun { session, notices, command: None });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
     let target = session.add_command(TargetProcess::open(held.pid())?)?;
@@ -125,7 +126,7 @@ fn begin(
         }
     }
     session.started(target)?;
-    Ok(Begun { session, looked_at, command: Some(held.release()?) })
+    Ok(Begun { session, notices, command: Some(held.release()?) })
 }
 
 /// The end of a trace is asked for once or twice, see [`follow`].
@@ -164,7 +165,7 @@ async fn follow(
     begun: Begun,
     log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
-    let Begun { mut session, mut looked_at, mut command } = begun;
+    let Begun { mut session, mut notices, mut command } = begun;
     let mut interrupts = Interrupts::new()?;
     let mut log = watch_log(log)?;
     let mut status = StatusLine::new(command.is_none());
@@ -188,8 +189,8 @@ async fn follow(
                     break EndingReason::TargetsEnded;
                 }
             }
-            Some(target) = looked_at.recv() => {
-                if let Err(error) = session.attach_new_modules(target) {
+            Some(notice) = notices.recv() => {
+                if let Err(error) = session.act_on(notice) {
                     log::warn!("new code of a target is not traced: {error:#}");
                 }
             }
@@ -263,15 +264,20 @@ fn conclude(
     drop(recorded.attached);
     if let Some(failure) = recorded.failure {
         let failure = anyhow::Error::new(failure);
-        return Err(failure.context(format!(
-            "the recording could not be saved to its end; what {path} holds so far can be read. Free some space or use -o"
-        )));
+        return Err(failure.context(cannot_save(output)));
     }
     let nothing = analysis.totals.allocations == 0 && analysis.totals.frees == 0;
     if options.strict && (nothing || !analysis.is_complete()) {
         return Ok(ExitCode::from(EXIT_INCOMPLETE));
     }
     Ok(command_code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
+}
+
+fn cannot_save(output: &Output) -> String {
+    format!(
+        "cannot write the recording to {}; what it holds so far can be read. Free some space, or choose another place with -o",
+        output.path().display()
+    )
 }
 
 fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {

@@ -37,9 +37,13 @@ impl LoadedModule {
         self.probes.iter().any(|(_, probe)| probe.function.kind == FunctionKind::Allocates)
     }
 
-    /// What the recording says of the probes.
+    /// What the recording says of the probes that events refer to.
     pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
-        self.probes.iter().map(|(id, planned)| {
+        let of_blocks = self
+            .probes
+            .iter()
+            .filter(|(_, probe)| probe.function.kind != FunctionKind::ChangesCode);
+        of_blocks.map(|(id, planned)| {
             let offset = planned.file_offset;
             let code = self.code.iter().find(|segment| segment.contains_file_offset(offset));
             ProbeDefinition {
@@ -176,7 +180,25 @@ pub(super) fn probed_modules_of(
 pub(super) struct TargetView {
     pub(super) modules: SharedModules,
     pub(super) processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
-    pub(super) looked_at: UnboundedSender<u16>,
+    pub(super) notices: UnboundedSender<Notice>,
+}
+
+/// What the collector has noticed and the attaching thread must act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// There are allocators in this target, perhaps new ones.
+    Allocators(u16),
+    /// The probes of this target are gone.
+    ProbesGone(u16),
+}
+
+impl TargetView {
+    fn notice(&self, notice: Notice) {
+        if self.notices.send(notice).is_err() {
+            // The trace is ending: nothing is attached any more.
+            log::debug!("after the end: {notice:?}");
+        }
+    }
 }
 
 /// What a process with these mappings looks like to the collector.
@@ -209,11 +231,13 @@ impl ProcessView for TargetView {
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
         let mappings = process.code_mappings().ok()?;
         let observation = observation_of(&self.modules, &process, &mappings);
-        let has_allocator = observation.code.iter().any(|range| range.is_allocator);
-        if has_allocator && self.looked_at.send(target).is_err() {
-            // The trace is ending: nothing is attached any more.
-            log::debug!("target {target} was looked at after the end");
+        if observation.code.iter().any(|range| range.is_allocator) {
+            self.notice(Notice::Allocators(target));
         }
         Some(observation)
+    }
+
+    fn probes_gone(&mut self, target: u16) {
+        self.notice(Notice::ProbesGone(target));
     }
 }

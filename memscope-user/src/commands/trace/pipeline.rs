@@ -59,7 +59,7 @@ pub(super) enum Control {
     StartTarget(TargetStart),
     Seen(u16, Observation),
     EndTarget { target: u16, time_ns: u64, status: Option<i32> },
-    AttachedLate(u16),
+    ProbedLate(u16),
     Counters(Counters),
     NoMoreRecords,
 }
@@ -371,8 +371,8 @@ impl<W: Write> Collect<W> {
             Control::EndTarget { target, time_ns, status } => {
                 collector.end_target(target, time_ns, status, |item| sink.take(&item));
             }
-            Control::AttachedLate(target) => {
-                collector.attached_late(target, |item| sink.take(&item));
+            Control::ProbedLate(target) => {
+                collector.probed_late(target, |item| sink.take(&item));
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
             Control::NoMoreRecords => {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    modules::{LoadedModule, SharedModules, TargetView, observation_of, probed_modules_of},
+    modules::{LoadedModule, Notice, SharedModules, TargetView, observation_of, probed_modules_of},
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
 };
@@ -64,22 +64,21 @@ pub(super) struct Recorded {
 }
 
 impl Session {
-    /// A trace without targets, and what tells in which of them the collector has met
-    /// allocators.
+    /// A trace without targets, and what the collector notices in those to come.
     pub(super) fn start(
         mut kernel: Kernel,
         ring_bytes: u32,
         output: File,
         capture: &Capture,
-    ) -> anyhow::Result<(Self, UnboundedReceiver<u16>)> {
+    ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
         let modules = SharedModules::default();
         let processes = Arc::default();
-        let (looked_at_sender, looked_at) = unbounded_channel();
+        let (notices_sender, notices) = unbounded_channel();
         let view = TargetView {
             modules: Arc::clone(&modules),
             processes: Arc::clone(&processes),
-            looked_at: looked_at_sender,
+            notices: notices_sender,
         };
         let writer = Writer::new(output, capture)?;
         let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), writer)?;
@@ -91,7 +90,7 @@ impl Session {
             targets: Vec::new(),
             defined: FxHashSet::default(),
         };
-        Ok((session, looked_at))
+        Ok((session, notices))
     }
 
     /// Attaches to a process that runs already, and begins to record it.
@@ -207,9 +206,23 @@ impl Session {
             }
         }
         if running && new.iter().any(|module| module.is_allocator()) {
-            self.tell(Control::AttachedLate(target))?;
+            self.tell(Control::ProbedLate(target))?;
         }
         Ok(new.len())
+    }
+
+    /// Does what the collector has found to be necessary.
+    pub(super) fn act_on(&mut self, notice: Notice) -> anyhow::Result<()> {
+        let target = match notice {
+            Notice::Allocators(target) => target,
+            Notice::ProbesGone(target) => {
+                if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
+                    state.attached.clear();
+                }
+                target
+            }
+        };
+        self.attach_new_modules(target).map(drop)
     }
 
     fn attach_module(
