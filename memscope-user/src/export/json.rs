@@ -71,6 +71,7 @@ struct ProcessJson<'a> {
     end_monotonic_ns: Option<u64>,
     image: u32,
     from_start: bool,
+    probed_late: bool,
     observed_from_monotonic_ns: u64,
 }
 
@@ -293,6 +294,7 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
         end_monotonic_ns: end.map(|end| end.time_ns),
         image: process.image,
         from_start: process.from_start,
+        probed_late: process.probed_late,
         observed_from_monotonic_ns: process.observed_from_ns,
     }
 }

@@ -126,6 +126,11 @@ impl Definer {
                 let late = Process { from_start: false, ..process(1, "server") };
                 self.items.push(Item::Process(late));
             }
+            ["probed-late"] => {
+                let late = Process { probed_late: true, ..process(1, "server") };
+                self.items.push(Item::Process(late));
+            }
+            ["unprobed"] => self.items.retain(|item| !matches!(item, Item::Probe(_))),
             other => panic!("no such directive: {other:?}"),
         }
     }

@@ -1,5 +1,12 @@
 //! The shipped binary against real processes. Takes root; `cargo xtask test` runs it.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests: a broken expectation ends the test, in what they share as in themselves"
+)]
+
 mod attach;
 mod bad_files;
 mod bad_input;

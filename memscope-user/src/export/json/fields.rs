@@ -54,6 +54,7 @@ pub const FIELDS: &[Field] = &[
     measured("processes[].end_monotonic_ns"),
     measured("processes[].image"),
     measured("processes[].from_start"),
+    measured("processes[].probed_late"),
     measured("processes[].observed_from_monotonic_ns"),
     derived("totals.allocations", "calls that returned a block"),
     derived("totals.allocated_bytes", "Σ their requested sizes"),

@@ -38,6 +38,17 @@ fn trust_tells_what_is_missing() {
         "INCOMPLETE: the end of 1 block was not seen; stacks: 100.0 % complete.",
     );
     check_trust(
+        "!unprobed",
+        regular_end(),
+        "INCOMPLETE: no known allocator was found, so no allocation could be seen.",
+    );
+    check_trust(
+        "!probed-late\n1 malloc 1 = 0x10 @a",
+        regular_end(),
+        "INCOMPLETE: 1 process image may have allocated before being probed; \
+         stacks: 100.0 % complete.",
+    );
+    check_trust(
         "!late\n1 free 0x10",
         regular_end(),
         "Complete: all 1 event recorded, 0 lost; 1 free of blocks from before the trace.",
