@@ -9,6 +9,8 @@
 //! !exit 2 1                       process 2 exits with 1
 //! !lost ring_full_free 3          three lost by that cause
 //! !late                           process 1 was attached to
+//! !probed-late                    process 1 may have allocated before it was probed
+//! !unprobed                       no allocator was found
 //! ```
 
 use std::collections::BTreeMap;
