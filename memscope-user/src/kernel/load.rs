@@ -14,12 +14,12 @@ use memscope_common::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
         COUNTER_RECORDED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Consumer, Cookie, CpuCounters, NO_ARGUMENT, Target, ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use super::{KernelError, features, missing_capabilities, ring::EventRing};
+use super::{KernelError, features, missing_capabilities, plain::Plain, ring::EventRing};
 use crate::{
     model::{Counters, LossCause, ProbeId},
     target::{FunctionKind, PlannedProbe},
@@ -33,20 +33,6 @@ const ENTRY: &str = "allocation_entered";
 const RETURN: &str = "allocation_returned";
 const FREE: &str = "free_entered";
 const CODE_CHANGED: &str = "code_changed";
-
-/// A value of a map that is shared with the programs.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Plain<T: Copy>(pub(super) T);
-
-macro_rules! plain {
-    ($($type:ty),*) => {$(
-        // SAFETY: the contract's types are repr(C) integers without padding, valid for
-        // any bytes.
-        unsafe impl aya::Pod for Plain<$type> {}
-    )*};
-}
-plain!(Target, Consumer, CpuCounters, ThreadState);
 
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@
 
 mod features;
 mod load;
+mod plain;
 mod ring;
 
 pub use features::{Feature, features, missing_capabilities};

@@ -8,7 +8,7 @@ use nix::{
 };
 use std::os::fd::AsFd as _;
 
-use super::load::Plain;
+use super::plain::Plain;
 
 /// Why waiting for records failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,15 @@
+use memscope_common::control::{Consumer, CpuCounters, Target, ThreadState};
+
+/// A value of a map that is shared with the programs.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Plain<T: Copy>(pub(super) T);
+
+macro_rules! plain {
+    ($($type:ty),*) => {$(
+        // SAFETY: the contract's types are repr(C) integers without padding, valid for
+        // any bytes.
+        unsafe impl aya::Pod for Plain<$type> {}
+    )*};
+}
+plain!(Target, Consumer, CpuCounters, ThreadState);
