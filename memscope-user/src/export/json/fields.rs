@@ -41,7 +41,10 @@ pub const FIELDS: &[Field] = &[
     derived("capture.mode", "constant: every call is recorded"),
     derived("capture.sampling_interval_bytes", "constant: null in mode full"),
     measured("capture.command[]"),
-    derived("capture.complete", "has an ending, no damage, no loss, no unseen end"),
+    derived(
+        "capture.complete",
+        "has an ending, no damage, no loss, no unseen end, a probe, no process probed late",
+    ),
     measured("capture.memscope_version"),
     measured("capture.ring_bytes"),
     derived("processes[].process", "number in the recording"),
