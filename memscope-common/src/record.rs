@@ -24,9 +24,6 @@ pub const KIND_EXEC: u8 = 7;
 pub const KIND_THREAD_EXIT: u8 = 8;
 /// The target's dynamic loader has mapped or unmapped libraries: [`CodeChanged`].
 pub const KIND_CODE_CHANGED: u8 = 9;
-/// One above the largest kind: the size of tables indexed by kind.
-pub const KIND_COUNT: usize = 10;
-
 /// What every record begins with.
 #[repr(C)]
 #[cfg_attr(

@@ -128,27 +128,9 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     let state = unsafe { &mut *state };
     // SAFETY: the context of a uprobe is the thread's registers.
     let sp_avma = unsafe { (*context.regs).rsp };
-    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
-    {
-        Entry::Nested => {
-            emit::count(COUNTER_NESTED);
-            return None;
-        }
-        Entry::TailCall => {
-            emit::count(COUNTER_NESTED);
-            state.tail_probe = u64::from(hit.cookie.probe());
-            return None;
-        }
-        Entry::OutermostAfterLostReturn => {
-            emit::lose(COUNTER_RETURN_NOT_SEEN);
-            debug!(
-                context,
-                "thread {} never returned from probe {}",
-                hit.thread(),
-                state.cookie as u16
-            );
-        }
-        Entry::Outermost => {}
+    if is_nested(context, state, &hit, sp_avma) {
+        emit::count(COUNTER_NESTED);
+        return None;
     }
     let arguments = hit.cookie.arguments();
     let size_bytes = argument(context, arguments.size);
@@ -235,25 +217,26 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     Some(())
 }
 
-/// Whether a free is part of another call: of one that was seen to begin and has not
-/// returned, or of a free that hands its block on to another module's (the end of a
-/// free is not probed, which would cost as much again).
+/// Whether a hit is inside another call that was seen to begin and has not returned.
+/// If that call was abandoned instead, its loss is counted and it is forgotten.
 #[inline(always)]
-fn is_nested_free(state: &mut ThreadState, hit: &Hit, address_avma: u64, sp_avma: u64) -> bool {
-    match classify_entry(Cookie(state.cookie), state.sp_avma, state.tail_probe, hit.cookie, sp_avma)
-    {
-        Entry::Nested => return true,
+fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) -> bool {
+    let outer = Cookie(state.cookie);
+    match classify_entry(outer, state.sp_avma, state.tail_probe, hit.cookie, sp_avma) {
+        Entry::Nested => true,
         Entry::TailCall => {
             state.tail_probe = u64::from(hit.cookie.probe());
-            return true;
+            true
         }
         Entry::OutermostAfterLostReturn => {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
+            let (thread, probe) = (hit.thread(), outer.probe());
+            debug!(context, "thread {} never returned from probe {}", thread, probe);
             state.cookie = 0;
+            false
         }
-        Entry::Outermost => {}
+        Entry::Outermost => false,
     }
-    state.freed_block_avma == address_avma && state.freed_probe != u64::from(hit.cookie.probe())
 }
 
 /// Entry of a function that ends a block. The record is made here, before the
@@ -275,7 +258,11 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if let Some(state) = thread_state(hit.pid_tgid) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
-        if is_nested_free(state, &hit, address_avma, registers.rsp) {
+        // A free can hand its block on to another module's free. Its end is not probed,
+        // which would cost as much again; so it is told by the block.
+        let handed_on = state.freed_block_avma == address_avma
+            && state.freed_probe != u64::from(hit.cookie.probe());
+        if is_nested(context, state, &hit, registers.rsp) || handed_on {
             emit::count(COUNTER_NESTED);
             return None;
         }

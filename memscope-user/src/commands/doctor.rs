@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     cli::DoctorOptions,
-    kernel::{Kernel, KernelConfig, features, missing_capabilities},
+    kernel::{Kernel, KernelConfig, features, kernel_and_arch, missing_capabilities},
     target::{
         FunctionKind, MappedFile, ModuleFacts, TargetError, TargetProcess, is_of_interest,
         plan_probes,
@@ -73,15 +73,7 @@ struct ProbeDiagnosis {
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let process = options.pid.map(diagnose_process).transpose()?;
     let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
-    let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
-        |_error| Default::default(),
-        |name| {
-            (
-                name.release().to_string_lossy().into_owned(),
-                name.machine().to_string_lossy().into_owned(),
-            )
-        },
-    );
+    let (kernel, arch) = kernel_and_arch();
     let features: Vec<FeatureState> = features()
         .into_iter()
         .map(|feature| FeatureState {

@@ -37,6 +37,16 @@ pub fn missing_capabilities() -> Vec<&'static str> {
         .collect()
 }
 
+/// Release of the kernel and name of the architecture; empty if it does not say.
+#[must_use]
+pub fn kernel_and_arch() -> (String, String) {
+    let text = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
+    nix::sys::utsname::uname().map_or_else(
+        |_error| Default::default(),
+        |name| (text(name.release()), text(name.machine())),
+    )
+}
+
 /// What the kernel offers, without loading anything.
 #[must_use]
 pub fn features() -> Vec<Feature> {

@@ -9,7 +9,7 @@ mod load;
 mod plain;
 mod ring;
 
-pub use features::{Feature, features, missing_capabilities};
+pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use ring::{EventRing, RingError};
 

@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     cli::TraceOptions,
-    kernel::{Kernel, KernelConfig},
+    kernel::{Kernel, KernelConfig, kernel_and_arch},
     model::{Capture, EndingReason},
     reports::{Report, SummaryReport},
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -282,15 +282,7 @@ fn cannot_save(output: &Output) -> String {
 
 fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (kernel, arch) = nix::sys::utsname::uname().map_or_else(
-        |_error| Default::default(),
-        |name| {
-            (
-                name.release().to_string_lossy().into_owned(),
-                name.machine().to_string_lossy().into_owned(),
-            )
-        },
-    );
+    let (kernel, arch) = kernel_and_arch();
     Capture {
         memscope_version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at_unix_seconds: now.as_secs(),
