@@ -10,8 +10,12 @@ pub struct Target {
     /// 1 while calls are recorded. Set once all probes are in place, so that no
     /// block is seen to begin whose end would be missed.
     pub enabled: u32,
+    /// Zero.
+    pub padding: u32,
+    /// The dynamic loader's `_r_debug` (glibc, `<link.h>`); 0 if it is not known.
+    pub loader_state_avma: u64,
 }
-const _: () = assert!(size_of::<Target>() == 4);
+const _: () = assert!(size_of::<Target>() == 16);
 
 /// State of the reader of the ring buffer.
 #[repr(C)]
@@ -116,7 +120,8 @@ pub const COUNTER_LOST_ALLOCATION: u32 = 4;
 pub const COUNTER_LOST_FREE: u32 = 5;
 /// No room in the ring buffer for the begin or end of a reallocation.
 pub const COUNTER_LOST_REALLOCATION: u32 = 6;
-/// No room in the ring buffer for the frames of a stack; it is sent again when next seen.
+/// No room in the ring buffer for the frames of a stack, or its copy; frames are sent
+/// again when next seen.
 pub const COUNTER_LOST_STACK: u32 = 7;
 /// No room in the ring buffer for an exec, thread exit or change of code.
 pub const COUNTER_LOST_PROCESS: u32 = 8;
@@ -128,6 +133,9 @@ pub const COUNTER_RETURN_NOT_SEEN: u32 = 10;
 pub const COUNTER_RESULT_UNREADABLE: u32 = 11;
 /// How many counters there are.
 pub const COUNTER_COUNT: u32 = 12;
+
+/// Words read at once from a target's stack.
+pub const WINDOW_WORDS: usize = 64;
 
 /// Per thread: what was seen at the entry of the outermost allocator call, and
 /// room for walking its stack. The walk may not use the BPF stack (512 bytes) nor
@@ -152,6 +160,13 @@ pub struct ThreadState {
     pub freed_block_avma: u64,
     /// Probe id of that free.
     pub freed_probe: u64,
+    /// Identity of the stack sent last, which is surely still known to be sent.
+    pub last_stack: u64,
+    /// Where in the target's stack `window` was read; 0 if it was not.
+    pub window_avma: u64,
+    /// A part of the target's stack, because reading much at once is not dearer than
+    /// reading one word.
+    pub window: [u64; WINDOW_WORDS],
     /// The record of the stack, laid out as it is sent.
     pub stack: StackRecord,
 }
@@ -165,8 +180,8 @@ pub struct StackRecord {
     /// Return addresses, innermost first.
     pub frames_avma: [u64; crate::record::MAX_FRAMES],
 }
-const _: () = assert!(size_of::<StackRecord>() == 32 + 8 * crate::record::MAX_FRAMES);
-const _: () = assert!(size_of::<ThreadState>() == 64 + size_of::<StackRecord>());
+const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
+const _: () = assert!(size_of::<ThreadState>() == 80 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

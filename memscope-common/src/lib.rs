@@ -13,6 +13,7 @@
 
 pub mod control;
 pub mod record;
+pub mod unwind;
 
 /// Raised with every change of layout or meaning in this crate.
-pub const CONTRACT_VERSION: u32 = 1;
+pub const CONTRACT_VERSION: u32 = 2;

@@ -4,7 +4,7 @@
 //! The ring buffer itself carries each record's length.
 
 /// Most frames in one stack. The walk keeps the innermost ones.
-pub const MAX_FRAMES: usize = 128;
+pub const MAX_FRAMES: usize = 256;
 
 /// A block began, or an allocator call failed: [`Allocation`].
 pub const KIND_ALLOCATION: u8 = 1;
@@ -24,6 +24,8 @@ pub const KIND_EXEC: u8 = 7;
 pub const KIND_THREAD_EXIT: u8 = 8;
 /// The target's dynamic loader has mapped or unmapped libraries: [`CodeChanged`].
 pub const KIND_CODE_CHANGED: u8 = 9;
+/// A part of the stack itself, for what the tables could not walk: [`StackCopy`].
+pub const KIND_STACK_COPY: u8 = 10;
 /// What every record begins with.
 #[repr(C)]
 #[cfg_attr(
@@ -153,21 +155,80 @@ pub struct StackHeader {
     pub header: Header,
     /// The identity that allocations refer to, unique within (target, image).
     pub stack: u64,
+    /// When the address space was last looked at before the walk, `CLOCK_MONOTONIC`; 0
+    /// if never. With [`STACK_TABLES_OLD`], frames in what was mapped after it are wrong.
+    pub tables_read_ns: u64,
     /// One of the `OUTCOME_` constants: why the walk ended where it did.
-    pub outcome: u32,
+    pub outcome: u16,
+    /// The `STACK_` flags.
+    pub flags: u16,
     /// At most [`MAX_FRAMES`].
     pub frame_count: u32,
 }
-const _: () = assert!(size_of::<StackHeader>() == 32);
+const _: () = assert!(size_of::<StackHeader>() == 40);
 
-/// The frame-pointer chain ended in a null link. Functions built without frame
-/// pointers are not in such a chain, so it cannot be called complete.
-pub const OUTCOME_FRAME_POINTERS_ENDED: u32 = 1;
-/// A link of the chain does not point up the stack, or cannot be read: code
-/// without frame pointers used the register for something else.
-pub const OUTCOME_FRAME_POINTER_BROKEN: u32 = 2;
+/// At least one step followed the frame pointer, for want of a table: functions built
+/// without frame pointers may be missing there.
+pub const STACK_USED_FRAME_POINTERS: u16 = 1;
+/// Libraries were unmapped, or were about to be, after the tables were made.
+pub const STACK_TABLES_OLD: u16 = 2;
+
+/// The walk ended in a null frame pointer, or in a null return address above one.
+pub const OUTCOME_FRAME_POINTERS_ENDED: u16 = 1;
+/// A link of the chain of frame pointers does not point up the stack, or cannot be
+/// read: code without frame pointers used the register for something else.
+pub const OUTCOME_FRAME_POINTER_BROKEN: u16 = 2;
 /// [`MAX_FRAMES`] were walked and the chain went on.
-pub const OUTCOME_DEPTH_LIMIT: u32 = 3;
+pub const OUTCOME_DEPTH_LIMIT: u16 = 3;
+/// The outermost function was reached.
+pub const OUTCOME_COMPLETE: u16 = 4;
+/// There are no tables yet for this image of the process.
+pub const OUTCOME_NO_TABLES: u16 = 5;
+/// A return address is in no memory known to hold code.
+pub const OUTCOME_UNKNOWN_CODE: u16 = 6;
+/// The unwind information says what a [`crate::unwind::Rule`] cannot say.
+pub const OUTCOME_UNSUPPORTED_RULE: u16 = 7;
+/// The stack could not be read.
+pub const OUTCOME_STACK_UNREADABLE: u16 = 8;
+/// A caller's frame would have lain below its callee's.
+pub const OUTCOME_NOT_UPWARD: u16 = 9;
+/// The tables were replaced during the walk.
+pub const OUTCOME_TABLES_REPLACED: u16 = 10;
+
+/// Most bytes of a stack in a [`StackCopy`].
+pub const MAX_COPY_BYTES: usize = 32 * 1024;
+
+/// A part of a stack that the tables could not walk, to be walked by the collector: this
+/// header, then `byte_count` bytes of memory from `sp_avma` on. Its identity is used once.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackCopy {
+    /// Kind, process and time.
+    pub header: Header,
+    /// The identity that the allocation refers to.
+    pub stack: u64,
+    /// Where the allocator's function returned to.
+    pub return_avma: u64,
+    /// The caller's registers at that moment.
+    pub sp_avma: u64,
+    /// `rbp`.
+    pub rbp: u64,
+    /// `rbx`.
+    pub rbx: u64,
+    /// `r12` to `r15`.
+    pub r12_to_r15: [u64; 4],
+    /// One of the `OUTCOME_` constants: why the tables did not do.
+    pub outcome: u16,
+    /// The `STACK_` flags.
+    pub flags: u16,
+    /// At most [`MAX_COPY_BYTES`], a multiple of 8.
+    pub byte_count: u32,
+}
+const _: () = assert!(size_of::<StackCopy>() == 96);
 
 /// `lost_count` records were lost on one CPU between `first_lost_ns` and the
 /// header's time, which is that of the first record to get through again.
