@@ -64,6 +64,9 @@ pub struct TraceOptions {
     /// Exit with 3 if anything is missing from the recording, or nothing was recorded
     #[arg(long)]
     pub strict: bool,
+    /// Fetch missing debug information from the servers in DEBUGINFOD_URLS
+    #[arg(long)]
+    pub debuginfod: bool,
     /// A command to run and trace from its first instruction, after `--`
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -211,6 +214,7 @@ mod tests {
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
             "memscope trace --strict -- ls -l --pid 3",
+            "memscope trace --debuginfod --pid 1",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
             "memscope doctor",

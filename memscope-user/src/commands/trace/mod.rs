@@ -1,6 +1,7 @@
 //! `memscope trace`: joins target, kernel, collection, lifetimes and store.
 
 mod modules;
+mod naming;
 mod output;
 mod pipeline;
 mod session;
@@ -31,6 +32,7 @@ use crate::{
     kernel::{Kernel, KernelConfig, kernel_and_arch},
     model::{Capture, EndingReason},
     reports::{Report, SummaryReport},
+    symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
 };
 
@@ -108,7 +110,10 @@ fn begin(
     ring_bytes: u32,
     invoker: Option<&Invoker>,
 ) -> anyhow::Result<Begun> {
-    let (mut session, notices) = Session::start(kernel, ring_bytes, output.file()?, capture)
+    let debuginfod =
+        options.debuginfod.then(|| Debuginfod::from_environment(invoker)).transpose()?;
+    let file = output.file()?;
+    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, debuginfod)
         .with_context(|| cannot_save(output))?;
     if options.command.is_empty() {
         for target in targets {

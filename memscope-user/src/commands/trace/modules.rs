@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -29,6 +30,8 @@ pub(super) struct LoadedModule {
     /// What to attach, with the ids that events will refer to.
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
     code: Vec<CodeSegment>,
+    /// See [`root_of`].
+    root: Option<File>,
 }
 
 impl LoadedModule {
@@ -129,6 +132,7 @@ impl ModuleCache {
             file,
             probes: self.number(plan_probes(&facts)),
             code: facts.code,
+            root: root_of(process.pid()),
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -151,8 +155,26 @@ impl ModuleCache {
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
         let file = module.file.as_ref()?.try_clone().ok()?;
-        Some(SymbolSource::new(file, PathBuf::from(&module.module.path), module.code.clone()))
+        let root = module.root.as_ref().and_then(|root| root.try_clone().ok());
+        let path = PathBuf::from(&module.module.path);
+        Some(SymbolSource::new(file, path, module.code.clone(), root))
     }
+}
+
+/// The root directory of a process that sees other file systems than memscope does, as in
+/// a container; held open, so that it can be searched even when the process has ended.
+fn root_of(pid: u32) -> Option<File> {
+    let identity = |path: &str| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let own = [identity("/proc/self/root/"), identity("/proc/self/ns/mnt")];
+    let theirs =
+        [identity(&format!("/proc/{pid}/root/")), identity(&format!("/proc/{pid}/ns/mnt"))];
+    if own == theirs {
+        return None;
+    }
+    File::open(format!("/proc/{pid}/root/")).ok()
 }
 
 /// The modules of a process in which there is something to probe, each once.
