@@ -7,14 +7,17 @@ use serde::{Serialize, Serializer};
 use super::Definitions;
 use crate::model::{FrameId, Location, ModuleId, StackId, StackOutcome};
 
+/// What stands in place of a file where a just-in-time compiler has made the code.
+const GENERATED_CODE: &str = "[jit]";
+
 /// One source function of a call chain. A frame of the machine gives several if
 /// the compiler merged functions into one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ResolvedFrame<'a> {
     /// Its name; none without a symbol table or debug information. Untrusted text.
     pub function: Option<&'a str>,
-    /// Path of the file it is in; none for code in memory that no file is mapped
-    /// to. Untrusted text.
+    /// Path of the file it is in, `[jit]` for generated code that its compiler has
+    /// named; none for other code in memory that no file is mapped to. Untrusted text.
     pub module: Option<&'a str>,
     /// Where in that file; without a file, the address in the process. 0 if the
     /// frame's definition is missing from the recording.
@@ -176,9 +179,12 @@ pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<Module
 
 fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<ResolvedFrame<'a>>) {
     let (module, offset) = place(definitions, frame);
-    let module =
-        module.and_then(|module| definitions.modules.get(&module)).map(|module| &*module.path);
     let functions = definitions.symbols.get(&frame).map(Vec::as_slice).unwrap_or_default();
+    let module = match module {
+        Some(module) => definitions.modules.get(&module).map(|module| &*module.path),
+        // Only the map of a just-in-time compiler gives names where no file is.
+        None => (!functions.is_empty()).then_some(GENERATED_CODE),
+    };
     if functions.is_empty() {
         frames.push(ResolvedFrame {
             function: None,

@@ -47,7 +47,10 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
         rest.push_str(&source);
     }
     if let (Some(_), Some(module)) = (frame.function, frame.module) {
-        rest.push_str(&format!("  [{}]", cut(&text::harmless(base_name(module)), 30)));
+        let module = cut(&text::harmless(base_name(module)), 30);
+        // What is no file has its brackets already.
+        let bare = module.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        rest.push_str(&format!("  [{}]", bare.unwrap_or(&module)));
     }
     if frame.inlined {
         rest.push_str("  (inlined)");
@@ -125,6 +128,8 @@ mod tests {
             "f  a.c:7  [server]  (inlined)"
         );
         assert_eq!(frame_text(&frame(None, None), 94), "server+0x10  (inlined)");
+        let generated = ResolvedFrame { module: Some("[jit]"), ..frame(Some("f"), None) };
+        assert_eq!(frame_text(&generated, 94), "f  [jit]  (inlined)");
         let long = "x".repeat(400);
         let shown = frame_text(&frame(Some(&long), Some("/src/a.c")), 94);
         assert_eq!(shown.chars().count(), 94);
