@@ -83,7 +83,10 @@ pub struct ReportOptions {
     /// How many call chains to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
-    /// As JSON, for programs
+    /// Show the functions between the program and the allocator too (operator new, __rust_alloc)
+    #[arg(long)]
+    pub show_wrappers: bool,
+    /// As JSON, for programs; has all functions
     #[arg(long)]
     pub json: bool,
 }
@@ -217,6 +220,7 @@ mod tests {
             "memscope trace --debuginfod --pid 1",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
+            "memscope report f --show-wrappers",
             "memscope doctor",
         ] {
             parse(right).unwrap();

@@ -1,8 +1,8 @@
 //! How tables of sites look in a terminal of 80 to 100 columns.
 
 use super::{
-    Analysis,
-    frames::{ResolvedFrame, base_name, missing_callers, wrapper_count},
+    Analysis, Wrappers,
+    frames::{ResolvedFrame, base_name, missing_callers},
     row::SiteRow,
 };
 use crate::{model::StackOutcome, text};
@@ -60,11 +60,11 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
 }
 
 /// The row's process, if there are several, and its call chain, folded.
-pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
+pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, wrappers: Wrappers, analysis: &Analysis) {
     if analysis.definitions.processes.len() > 1 {
         line!(out, "{INDENT}in {}", row.process.text());
     }
-    let wrappers = wrapper_count(&row.frames);
+    let wrappers = wrappers.hidden(&row.frames);
     let width = WIDTH - INDENT.len();
     for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
@@ -82,6 +82,16 @@ pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
     }
     if !tail.is_empty() {
         line!(out, "{INDENT}{}", tail.join("  "));
+    }
+}
+
+/// Says that there is more than is shown, if there is.
+pub(super) fn folded(out: &mut String, rows: &[SiteRow<'_>], wrappers: Wrappers) {
+    if rows.iter().any(|row| wrappers.hidden(&row.frames) > 0) {
+        line!(
+            out,
+            "\nFunctions that only hand requests on to the allocator are folded (--show-wrappers)."
+        );
     }
 }
 
