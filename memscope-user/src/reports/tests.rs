@@ -332,9 +332,8 @@ fn duration_of_a_cut_recording_reaches_to_its_last_event() {
 }
 
 /// Three sites that differ in nothing but what stands between `keep` and the allocator,
-/// one that differs in more, and one of another process.
+/// and one that differs in more.
 const WRAPPED: &str = "
-    !process 2 worker
     !stack one complete operator_new(unsigned_long) keep main
     !stack two complete operator_new(unsigned_long) operator_new[](unsigned_long) keep main
     !stack three complete keep main
@@ -365,7 +364,7 @@ fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
     assert_eq!((lifetimes.min, lifetimes.max), (10, 10));
     let age = |began_ns: u64| Some(ENDED_AT_NS - began_ns);
     assert_eq!((row.oldest_live_age_ns, row.newest_live_age_ns), (age(2000), age(2030)));
-    assert_eq!((folded.rows[1].site, folded.rows[1].live_bytes), (4, 5));
+    assert_eq!((folded.rows[1].site, folded.rows[1].live_bytes), (3, 5));
     let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
     assert!(!text.contains("operator new") && text.contains("--show-wrappers"), "{text}");
 
