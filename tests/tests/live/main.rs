@@ -21,4 +21,5 @@ mod laws;
 mod leaks;
 mod oracle;
 mod ring;
+mod symbols;
 mod valgrind;

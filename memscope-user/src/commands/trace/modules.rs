@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -30,6 +31,8 @@ pub(super) struct LoadedModule {
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
     code: Vec<CodeSegment>,
     loader_state_svma: Option<u64>,
+    /// See [`root_of`].
+    root: Option<File>,
 }
 
 impl LoadedModule {
@@ -155,6 +158,7 @@ impl ModuleCache {
             probes: self.number(plan_probes(&facts)),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
+            root: root_of(process.pid()),
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -177,8 +181,26 @@ impl ModuleCache {
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
         let file = module.file.as_ref()?.try_clone().ok()?;
-        Some(SymbolSource::new(file, PathBuf::from(&module.module.path), module.code.clone()))
+        let root = module.root.as_ref().and_then(|root| root.try_clone().ok());
+        let path = PathBuf::from(&module.module.path);
+        Some(SymbolSource::new(file, path, module.code.clone(), root))
     }
+}
+
+/// The root directory of a process that sees other file systems than memscope does, as in
+/// a container; held open, so that it can be searched even when the process has ended.
+fn root_of(pid: u32) -> Option<File> {
+    let identity = |path: &str| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let own = [identity("/proc/self/root/"), identity("/proc/self/ns/mnt")];
+    let theirs =
+        [identity(&format!("/proc/{pid}/root/")), identity(&format!("/proc/{pid}/ns/mnt"))];
+    if own == theirs {
+        return None;
+    }
+    File::open(format!("/proc/{pid}/root/")).ok()
 }
 
 /// The modules of a process in which there is something to probe, each once.

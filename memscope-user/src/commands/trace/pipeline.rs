@@ -22,17 +22,19 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use super::modules::{Notice, SharedModules, TargetView, lock};
+use super::{
+    modules::{Notice, SharedModules, TargetView},
+    naming::{SymbolJob, symbolize},
+};
 use crate::{
     collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
     kernel::EventRing,
-    model::{Counters, Event, FrameId, FrameSymbols, Item, Location, ModuleId},
+    model::{Counters, Event, FrameSymbols, Item},
     reports::Analyzer,
     store::{StoreError, Writer},
-    symbols::{SymbolSource, Symbolizer},
+    symbols::Debuginfod,
 };
 
 /// Records handed over at once.
@@ -43,8 +45,6 @@ const WAITING_BATCHES: usize = 64;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-/// Frames named at once.
-const SYMBOL_BATCH: usize = 256;
 
 /// What reaches the pipeline.
 pub(super) enum Input {
@@ -116,6 +116,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         ring: EventRing,
         view: TargetView,
         modules: SharedModules,
+        debuginfod: Option<Debuginfod>,
         writer: Writer<W>,
     ) -> anyhow::Result<Self> {
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
@@ -130,7 +131,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         })?;
         let symbols = spawn("memscope-symbols", {
             let input = input.clone();
-            move || symbolize(&job_receiver, &modules, &input)
+            move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
             Collect::new(view, writer, jobs, progress_sender).run(&receiver)
@@ -227,41 +228,6 @@ fn drain(
     }
 }
 
-/// A frame that wants a name.
-struct SymbolJob {
-    frame: FrameId,
-    module: ModuleId,
-    file_offset: u64,
-}
-
-fn symbolize(jobs: &Receiver<SymbolJob>, modules: &SharedModules, output: &SyncSender<Input>) {
-    let symbolizer = Symbolizer::new();
-    let mut sources: FxHashMap<ModuleId, Option<SymbolSource>> = FxHashMap::default();
-    while let Ok(first) = jobs.recv() {
-        let mut by_module: FxHashMap<ModuleId, Vec<SymbolJob>> = FxHashMap::default();
-        for job in std::iter::once(first).chain(jobs.try_iter().take(SYMBOL_BATCH)) {
-            by_module.entry(job.module).or_default().push(job);
-        }
-        let mut named = Vec::new();
-        for (module, jobs) in by_module {
-            let source =
-                sources.entry(module).or_insert_with(|| lock(modules).symbol_source(module));
-            let Some(source) = source else { continue };
-            let offsets: Vec<u64> = jobs.iter().map(|job| job.file_offset).collect();
-            let functions = symbolizer.functions(source, &offsets);
-            named.extend(
-                jobs.iter()
-                    .zip(functions)
-                    .filter(|(_, functions)| !functions.is_empty())
-                    .map(|(job, functions)| FrameSymbols { frame: job.frame, functions }),
-            );
-        }
-        if output.send(Input::Symbols(named)).is_err() {
-            return;
-        }
-    }
-}
-
 /// State of the collecting thread.
 struct Collect<W> {
     collector: Collector<TargetView>,
@@ -271,7 +237,7 @@ struct Collect<W> {
     flushed_at: Instant,
 }
 
-/// Where items go: to the live analysis, the recording, and frames to be named.
+/// Where items go: to the live analysis, the recording, and what is to be named.
 struct Sink<W> {
     analyzer: Analyzer,
     writer: Writer<W>,
@@ -289,17 +255,14 @@ impl<W: Write> Sink<W> {
         {
             self.failure = Some(Arc::new(error));
         }
-        match item {
-            Item::Event(event) => self.events += u64::from(!matches!(event, Event::Loss { .. })),
-            Item::Frame(frame) => {
-                if let Location::Module { module, file_offset } = frame.location
-                    && let Some(jobs) = &self.jobs
-                    && jobs.send(SymbolJob { frame: frame.id, module, file_offset }).is_err()
-                {
-                    log::debug!("the symbol thread has ended");
-                }
-            }
-            _ => {}
+        if let Item::Event(event) = item {
+            self.events += u64::from(!matches!(event, Event::Loss { .. }));
+        }
+        if let Some(jobs) = &self.jobs
+            && let Some(job) = SymbolJob::of(item)
+            && jobs.send(job).is_err()
+        {
+            log::debug!("the symbol thread has ended");
         }
     }
 

@@ -27,6 +27,7 @@ use crate::{
     model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
+    symbols::Debuginfod,
     target::TargetProcess,
 };
 
@@ -71,6 +72,7 @@ impl Session {
         ring_bytes: u32,
         output: File,
         capture: &Capture,
+        debuginfod: Option<Debuginfod>,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
         let modules = SharedModules::default();
@@ -82,7 +84,7 @@ impl Session {
             notices: notices_sender,
         };
         let writer = Writer::new(output, capture)?;
-        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), writer)?;
+        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), debuginfod, writer)?;
         let session = Self {
             kernel,
             pipeline,
