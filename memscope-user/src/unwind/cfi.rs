@@ -250,9 +250,11 @@ impl<'data, S: Frames<'data>> Evaluation<'data, '_, S> {
                 };
                 let offset = row.start_address().wrapping_sub(self.scope.base_svma);
                 let row_end = row.end_address().wrapping_sub(self.scope.base_svma);
-                let Some(offset) = u32::try_from(offset).ok().filter(|offset| *offset < end) else {
-                    break true;
-                };
+                let Ok(offset) = u32::try_from(offset) else { break true };
+                if offset >= end {
+                    // Rows that begin just at the end hold nowhere.
+                    break offset > end;
+                }
                 if row_end <= u64::from(offset) {
                     continue;
                 }

@@ -11,10 +11,10 @@ use super::{
     elf::{self, CallFrames},
 };
 
-/// How far the code that a program begins with reaches, if nothing says it: the longest
-/// known, of glibc's dynamic loader, has 70 bytes up to its jump into the program.
-const MAX_ENTRY_BYTES: u32 = 128;
-/// Call frame information that is worth another thread: some ten milliseconds.
+/// How far the code that a program begins with reaches, if nothing says it. It calls
+/// little and jumps away: glibc's dynamic loader needs 61 bytes, musl's 22.
+const MAX_ENTRY_BYTES: u32 = 64;
+/// Call frame information that is worth another thread: some eight milliseconds.
 const MIN_SHARE_BYTES: usize = 1 << 18;
 /// Threads for one file at most.
 const MAX_SHARES: usize = 16;
@@ -39,7 +39,8 @@ pub(super) fn table(file: &CallFrames<'_>) -> Result<UnwindTable, UnwindError> {
         rows_left: &rows_left,
         is_known: &|_, _| false,
     };
-    let mut problems = Problems::default();
+    let mut problems =
+        Problems { broken_sections: file.unreadable_sections, ..Problems::default() };
     let mut parts = Vec::new();
     for section in &file.eh_frame {
         parts.extend(shares::<EhFrame<_>>(&section.bytes, &scope(section))?);
@@ -70,7 +71,9 @@ pub(super) fn table(file: &CallFrames<'_>) -> Result<UnwindTable, UnwindError> {
         }
         reached = extent.end;
     }
-    writer.gap(reached, u32::try_from(end_svma.saturating_sub(base_svma)).unwrap_or(u32::MAX));
+    let end = u32::try_from(end_svma.saturating_sub(base_svma)).unwrap_or(u32::MAX);
+    writer.gap(reached, end);
+    writer.push(end.max(reached), RULE_NONE);
     if writer.rows.len() > MAX_ROWS {
         return Err(UnwindError::TooManyRows);
     }
@@ -222,7 +225,8 @@ impl Writer {
         if self.rows.last().is_some_and(|last| last.offset == offset) {
             self.rows.pop();
         }
-        if self.rows.last().is_none_or(|last| last.rule != rule) {
+        // Before the first row, too, nothing is known.
+        if self.rows.last().map_or(RULE_NONE, |last| last.rule) != rule {
             self.rows.push(UnwindRow { offset, rule });
         }
     }
