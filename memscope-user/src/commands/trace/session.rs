@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use super::{
-    modules::{LoadedModule, Notice, SharedModules, TargetView, observation_of, probed_modules_of},
+    modules::{
+        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
+        observation_of, probed_modules_of,
+    },
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
 };
@@ -48,7 +51,7 @@ pub(super) struct Session {
     kernel: Kernel,
     pipeline: Pipeline<File>,
     modules: SharedModules,
-    processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
+    processes: SharedProcesses,
     targets: Vec<Target>,
     defined: FxHashSet<ModuleId>,
 }
@@ -73,7 +76,7 @@ impl Session {
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
         let modules = SharedModules::default();
-        let processes = Arc::default();
+        let processes = SharedProcesses::default();
         let (notices_sender, notices) = unbounded_channel();
         let view = TargetView {
             modules: Arc::clone(&modules),
@@ -122,9 +125,9 @@ impl Session {
     /// A command that was held is let go, having loaded all it will run at first.
     pub(super) fn started(&mut self, target: u16) -> anyhow::Result<()> {
         if let Some(state) = self.targets.iter().find(|state| state.index == target)
-            && let Ok(mappings) = state.process.code_mappings()
+            && let Ok(seen) = mappings_of(&state.process)
         {
-            let seen = observation_of(&self.modules, &state.process, &mappings);
+            let seen = observation_of(&self.modules, &state.process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
         if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
@@ -183,14 +186,15 @@ impl Session {
             return Ok(0);
         };
         let (process, running) = (Arc::clone(&state.process), state.running);
-        let mappings = process.code_mappings()?;
-        let new: Vec<Arc<LoadedModule>> = probed_modules_of(&self.modules, &process, &mappings)
-            .into_iter()
-            .filter(|module| !state.attached.contains(&module.module.id))
-            .collect();
+        let seen = mappings_of(&process)?;
+        let new: Vec<Arc<LoadedModule>> =
+            probed_modules_of(&self.modules, &process, &seen.mappings)
+                .into_iter()
+                .filter(|module| !state.attached.contains(&module.module.id))
+                .collect();
         if !new.is_empty() {
             // Told, not left to be looked at: a short command would be gone by then.
-            let seen = observation_of(&self.modules, &process, &mappings);
+            let seen = observation_of(&self.modules, &process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
         for module in &new {
