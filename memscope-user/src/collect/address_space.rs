@@ -165,10 +165,10 @@ impl AddressSpace {
 
     /// Takes what was seen when the process was looked at.
     pub fn observe(&mut self, code: &[CodeRange], begun_ns: u64, done_ns: u64) {
-        self.end_missing(code, begun_ns, done_ns);
         for range in code {
             self.insert(range.clone(), self.unseen_until_ns.min(begun_ns), begun_ns);
         }
+        self.end_missing(begun_ns, done_ns);
         self.unseen_until_ns = self.unseen_until_ns.max(begun_ns.saturating_add(1));
         if self.live.len() > MAX_LIVE_RANGES {
             self.forget_longest_unseen();
@@ -190,7 +190,7 @@ impl AddressSpace {
     /// kept; if it has told nothing, everything known ends here.
     pub fn exec(&mut self, time_ns: u64) -> u64 {
         let passed = self.pending_execs_ns.partition_point(|pending| *pending <= time_ns);
-        if let Some(emptied_ns) = self.pending_execs_ns.drain(..passed).last() {
+        if let Some(emptied_ns) = self.pending_execs_ns.drain(..passed).next_back() {
             return emptied_ns;
         }
         self.empty(time_ns);
@@ -316,9 +316,17 @@ impl AddressSpace {
         // What was known before tells more of the time before than its lateness does.
         let late = Span { earliest_ns: time_ns, ..new.clone() };
         if old.range.agrees_with(&new.range) {
-            let last_seen_ns = old.last_seen_ns.max(time_ns);
-            let first = if time_ns < old.seen_ns { late } else { old };
-            self.keep(Span { last_seen_ns, ..first });
+            if time_ns >= old.seen_ns {
+                let last_seen_ns = old.last_seen_ns.max(time_ns);
+                self.keep(Span { last_seen_ns, ..old });
+            } else if old.earliest_ns <= time_ns && old.seen_ns == old.last_seen_ns {
+                self.keep(Span { last_seen_ns: old.last_seen_ns, ..late });
+            } else {
+                // Something else may have been there in between, or if not, joined to one it
+                // would no longer be known that it was there at `old.seen_ns`.
+                self.end(late, old.seen_ns);
+                self.keep(old);
+            }
         } else if old.last_seen_ns <= time_ns {
             let after_old_ns = old.last_seen_ns.saturating_add(1).min(time_ns);
             let earliest_ns = new.earliest_ns.max(after_old_ns);
@@ -339,33 +347,12 @@ impl AddressSpace {
         }
     }
 
-    /// Ends what an observation lacks, and has seen what it has.
-    fn end_missing(&mut self, code: &[CodeRange], begun_ns: u64, done_ns: u64) {
-        let older = |span: &&Span| span.last_seen_ns < begun_ns;
-        let spans: Vec<Span> = self.live.values().filter(older).cloned().collect();
-        for span in spans {
-            let mut start = span.range.start_avma;
-            let first = code.partition_point(|range| range.end_avma <= start);
-            let near = code.iter().skip(first);
-            for range in near.take_while(|range| range.start_avma < span.range.end_avma) {
-                let Some(seen) = span.range.overlap(range) else { continue };
-                if !span.range.agrees_with(range) {
-                    continue;
-                }
-                self.end_part(&span, (start, seen.0), done_ns);
-                start = seen.1;
-            }
-            self.end_part(&span, (start, span.range.end_avma), done_ns);
-        }
-    }
-
-    fn end_part(&mut self, span: &Span, bounds: (u64, u64), until_ns: u64) {
-        if bounds.0 < bounds.1
-            && let Some((&key, _)) = self.live.range(..=bounds.0).next_back()
-            && let Some(part) = self.cut(key, bounds)
-        {
-            debug_assert!(part.range.agrees_with(&span.range));
-            self.end(part, until_ns);
+    /// Ends what was last seen before an observation, and so is not in it.
+    fn end_missing(&mut self, begun_ns: u64, done_ns: u64) {
+        let missing = self.live.extract_if(.., |_, span| span.last_seen_ns < begun_ns);
+        let missing: Vec<Span> = missing.map(|(_, span)| span).collect();
+        for span in missing {
+            self.end(span, done_ns);
         }
     }
 

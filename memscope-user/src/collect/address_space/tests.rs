@@ -339,11 +339,11 @@ proptest! {
             tell(&mut space, act, time as u64, &truth[time]);
         }
         for (at, now) in truth.iter().enumerate() {
-            for from in 0..=at {
+            for (from, then) in truth.iter().enumerate().take(at + 1) {
                 for (page, file) in now.iter().enumerate().filter(|(_, file)| file.is_some()) {
                     let said = space.is_unchanged_since(page as u64 * PAGE, from as u64, at as u64);
                     // Of what was unmapped and not looked at since, its old state is said.
-                    let was = truth[from][page].or_else(|| file_at(&space, page as u64, from as u64));
+                    let was = then[page].or_else(|| file_at(&space, page as u64, from as u64));
                     prop_assert!(!said || was == *file, "page {} from {} to {}", page, from, at);
                 }
             }
