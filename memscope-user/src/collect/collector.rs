@@ -110,7 +110,7 @@ impl<V: ProcessView> Collector<V> {
                 probed_late: false,
             },
             space: AddressSpace::default(),
-            image_since_ns: 0,
+            image_since_ns: start.time_ns,
             outdated: true,
             looked_at_ns: start.time_ns,
             ended: false,
@@ -176,21 +176,19 @@ impl<V: ProcessView> Collector<V> {
         define_module(&mut self.known_modules, &range, &mut give);
         // That of a later image is for its own entry, once its exec has come.
         let is_of_image = time_ns < target.space.next_exec_ns() && time_ns >= target.image_since_ns;
-        let allocator = range.module.clone().filter(|_| range.is_allocator && is_of_image);
-        target.space.map(time_ns, range);
-        let allocators = &mut target.process.allocators;
-        if let Some(module) = allocator
-            && !allocators.contains(&module.path)
-        {
-            allocators.push(module.path.clone());
+        if is_of_image && note_allocator(&mut target.process, &range) {
             give(Item::Process(target.process.clone()));
         }
+        target.space.map(time_ns, range);
     }
 
     /// The kernel has told that a target emptied its address space, for an exec whose own record
     /// is still to come.
     pub fn replaced(&mut self, target: u16, time_ns: u64) {
-        if let Some(target) = self.targets.get_mut(&target) {
+        // The exec that began the present image has no record if it came before the trace.
+        if let Some(target) = self.targets.get_mut(&target)
+            && time_ns > target.image_since_ns
+        {
             target.space.replaced(time_ns);
         }
     }
@@ -484,15 +482,11 @@ impl<V: ProcessView> Collector<V> {
         for range in &code {
             define_module(&mut self.known_modules, range, &mut give);
         }
-        let mut allocators: Vec<String> = Vec::new();
-        for range in code.iter().filter(|range| range.is_allocator) {
-            if let Some(module) = &range.module
-                && !allocators.contains(&module.path)
-            {
-                allocators.push(module.path.clone());
-            }
-        }
         target.space.observe(&code, begun_ns, done_ns);
+        if begun_ns < target.image_since_ns || done_ns >= target.space.next_exec_ns() {
+            // It shows another image than the one that records speak of now.
+            return;
+        }
         let before = target.process.clone();
         let process = &mut target.process;
         // Of a process that is exiting its names can no longer be read.
@@ -501,11 +495,22 @@ impl<V: ProcessView> Collector<V> {
                 *known = found;
             }
         }
-        process.allocators = allocators;
+        for range in &code {
+            note_allocator(process, range);
+        }
         if *process != before {
             give(Item::Process(process.clone()));
         }
     }
+}
+
+/// Lists the allocator that a range belongs to; whether it is a new one. None is taken off the list
+/// when it is unmapped, as blocks came from it all the same.
+fn note_allocator(process: &mut Process, range: &CodeRange) -> bool {
+    let module = range.module.as_ref().filter(|_| range.is_allocator);
+    let new = module.filter(|module| !process.allocators.contains(&module.path));
+    process.allocators.extend(new.map(|module| module.path.clone()));
+    new.is_some()
 }
 
 fn define_module(known: &mut FxHashSet<ModuleId>, range: &CodeRange, give: &mut impl FnMut(Item)) {

@@ -420,6 +420,42 @@ fn an_allocator_that_is_mapped_is_listed_at_once() {
 }
 
 #[test]
+fn an_exec_from_before_the_trace_is_none_of_the_target() {
+    let mut bench = Bench::new(vec![]);
+    let start =
+        TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 100, from_start: true };
+    bench.sees_at(101, observation("first", vec![]));
+    bench.collector.start_target(&start, |item| bench.items.push(item));
+    bench.collector.replaced(TARGET, 90);
+    bench.map(110, range(0x10_000, Some(0)));
+    assert!(
+        matches!(bench.items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"]),
+        "it belongs to the image that runs: {:?}",
+        bench.items.last()
+    );
+}
+
+#[test]
+fn what_shows_a_later_image_is_not_taken_for_this_one() {
+    let mut bench = Bench::new(vec![]);
+    bench.collector.replaced(TARGET, 20);
+    let later = observation("later", vec![range(0x10_000, Some(0))]);
+    let seen = Observation { begun_ns: 25, done_ns: 26, ..later };
+    bench.collector.saw(TARGET, seen, 25, |item| bench.items.push(item));
+    assert!(
+        !bench
+            .items
+            .iter()
+            .any(|item| matches!(item, Item::Process(process) if process.comm == "later"))
+    );
+    let items = bench.take(&exec(1, 24, 0));
+    assert!(
+        matches!(items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"]),
+        "{items:?}"
+    );
+}
+
+#[test]
 fn after_a_loss_of_mappings_the_targets_are_looked_at() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     let code = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
