@@ -19,6 +19,7 @@ mod images;
 mod kit;
 mod laws;
 mod leaks;
+mod mmaps;
 mod oracle;
 mod ring;
 mod symbols;

@@ -197,9 +197,14 @@ async fn follow(
                 }
             }
             Some(notice) = notices.recv() => {
-                if let Err(error) = session.act_on(notice) {
-                    log::warn!("new code of a target is not traced: {error:#}");
+                let mut waiting = vec![notice];
+                // What is said again meanwhile needs to be done once.
+                while let Ok(notice) = notices.try_recv() {
+                    if !waiting.contains(&notice) {
+                        waiting.push(notice);
+                    }
                 }
+                session.act_on(&waiting);
             }
             signal = interrupts.next() => {
                 let Some(command) = command.as_ref().filter(|_| !asked) else { break EndingReason::Interrupted };
