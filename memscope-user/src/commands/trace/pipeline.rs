@@ -44,6 +44,8 @@ const WAITING_BATCHES: usize = 64;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often lost reports of new code make the collector look at all targets.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 /// Frames named at once.
 const SYMBOL_BATCH: usize = 256;
 
@@ -191,7 +193,9 @@ struct Mappings {
     /// None if the kernel refuses; then new code is noticed later.
     events: Option<MmapEvents>,
     filter: EventFilter,
+    /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
+    told_at: Instant,
 }
 
 impl Mappings {
@@ -202,7 +206,12 @@ impl Mappings {
                 log::warn!("libraries that are unloaded soon may stay without names: {error:#}");
             })
             .ok();
-        Self { events, filter: EventFilter::new(Arc::clone(&view.processes)), told_lost: 0 }
+        Self {
+            events,
+            filter: EventFilter::new(Arc::clone(&view.processes)),
+            told_lost: 0,
+            told_at: Instant::now(),
+        }
     }
 
     /// Hands over what was told until now.
@@ -210,13 +219,20 @@ impl Mappings {
         let Some(events) = &mut self.events else { return Ok(()) };
         let mut mapped = Vec::new();
         events.drain(|event| self.filter.take(&event, |event| mapped.push(event)));
-        let lost = events.lost() - self.told_lost;
-        if lost > 0 {
-            log::warn!("{lost} reports of the kernel on new code were lost");
-            self.told_lost = events.lost();
+        if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
+            (self.told_lost, self.told_at) = (events.lost(), Instant::now());
             send(input, Input::MappingsLost)?;
         }
         if mapped.is_empty() { Ok(()) } else { send(input, Input::Mapped(mapped)) }
+    }
+
+    fn say_lost(&self) {
+        let lost = self.events.as_ref().map_or(0, MmapEvents::lost);
+        if lost > 0 {
+            log::warn!(
+                "{lost} reports of the kernel on new code, of whatever process, were lost: libraries that were unloaded soon may be without names"
+            );
+        }
     }
 
     fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -263,6 +279,7 @@ fn drain(
             send(input, Input::Control(control))?;
         }
         if stop {
+            mappings.say_lost();
             return Ok(());
         }
         ring.wait(POLL_INTERVAL, mappings.fds())?;
