@@ -50,6 +50,8 @@ const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often lost reports of new code make the collector look at all targets.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What reaches the pipeline.
 pub(super) enum Input {
@@ -197,11 +199,13 @@ struct Mappings {
     /// None if the kernel refuses; then new code is noticed later.
     events: Option<MmapEvents>,
     filter: EventFilter,
+    /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
     notices: UnboundedSender<Notice>,
     /// Targets that have generated code of which the attaching thread does not know yet.
     generating: FxHashSet<u16>,
     told_generating_at: Instant,
+    told_at: Instant,
 }
 
 impl Mappings {
@@ -219,6 +223,7 @@ impl Mappings {
             notices: view.notices.clone(),
             generating: FxHashSet::default(),
             told_generating_at: Instant::now(),
+            told_at: Instant::now(),
         }
     }
 
@@ -253,14 +258,21 @@ impl Mappings {
         let Some(events) = &mut self.events else { return Ok(()) };
         let mut mapped = Vec::new();
         events.drain(|event| self.filter.take(&event, |event| mapped.push(event)));
-        let lost = events.lost() - self.told_lost;
-        if lost > 0 {
-            log::warn!("{lost} reports of the kernel on new code were lost");
-            self.told_lost = events.lost();
+        if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
+            (self.told_lost, self.told_at) = (events.lost(), Instant::now());
             send(input, Input::MappingsLost)?;
         }
         self.notice(&mapped);
         if mapped.is_empty() { Ok(()) } else { send(input, Input::Mapped(mapped)) }
+    }
+
+    fn say_lost(&self) {
+        let lost = self.events.as_ref().map_or(0, MmapEvents::lost);
+        if lost > 0 {
+            log::warn!(
+                "{lost} reports of the kernel on new code, of whatever process, were lost: libraries that were unloaded soon may be without names"
+            );
+        }
     }
 
     fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -316,6 +328,7 @@ fn drain(
             send(input, Input::Control(control))?;
         }
         if stop {
+            mappings.say_lost();
             return Ok(());
         }
         ring.wait(POLL_INTERVAL, mappings.fds())?;
