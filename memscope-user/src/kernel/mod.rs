@@ -4,11 +4,13 @@
 //! Nothing it makes outlives the process: all programs, maps and links are held by
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
+mod facts;
 mod features;
 mod load;
 mod plain;
 mod ring;
 
+pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use ring::{EventRing, RingError};
