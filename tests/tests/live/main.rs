@@ -22,3 +22,4 @@ mod leaks;
 mod oracle;
 mod ring;
 mod valgrind;
+mod verifier;
