@@ -279,7 +279,7 @@ impl Session {
         };
         state.ended = true;
         let pid = state.process.pid();
-        self.kernel.forget_process(pid);
+        self.kernel.forget_process(target, pid);
         self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }
 
