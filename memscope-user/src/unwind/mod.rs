@@ -90,7 +90,7 @@ pub struct UnwindRow {
 }
 
 /// The unwind rules of a file, by address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnwindTable {
     /// Where offsets count from, in the file's own numbering: a multiple of the page size.
     pub base_svma: u64,
