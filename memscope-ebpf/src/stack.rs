@@ -38,8 +38,8 @@ use memscope_ebpf::{
 use crate::{
     copy, emit,
     maps::{
-        CHUNKS, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS, SENT_WORDS,
-        SPACES, SentStacks,
+        CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS,
+        SENT_WORDS, SPACES, SentStacks,
     },
 };
 
@@ -358,7 +358,8 @@ fn mapping(index: u32) -> Option<&'static Mapping> {
 #[inline(always)]
 fn chunk_word(number: u32) -> u64 {
     const CHUNK_SHIFT: u32 = CHUNK_WORDS.trailing_zeros();
-    match CHUNKS.get_value(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1), &0) {
+    let map = CHUNKS.get(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1));
+    match map.and_then(ChunkMap::chunk) {
         // SAFETY: the index is below CHUNK_WORDS.
         Some(chunk) => unsafe {
             read_volatile(&raw const chunk.words[number as usize & (CHUNK_WORDS - 1)])
