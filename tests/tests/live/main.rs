@@ -24,3 +24,4 @@ mod oracle;
 mod ring;
 mod symbols;
 mod valgrind;
+mod verifier;
