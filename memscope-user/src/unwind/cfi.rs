@@ -19,7 +19,7 @@ use super::{
 
 /// Longest common entry that is read; real ones have some 24 bytes. Its instructions are
 /// executed for each function that refers to it.
-const MAX_COMMON_ENTRY_BYTES: usize = 4096;
+pub(super) const MAX_COMMON_ENTRY_BYTES: usize = 4096;
 
 /// Rules by number, each once.
 #[derive(Debug)]

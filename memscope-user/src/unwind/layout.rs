@@ -13,7 +13,7 @@ use super::{
 
 /// How far the code that a program begins with reaches, if nothing says it: the longest
 /// known, of glibc's dynamic loader, has 70 bytes up to its jump into the program.
-const MAX_ENTRY_BYTES: u32 = 128;
+pub(super) const MAX_ENTRY_BYTES: u32 = 128;
 /// Call frame information that is worth another thread: some ten milliseconds.
 const MIN_SHARE_BYTES: usize = 1 << 18;
 /// Threads for one file at most.

@@ -13,6 +13,7 @@
 //! ```
 
 mod cfi;
+mod copied;
 mod elf;
 mod layout;
 mod rule;
@@ -22,6 +23,7 @@ mod tests;
 
 use std::fmt;
 
+pub use copied::{CodeAt, CopiedWalk, FrameInfo, MappedCode, walk_copy};
 use memscope_common::unwind::{CFA_END, CFA_NONE, CFA_UNSUPPORTED, Rule};
 
 /// Largest section of call frame information that is read, uncompressed. The largest

@@ -67,7 +67,7 @@ fn allocation(image: u16, time_ns: u64, stack: u64) -> Record {
     })
 }
 
-fn stack(time_ns: u64, identity: u64, outcome: u32, frames_avma: &[u64]) -> Record {
+fn stack(time_ns: u64, identity: u64, outcome: u16, frames_avma: &[u64]) -> Record {
     Record::Stack(StackFrames {
         header: StackHeader {
             header: header(KIND_STACK, 0, time_ns),
