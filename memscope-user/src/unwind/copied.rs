@@ -66,6 +66,8 @@ pub struct CopiedWalk {
     pub frames_avma: Vec<u64>,
     /// Why they end.
     pub outcome: StackOutcome,
+    /// Whether at least one step followed the frame pointer, for want of unwind information.
+    pub used_frame_pointers: bool,
     /// With [`StackOutcome::UnknownCode`], the address of which nothing is known.
     pub unknown_avma: Option<u64>,
 }
@@ -90,9 +92,16 @@ pub fn walk_copy(copy: &StackCopy, bytes: &[u8], code: &mut impl MappedCode) -> 
             Stop::UnknownCode { avma } => Some(avma),
             _ => None,
         };
-        return CopiedWalk { frames_avma, outcome: walk.outcome(stop), unknown_avma };
+        let outcome = walk.outcome(stop);
+        let used_frame_pointers = walk.used_frame_pointers;
+        return CopiedWalk { frames_avma, outcome, used_frame_pointers, unknown_avma };
     }
-    CopiedWalk { frames_avma, outcome: StackOutcome::DepthLimit, unknown_avma: None }
+    CopiedWalk {
+        frames_avma,
+        outcome: StackOutcome::DepthLimit,
+        used_frame_pointers: walk.used_frame_pointers,
+        unknown_avma: None,
+    }
 }
 
 /// Why a walk ends.
@@ -244,7 +253,9 @@ impl<'info, S: cfi::Frames<'info>> Row<'_, 'info, S> {
             CfaRule::RegisterAndOffset { register, offset } => {
                 self.registers.get(*register)?.wrapping_add_signed(*offset)
             }
-            CfaRule::Expression(expression) => self.evaluate(expression, None, bias_avma)?.known()?,
+            CfaRule::Expression(expression) => {
+                self.evaluate(expression, None, bias_avma)?.known()?
+            }
         };
         // A return address was pushed below the caller's frame; but a signal handler may
         // have a stack of its own.

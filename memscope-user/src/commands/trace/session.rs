@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    copies::FrameInfos,
     modules::{LoadedModule, Notice, SharedModules, TargetView, observation_of, probed_modules_of},
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
@@ -80,6 +81,7 @@ impl Session {
             modules: Arc::clone(&modules),
             processes: Arc::clone(&processes),
             notices: notices_sender,
+            frame_infos: FrameInfos::default(),
         };
         let writer = Writer::new(output, capture)?;
         let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), writer)?;
