@@ -54,6 +54,15 @@ struct Target {
     ended: bool,
 }
 
+/// What came of the stacks that the kernel side has copied, as it could not walk them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopiedStacks {
+    /// All of them.
+    pub count: u64,
+    /// Those of which every frame was found.
+    pub complete: u64,
+}
+
 /// Gives ids to what records speak of.
 #[derive(Debug)]
 pub struct Collector<V> {
@@ -63,6 +72,7 @@ pub struct Collector<V> {
     known_modules: FxHashSet<ModuleId>,
     frames: FxHashMap<Location, FrameId>,
     stacks: StackTable,
+    copied: CopiedStacks,
     process_count: u32,
     nonsense: u64,
 }
@@ -77,6 +87,7 @@ impl<V: ProcessView> Collector<V> {
             known_modules: FxHashSet::default(),
             frames: FxHashMap::default(),
             stacks: StackTable::default(),
+            copied: CopiedStacks::default(),
             process_count: 0,
             nonsense: 0,
         }
@@ -85,6 +96,11 @@ impl<V: ProcessView> Collector<V> {
     /// How many records spoke of targets or probes that there are not.
     pub fn nonsense(&self) -> u64 {
         self.nonsense
+    }
+
+    /// What came of the stacks that the kernel side has copied.
+    pub fn copied_stacks(&self) -> CopiedStacks {
+        self.copied
     }
 
     /// How many stacks were too many to be kept whole.
@@ -382,6 +398,8 @@ impl<V: ProcessView> Collector<V> {
             unknown_avma: None,
         });
         let found = self.found(&copy.header, process, walked, give);
+        self.copied.count += 1;
+        self.copied.complete += u64::from(found.outcome == StackOutcome::Complete);
         self.stacks.define(process, copy.stack, true, found, |stack| give(Item::Stack(stack)));
     }
 

@@ -12,6 +12,6 @@ mod order;
 mod stacks;
 
 pub use address_space::{CodeRange, Observation, ProcessView, WalkedCopy};
-pub use collector::{Collector, ProbeDefinition, TargetStart};
+pub use collector::{Collector, CopiedStacks, ProbeDefinition, TargetStart};
 pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
 pub use order::Order;

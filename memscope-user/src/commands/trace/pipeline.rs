@@ -364,6 +364,12 @@ impl<W: Write> Collect<W> {
             }
         }
         self.publish();
+        let copied = self.collector.copied_stacks();
+        log::info!(
+            "{} stacks were walked from copies, {} of them completely",
+            copied.count,
+            copied.complete
+        );
         let over_limit = self.collector.stacks_over_limit();
         if over_limit > 0 {
             log::warn!("{over_limit} stacks were too many to be kept whole");
