@@ -13,6 +13,7 @@ mod bad_input;
 mod bpf;
 mod chains;
 mod contract;
+mod copies;
 mod cost;
 mod harm;
 mod images;

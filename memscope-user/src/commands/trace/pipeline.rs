@@ -42,6 +42,8 @@ use crate::{
 
 /// Records handed over at once.
 const BATCH_RECORDS: usize = 4096;
+/// Bytes of records from which on no more is handed over at once: copies of stacks are large.
+const BATCH_BYTES: usize = 4 << 20;
 /// Batches that may wait for the pipeline.
 const WAITING_BATCHES: usize = 64;
 /// How often the generated code of a target is looked for.
@@ -299,7 +301,7 @@ fn drain(
         loop {
             let mut batch = Vec::with_capacity(BATCH_RECORDS);
             let mut malformed = 0;
-            let count = ring.drain(BATCH_RECORDS, |bytes| match decode(bytes) {
+            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decode(bytes) {
                 Ok(record) => {
                     // Not by way of the collector, which may have much to do before.
                     if let Some(target) = record.changed_code_of()
@@ -439,6 +441,16 @@ impl<W: Write> Collect<W> {
         let forgotten = self.collector.forgotten_ranges();
         if forgotten > 0 {
             log::warn!("{forgotten} mappings of code were too many to be remembered");
+        }
+        let copied = self.collector.copied_stacks();
+        log::info!(
+            "{} stacks were walked from copies, {} of them completely",
+            copied.count,
+            copied.complete
+        );
+        let over_limit = self.collector.stacks_over_limit();
+        if over_limit > 0 {
+            log::warn!("{over_limit} stacks were too many to be kept whole");
         }
         Collected {
             analyzer: self.sink.analyzer,
