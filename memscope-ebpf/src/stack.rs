@@ -25,9 +25,9 @@ use memscope_common::{
         OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
     unwind::{
-        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, Frame, KernelOffsets, MAPPING_TABLE,
-        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
-        RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
+        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE, MAX_CHUNKS,
+        MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT, RULE_FRAME_POINTER, Rule,
+        RuleCache, Rules, Saved, Walk,
     },
 };
 use memscope_ebpf::{
@@ -82,16 +82,14 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    walk.frame = Frame {
-        pc_avma: caller.return_avma,
-        returns: 1,
-        sp_avma: caller.sp_avma,
-        bp: caller.rbp,
-        bx: Saved::value(caller.rbx),
-        r10: Saved::unknown(),
-    };
-    walk.flags = 0;
-    walk.return_slot_avma = 0;
+    walk.frame.pc_avma = caller.return_avma;
+    walk.frame.returns = 1;
+    walk.frame.sp_avma = caller.sp_avma;
+    walk.frame.bp = caller.rbp;
+    walk.frame.bx = Saved::value(caller.rbx);
+    emit::clear(&mut walk.frame.r10.place);
+    emit::clear(&mut walk.flags);
+    emit::clear(&mut walk.return_slot_avma);
     let tables_read_ns = walk_up(state, &header, target);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
@@ -202,14 +200,8 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
     let found = rule_here(walk, tools.cache);
-    // SAFETY: the index is below MAX_FRAMES.
-    unsafe {
-        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] =
-            walk.frame.pc_avma;
-    }
-    walk.frame_count += 1;
-    walk.hash = mix(walk.hash, walk.frame.pc_avma);
     if found == 0 {
+        note(state, 1 - walk.frame.returns);
         walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
         return 1;
     }
@@ -224,6 +216,9 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
             walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
         }
     }
+    // Nothing was called where a signal came in, nor just before what its handler returns
+    // to: there the address itself is the one to look up, not the one before it.
+    note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
     let mut outcome = step(&mut walk.frame, &rule, |avma| read(state, avma));
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
@@ -234,6 +229,19 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     }
     walk.outcome = u64::from(outcome);
     1
+}
+
+/// Adds the frame to the stack and to its identity, at a distance from its address.
+#[inline(always)]
+fn note(state: *mut ThreadState, distance: u64) {
+    // SAFETY: `state` is this thread's own live map value; the index is below MAX_FRAMES.
+    unsafe {
+        let walk = &mut (*state).walk;
+        let avma = walk.frame.pc_avma.wrapping_add(distance);
+        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] = avma;
+        walk.frame_count += 1;
+        walk.hash = mix(walk.hash, avma);
+    }
 }
 
 /// A word of the target's stack, mostly from the window that was read before.
