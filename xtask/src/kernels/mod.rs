@@ -38,8 +38,14 @@ const TOOLS: setup::Tools<'static> = &[
     ("gcc", &["gcc"]),
 ];
 
-/// Returns what was skipped and why.
+/// Returns what was skipped and why, having said it.
 pub(crate) fn run(update: bool) -> Result<Vec<String>> {
+    let skipped = try_all(update)?;
+    skipped.iter().for_each(|what| println!("SKIPPED: {what}"));
+    Ok(skipped)
+}
+
+fn try_all(update: bool) -> Result<Vec<String>> {
     if !cfg!(target_arch = "x86_64") {
         return Ok(vec!["kernels — the eBPF object is for x86-64 machines".to_owned()]);
     }
@@ -82,7 +88,6 @@ pub(crate) fn run(update: bool) -> Result<Vec<String>> {
             bail!("{}\nwhat the machines said is in {FOLDER}", problems.join("\n"));
         }
     }
-    skipped.iter().for_each(|what| println!("SKIPPED: {what}"));
     Ok(skipped)
 }
 
