@@ -16,6 +16,9 @@ pub const BUDGET: u64 = 500_000;
 /// By how much a program may exceed what is recorded before somebody has to look and record it anew.
 pub const TOLERANCE_PERCENT: u64 = 20;
 
+/// How much of the verifier's words is passed on.
+const ERROR_LINES: usize = 12;
+
 /// What is recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
@@ -78,7 +81,10 @@ impl Diagnosis {
     /// What is wrong whatever is recorded.
     pub fn problems(&self) -> Vec<String> {
         if let Some(error) = &self.programs_error {
-            return vec![format!("the kernel refused the programs: {error}")];
+            // The verifier tells all it has walked through, at the end where it stopped and why.
+            let lines: Vec<&str> = error.lines().collect();
+            let end = lines[lines.len().saturating_sub(ERROR_LINES)..].join("\n");
+            return vec![format!("the kernel refused the programs: {end}")];
         }
         if self.programs.is_empty() {
             return vec!["the kernel says nothing about the programs".to_owned()];
@@ -184,5 +190,9 @@ mod tests {
         assert_eq!(diagnosis(&[]).problems().len(), 1);
         let refused = Diagnosis { programs_error: Some("too large".to_owned()), ..fine };
         assert_eq!(refused.problems(), ["the kernel refused the programs: too large"]);
+        let log = "walked\n".repeat(ERROR_LINES) + "too large";
+        let refused = Diagnosis { programs_error: Some(log), ..refused };
+        assert_eq!(refused.problems()[0].lines().count(), ERROR_LINES);
+        assert!(refused.problems()[0].ends_with("too large"));
     }
 }

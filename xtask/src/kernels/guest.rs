@@ -35,6 +35,10 @@ const MACHINE: &[&str] = &[
 /// panics ends.
 const KERNEL_OPTIONS: &str = "console=ttyS0 loglevel=4 panic=1 rdinit=/init";
 
+/// What the messages that tell of a fault have in them.
+const ERRORS: &[&str] = &["memscope: ", "Oops", "Kernel panic", "BUG:", "WARNING:"];
+const MAX_MESSAGES: usize = 10;
+
 /// `chain.c` is `/bin/chain`.
 pub(super) fn program_name(source: &str) -> &str {
     source.split('.').next().unwrap_or(source)
@@ -113,6 +117,23 @@ fn wait(machine: &mut Child, shown: &str) -> Result<()> {
             None => thread::sleep(LOOK),
         }
     }
+}
+
+/// The errors of memscope on the kernel's serial line, each once, and the kernel's last
+/// words if it had to stop.
+pub(super) fn messages(series: &str, folder: &Path) -> Result<Vec<String>> {
+    let console = folder.join(format!("{series}.console"));
+    let said = fs::read(&console).with_context(|| format!("cannot read {}", console.display()))?;
+    let said = String::from_utf8_lossy(&said);
+    let mut messages: Vec<String> = Vec::new();
+    for line in said.lines().filter(|line| ERRORS.iter().any(|error| line.contains(error))) {
+        let message = format!("Linux {series} said: {}", line.trim_end());
+        if !messages.contains(&message) {
+            messages.push(message);
+        }
+    }
+    messages.truncate(MAX_MESSAGES);
+    Ok(messages)
 }
 
 /// What one command printed, and how it ended.

@@ -131,6 +131,12 @@ impl Trace {
         self.complete_stacks = export["stacks"]["complete"].as_u64().unwrap_or(0);
         let truncated = export["stacks"]["truncated"].as_u64().unwrap_or(0);
         self.stacks = self.complete_stacks + truncated;
+        // New tables can come while a stack is being walked, which then says so.
+        let replaced = export["stacks"]["by_reason"]["tables_replaced"].as_u64().unwrap_or(0);
+        if truncated != replaced || self.complete_stacks == 0 {
+            let reasons = &export["stacks"]["by_reason"];
+            self.problems.push(format!("{truncated} stacks are not complete: {reasons}"));
+        }
         match export["loss"]["lost_events"].as_u64() {
             Some(0) => {}
             Some(lost) => {
@@ -191,7 +197,7 @@ mod tests {
             "totals": { "allocations": 7, "allocated_bytes": 70, "frees": 2, "freed_bytes": 20,
                 "reallocations": 0, "failed_allocations": 0, "live_blocks": 5, "live_bytes": 50 },
             "loss": { "lost_events": 0 },
-            "stacks": { "complete": 6, "truncated": 1 },
+            "stacks": { "complete": 7, "truncated": 0 },
             "sites": [{ "frames": [
                 { "function": "allocate", "file": "/x/chain.c", "line": 34, "inlined": false },
                 { "function": "main", "file": "/x/chain.c", "line": 120, "inlined": false },
@@ -228,6 +234,8 @@ mod tests {
             ("/totals/frees", 3.into()),
             ("/totals/live_bytes", Value::Null),
             ("/loss/lost_events", 1.into()),
+            ("/stacks/truncated", 1.into()),
+            ("/stacks/complete", 0.into()),
             ("/capture/complete", false.into()),
             ("/sites/0/frames/0/line", 35.into()),
         ] {

@@ -38,8 +38,14 @@ const TOOLS: setup::Tools<'static> = &[
     ("gcc", &["gcc"]),
 ];
 
-/// Returns what was skipped and why.
+/// Returns what was skipped and why, having said it.
 pub(crate) fn run(update: bool) -> Result<Vec<String>> {
+    let skipped = try_all(update)?;
+    skipped.iter().for_each(|what| println!("SKIPPED: {what}"));
+    Ok(skipped)
+}
+
+fn try_all(update: bool) -> Result<Vec<String>> {
     if !cfg!(target_arch = "x86_64") {
         return Ok(vec!["kernels — the eBPF object is for x86-64 machines".to_owned()]);
     }
@@ -60,7 +66,7 @@ pub(crate) fn run(update: bool) -> Result<Vec<String>> {
     if !kernels.is_empty() {
         verifier::build_memscope(&root)?;
         let initramfs = image(&folder)?;
-        let (mut results, mut problems) = (Vec::new(), Vec::new());
+        let (mut results, mut problems, mut said) = (Vec::new(), Vec::new(), Vec::new());
         for (series, kernel) in &kernels {
             let begun = Instant::now();
             let result = guest::boot(series, kernel, &initramfs, &folder)
@@ -70,6 +76,7 @@ pub(crate) fn run(update: bool) -> Result<Vec<String>> {
                 Ok(result) => results.push(result),
                 Err(error) => problems.push(format!("Linux {series}: {error:#}")),
             }
+            said.extend(guest::messages(series, &folder)?);
         }
         let diagnoses: Vec<_> = results.iter().map(|result| &result.diagnosis).collect();
         problems.extend(verifier::compare(&root, &diagnoses, update)?);
@@ -77,10 +84,10 @@ pub(crate) fn run(update: bool) -> Result<Vec<String>> {
             problems.extend(result.report());
         }
         if !problems.is_empty() {
+            problems.extend(said);
             bail!("{}\nwhat the machines said is in {FOLDER}", problems.join("\n"));
         }
     }
-    skipped.iter().for_each(|what| println!("SKIPPED: {what}"));
     Ok(skipped)
 }
 
@@ -89,7 +96,7 @@ fn image(folder: &Path) -> Result<std::path::PathBuf> {
     let mut image = image::Image::new(folder.join("initramfs"))?;
     image.add_program(&workspace::release_binary("memscope"), "memscope")?;
     for (source, _) in TRACED {
-        image.add_program(&build(source, Variant::FramePointers), guest::program_name(source))?;
+        image.add_program(&build(source, Variant::Default), guest::program_name(source))?;
     }
     let busybox = find_in_path("busybox").context("busybox was there a moment ago")?;
     image.add_program(&busybox, "busybox")?;
