@@ -201,9 +201,13 @@ pub const OUTCOME_NULL_RETURN: u16 = 11;
 
 /// Most bytes of a stack in a [`StackCopy`].
 pub const MAX_COPY_BYTES: usize = 32 * 1024;
+/// What a stack is copied in, and where a copy begins: at a multiple of it. So no part goes
+/// beyond the page in which a stack ends.
+pub const COPY_PART_BYTES: usize = 1024;
 
 /// A part of a stack that the tables could not walk, to be walked by the collector: this
-/// header, then `byte_count` bytes of memory from `sp_avma` on. Its identity is used once.
+/// header, then `byte_count` bytes of memory from [`StackCopy::start_avma`] on. Its
+/// identity is used once.
 #[repr(C)]
 #[cfg_attr(
     feature = "user",
@@ -229,10 +233,20 @@ pub struct StackCopy {
     pub outcome: u16,
     /// The `STACK_` flags.
     pub flags: u16,
-    /// At most [`MAX_COPY_BYTES`], a multiple of 8.
+    /// At most [`MAX_COPY_BYTES`], a multiple of [`COPY_PART_BYTES`].
     pub byte_count: u32,
 }
 const _: () = assert!(size_of::<StackCopy>() == 96);
+
+impl StackCopy {
+    /// Where the copied memory begins: at the stack pointer, or less than
+    /// [`COPY_PART_BYTES`] before it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn start_avma(&self) -> u64 {
+        self.sp_avma & !(COPY_PART_BYTES as u64 - 1)
+    }
+}
 
 /// `lost_count` records were lost on one CPU between `first_lost_ns` and the
 /// header's time, which is that of the first record to get through again.

@@ -7,8 +7,8 @@ use aya_ebpf::{
     bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_probe_read_user as read_user_bytes,
 };
 use memscope_common::record::{
-    Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
-    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, StackCopy,
+    COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
+    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, StackCopy,
 };
 
 use crate::{
@@ -22,9 +22,6 @@ const INTERVAL_NS: u64 = 400_000;
 /// … and this many at once: what is allocated while a library's tables are being made.
 const BURST: u64 = 4096;
 
-/// What is read at once: a stack ends at the end of a page.
-const PART_BYTES: usize = 1024;
-
 /// [`StackCopy`] with room for the stack.
 #[repr(C)]
 struct CopyRecord {
@@ -34,16 +31,18 @@ struct CopyRecord {
 
 /// Whether the collector could walk what could not be walked here: with tables that are not
 /// here yet, or by what the file says in full. Where there is no unwind information, or the
-/// stack itself is at fault, it could do no better.
+/// stack itself is at fault, it could do no better. `walked_bytes` of the stack were walked:
+/// if that led beyond what would be copied, its frames are more than a copy would give.
 #[inline(always)]
-pub(crate) fn is_wanted(outcome: u16) -> bool {
-    matches!(
-        outcome,
-        OUTCOME_NO_TABLES
-            | OUTCOME_UNKNOWN_CODE
-            | OUTCOME_UNSUPPORTED_RULE
-            | OUTCOME_TABLES_REPLACED
-    )
+pub(crate) fn is_wanted(outcome: u16, walked_bytes: u64) -> bool {
+    match outcome {
+        OUTCOME_NO_TABLES | OUTCOME_UNKNOWN_CODE | OUTCOME_UNSUPPORTED_RULE => {
+            walked_bytes < (MAX_COPY_BYTES - COPY_PART_BYTES) as u64
+        }
+        // None of its frames can be used.
+        OUTCOME_TABLES_REPLACED => true,
+        _ => false,
+    }
 }
 
 /// Whether a target's ration allows for another copy now, and the ring has room for it
@@ -76,36 +75,38 @@ pub(crate) fn send(
     outcome: u16,
     flags: u16,
 ) -> bool {
+    let start = StackCopy {
+        header: Header { kind: KIND_STACK_COPY, ..header },
+        stack,
+        return_avma: caller.return_avma,
+        sp_avma: caller.sp_avma,
+        rbp: caller.rbp,
+        rbx: caller.rbx,
+        r12_to_r15: caller.r12_to_r15,
+        outcome,
+        flags,
+        byte_count: 0,
+    };
     emit::send_filled::<CopyRecord>(|record| {
         let mut byte_count = 0;
-        for part in 0..MAX_COPY_BYTES / PART_BYTES {
+        for part in 0..MAX_COPY_BYTES / COPY_PART_BYTES {
+            let offset = part * COPY_PART_BYTES;
             // SAFETY: the part lies in the record; the helper checks the user address.
             let failed = unsafe {
                 read_user_bytes(
-                    (&raw mut (*record).bytes).cast::<u8>().add(part * PART_BYTES).cast::<c_void>(),
-                    PART_BYTES as u32,
-                    (caller.sp_avma + (part * PART_BYTES) as u64) as *const c_void,
+                    (&raw mut (*record).bytes).cast::<u8>().add(offset).cast::<c_void>(),
+                    COPY_PART_BYTES as u32,
+                    start.start_avma().wrapping_add(offset as u64) as *const c_void,
                 )
             };
             if failed != 0 {
                 break;
             }
-            byte_count = ((part + 1) * PART_BYTES) as u32;
+            byte_count = (offset + COPY_PART_BYTES) as u32;
         }
         // SAFETY: `record` is reserved for this.
         unsafe {
-            (*record).copy = StackCopy {
-                header: Header { kind: KIND_STACK_COPY, ..header },
-                stack,
-                return_avma: caller.return_avma,
-                sp_avma: caller.sp_avma,
-                rbp: caller.rbp,
-                rbx: caller.rbx,
-                r12_to_r15: caller.r12_to_r15,
-                outcome,
-                flags,
-                byte_count,
-            };
+            (*record).copy = StackCopy { byte_count, ..start };
         }
     })
 }

@@ -45,7 +45,7 @@ pub struct StackFrames {
 pub struct CopiedStack {
     /// Registers and identity.
     pub copy: StackCopy,
-    /// What lay from its `sp_avma` on, as many bytes as it says.
+    /// What lay from its `start_avma` on, as many bytes as it says.
     pub bytes: Vec<u8>,
 }
 

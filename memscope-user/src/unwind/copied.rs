@@ -79,7 +79,7 @@ pub struct CopiedWalk {
 /// with that.
 pub fn walk_copy(copy: &StackCopy, bytes: &[u8], code: &mut impl MappedCode) -> CopiedWalk {
     let mut walk = Walk {
-        memory: Memory { start_avma: copy.sp_avma, bytes },
+        memory: Memory { start_avma: copy.start_avma(), bytes },
         registers: Registers::of_copy(copy),
         context: Box::default(),
         used_frame_pointers: false,

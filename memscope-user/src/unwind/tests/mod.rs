@@ -332,12 +332,12 @@ fn the_entry_point_of_a_program_is_outermost() {
     };
     let at = |entry, svmas: [u64; 4]| svmas.map(|svma| kind(&table(entry, false), svma));
     assert_eq!(
-        at(0x1120, [0x111f, 0x1120, 0x115f, 0x1160]),
+        at(0x1120, [0x111f, 0x1120, 0x119f, 0x11a0]),
         [CFA_NONE, CFA_END, CFA_END, CFA_NONE]
     );
     assert_eq!(at(0x1210, [0x120f, 0x1210, 0x121f, 0x1220]), [CFA_SP, CFA_END, CFA_END, CFA_SP]);
     assert_eq!(
-        at(0x1010, [0x100f, 0x1010, 0x104f, 0x1050]),
+        at(0x1010, [0x100f, 0x1010, 0x108f, 0x1090]),
         [CFA_NONE, CFA_END, CFA_END, CFA_NONE]
     );
     assert_eq!(
