@@ -21,4 +21,7 @@ mod laws;
 mod leaks;
 mod oracle;
 mod ring;
+mod stacks;
+mod stacks_kit;
+mod stacks_many;
 mod valgrind;
