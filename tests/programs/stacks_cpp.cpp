@@ -253,7 +253,7 @@ int main(int argc, char **argv)
     say_exceptions();
     say_stack(IN_STD_THREAD, count, "allocate(unsigned long) <- thread_body(unsigned long) <- * <- @libstdc++ <- " IN_THREAD);
     say_stack(BEFORE_MAIN, 1,
-              "allocate(unsigned long) <- Global::Global() <- _GLOBAL__sub_I_stacks_cpp.cpp <- @libc+ <- _start");
+              "allocate(unsigned long) <- Global::Global() <- * <- @libc+ <- _start");
     say_stack(AFTER_MAIN, 1, "allocate(unsigned long) <- Global::~Global() <- @libc+ <- _start");
     finish(options);
     return 0;
