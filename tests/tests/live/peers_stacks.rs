@@ -18,6 +18,9 @@ const SAMPLES: usize = 50;
 /// Least distinct stacks among them, or the comparison says little.
 const LEAST_DISTINCT: usize = 8;
 
+/// Differences shown.
+const MOST_SHOWN: usize = 5;
+
 /// Return addresses, innermost first, as `file+0xoffset`.
 type Places = Vec<String>;
 
@@ -68,7 +71,8 @@ fn assert_gdb_agrees(what: &str, program: &Path, arguments: &[&str], skipped_cal
         by_gdb.iter().map(Vec::len).max().unwrap_or(0),
         recorded.len()
     );
-    for missing in distinct.iter().filter(|stack| !recorded.contains(**stack)) {
+    let missing = distinct.iter().filter(|stack| !recorded.contains(**stack));
+    for missing in missing.take(MOST_SHOWN) {
         let shared = |other: &&Places| {
             missing.iter().zip(other.iter()).take_while(|(one, two)| one == two).count()
         };
@@ -105,13 +109,17 @@ fn gdb_finds_the_same_stacks_in_python() {
 fn gdb_finds_the_same_stacks_in_cpp() {
     if gdb_runs_scripts() {
         let program = stacks::build("stacks_cpp.cpp", Compiler::Gcc, &[]);
-        // A number of calls that has no divisor in common with those of a round.
-        assert_gdb_agrees("C++", &program, &["50"], 16);
+        // A round has 17 calls: each sample is another one of them.
+        assert_gdb_agrees("C++", &program, &["50"], 11);
     }
 }
 
 /// Functions of the program, outermost first, and how many allocations were made below just these.
 type CountedChains = BTreeMap<Vec<String>, u64>;
+
+/// A signal struck the first instruction of `faults_at_start`: heaptrack takes it for a return address, which
+/// belongs to the function before.
+const MISNAMED_BY_HEAPTRACK: [&str; 4] = ["main", "faults", "on_fault", "allocate"];
 
 /// `main (a.c);calls (a.c);malloc_internal (b.c); 50`
 fn chains_by_heaptrack(text: &str, own: &BTreeSet<String>) -> CountedChains {
@@ -169,8 +177,9 @@ fn heaptrack_finds_the_same_stacks_with_the_same_counts() {
     let own = own_functions(&Figures::parse(&finished.stdout));
     let by_heaptrack = chains_by_heaptrack(&fs::read_to_string(collapsed).unwrap(), &own);
     let recorded = chains_recorded(&export_sites(&scratch), &own);
+    let right = |names: &[String]| !names.is_empty() && names != MISNAMED_BY_HEAPTRACK;
     let mut frequent: Vec<(&Vec<String>, &u64)> =
-        by_heaptrack.iter().filter(|(names, _)| !names.is_empty()).collect();
+        by_heaptrack.iter().filter(|(names, _)| right(names)).collect();
     frequent.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     frequent.truncate(MOST_FREQUENT);
     let differing: Vec<String> = frequent

@@ -184,8 +184,11 @@ fn stacks_of_a_compiler_are_complete() {
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/stacks_hard.c");
     let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out.s");
-    let arguments = ["-quiet", "-O2", source.to_str().unwrap(), "-o", output.to_str().unwrap()];
+    let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+    let (preprocessed, output) = (path("in.i"), path("out.s"));
+    let mut preprocess = Command::new("gcc");
+    run(preprocess.arg("-E").arg(source).args(["-o", &preprocessed])).assert_code(0);
+    let arguments = ["-quiet", "-fpreprocessed", "-O2", &preprocessed, "-o", &output];
     let command = [&[compiler.to_str().unwrap()][..], &arguments].concat();
     assert_complete("cc1", 5000, &command);
 }
