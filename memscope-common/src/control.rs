@@ -25,8 +25,12 @@ pub struct Consumer {
     pub waiting: u32,
     /// Unread bytes in the ring from which a sleeping reader is woken.
     pub watermark_bytes: u32,
+    /// Unread bytes in the ring from which no stacks are copied into it.
+    pub copy_limit_bytes: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Consumer>() == 8);
+const _: () = assert!(size_of::<Consumer>() == 16);
 
 /// Position of an argument in a function call, 0 to 5, or [`NO_ARGUMENT`].
 pub type ArgumentIndex = u8;
@@ -164,6 +168,8 @@ pub struct ThreadState {
     pub last_stack: u64,
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
+    /// The walk up its stack.
+    pub walk: crate::unwind::Walk,
     /// A part of the target's stack, because reading much at once is not dearer than
     /// reading one word.
     pub window: [u64; WINDOW_WORDS],
@@ -181,7 +187,8 @@ pub struct StackRecord {
     pub frames_avma: [u64; crate::record::MAX_FRAMES],
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
-const _: () = assert!(size_of::<ThreadState>() == 80 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+const _: () =
+    assert!(size_of::<ThreadState>() == 208 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

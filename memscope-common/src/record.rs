@@ -194,6 +194,9 @@ pub const OUTCOME_STACK_UNREADABLE: u16 = 8;
 pub const OUTCOME_NOT_UPWARD: u16 = 9;
 /// The tables were replaced during the walk.
 pub const OUTCOME_TABLES_REPLACED: u16 = 10;
+/// A return address is null where the tables say that there is one: the base of a stack
+/// that the program has made itself, if the tables are right.
+pub const OUTCOME_NULL_RETURN: u16 = 11;
 
 /// Most bytes of a stack in a [`StackCopy`].
 pub const MAX_COPY_BYTES: usize = 32 * 1024;

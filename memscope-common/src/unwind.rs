@@ -90,10 +90,14 @@ impl Rule {
 
 /// Rules in the kernel at most: 15 bits.
 pub const MAX_RULES: usize = 1 << 15;
-/// Rule 0: nothing is known of this code, so its frame pointer is followed.
+/// Rule 0 of a file's table: nothing is known of this code. In the kernel no row leads
+/// to it, because a word of 0 in the cache is an empty one.
 pub const RULE_NONE: u32 = 0;
 /// Rule 1: [`CFA_END`].
 pub const RULE_END: u32 = 1;
+/// Rule 2 in the kernel: [`CFA_NONE`], for code of which nothing is known; its frame
+/// pointer is followed.
+pub const RULE_FRAME_POINTER: u32 = 2;
 
 /// One element of the map that holds all rules.
 #[repr(C)]
@@ -233,3 +237,88 @@ pub struct KernelOffsets {
     pub known: u32,
 }
 const _: () = assert!(size_of::<KernelOffsets>() == 24);
+
+/// Value of a register that is not read before it is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Saved {
+    /// The value, or the address in the stack at which it lies.
+    pub word: u64,
+    /// One of the constants of this type.
+    pub place: u64,
+}
+
+impl Saved {
+    /// It cannot be told.
+    pub const UNKNOWN: u64 = 0;
+    /// `word` is the value.
+    pub const VALUE: u64 = 1;
+    /// The value is in memory at `word`.
+    pub const IN_MEMORY: u64 = 2;
+
+    /// Not known.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unknown() -> Self {
+        Self { word: 0, place: Self::UNKNOWN }
+    }
+    /// A known value.
+    #[must_use]
+    #[inline(always)]
+    pub const fn value(word: u64) -> Self {
+        Self { word, place: Self::VALUE }
+    }
+    /// In memory.
+    #[must_use]
+    #[inline(always)]
+    pub const fn at(slot_avma: u64) -> Self {
+        Self { word: slot_avma, place: Self::IN_MEMORY }
+    }
+}
+
+/// A function that is being executed: its registers, as far as they are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Frame {
+    /// Where it goes on.
+    pub pc_avma: u64,
+    /// 1 if that is a return address, so that the call before it is what is looked up;
+    /// 0 if it was interrupted there.
+    pub returns: u64,
+    /// Stack pointer.
+    pub sp_avma: u64,
+    /// `rbp`.
+    pub bp: u64,
+    /// `rbx`.
+    pub bx: Saved,
+    /// `r10`, which calls do not preserve.
+    pub r10: Saved,
+}
+const _: () = assert!(size_of::<Frame>() == 64);
+
+/// A walk up a stack. It is kept in the thread's state rather than on the BPF stack,
+/// also because the verifier does not tell apart what is in a map: on the stack it
+/// would follow each combination of values that can come together there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Walk {
+    /// Where it has come to.
+    pub frame: Frame,
+    /// Of all frames until now.
+    pub hash: u64,
+    /// How many they are.
+    pub frame_count: u64,
+    /// One of the `OUTCOME_` constants.
+    pub outcome: u64,
+    /// The `STACK_` flags.
+    pub flags: u64,
+    /// Where in the stack the address to be looked up next lay; 0 for the first.
+    pub return_slot_avma: u64,
+    /// Position of the first mapping of the list.
+    pub first_mapping: u64,
+    /// How many mappings there are.
+    pub mapping_count: u64,
+    /// The list's.
+    pub generation: u64,
+}
+const _: () = assert!(size_of::<Walk>() == 128);

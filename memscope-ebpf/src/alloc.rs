@@ -24,7 +24,7 @@ use memscope_ebpf::{Entry, classify_entry, is_return_of, product_bytes};
 
 use crate::{
     emit,
-    maps::{IMAGES, NEW_THREAD, TARGETS, THREADS},
+    maps::{EPOCHS, NEW_THREAD, TARGETS, THREADS},
     stack::{self, CallerRegisters},
 };
 
@@ -43,7 +43,7 @@ impl Hit {
         let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
-        let image = *IMAGES.get(index)?;
+        let image = EPOCHS.get(index)?.image;
         Some(Self { cookie, pid_tgid: bpf_get_current_pid_tgid(), target, image })
     }
 
@@ -186,10 +186,21 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
         }
     };
     let header = hit.header(KIND_ALLOCATION);
-    let caller = CallerRegisters {
-        return_avma: registers.rip,
-        sp_avma: registers.rsp,
-        frame_pointer_avma: registers.rbp,
+    // Volatile, as in `argument`.
+    // SAFETY: as in `entered`.
+    let caller = unsafe {
+        CallerRegisters {
+            return_avma: read_volatile(&raw const registers.rip),
+            sp_avma: read_volatile(&raw const registers.rsp),
+            rbp: read_volatile(&raw const registers.rbp),
+            rbx: read_volatile(&raw const registers.rbx),
+            r12_to_r15: [
+                read_volatile(&raw const registers.r12),
+                read_volatile(&raw const registers.r13),
+                read_volatile(&raw const registers.r14),
+                read_volatile(&raw const registers.r15),
+            ],
+        }
     };
     let stack = stack::capture(state, &caller, header);
     if state.block_avma == 0 {

@@ -110,6 +110,23 @@ fn send_waking<T: 'static>(record: T, cause: u32, wake_up: impl FnOnce() -> u64)
     true
 }
 
+/// Sends a record that is too large to be made elsewhere first; true if it was sent.
+/// It is no event of its own: that it is missing is counted as the loss of a stack.
+#[inline(always)]
+pub(crate) fn send_filled<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
+    let Some(cpu) = counters() else { return false };
+    tell_losses(cpu);
+    count_on(cpu, COUNTER_ATTEMPTED);
+    let Some(mut place) = EVENTS.reserve::<T>(0) else {
+        note_loss(cpu, COUNTER_LOST_STACK);
+        return false;
+    };
+    fill(place.as_mut_ptr());
+    place.submit(wake_up());
+    count_on(cpu, COUNTER_RECORDED);
+    true
+}
+
 /// Sends the frames of a stack; true if they were sent.
 #[inline(always)]
 pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {

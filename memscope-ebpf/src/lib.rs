@@ -3,6 +3,8 @@
 
 #![no_std]
 
+pub mod unwind;
+
 use memscope_common::control::Cookie;
 
 /// What an entry probe has to do.
@@ -77,11 +79,25 @@ pub fn product_bytes(size: u64, count: u64) -> u64 {
     if sum < low { u64::MAX } else { sum }
 }
 
-/// Start value of a stack's identity; makes stacks of different address spaces differ.
+/// Start value of a stack's identity; makes stacks of different address spaces differ,
+/// and those of one in which something else may have come to lie at the same address.
 #[must_use]
 #[inline(always)]
-pub fn stack_seed(target: u16, image: u16) -> u64 {
-    mix(0x6d65_6d73_636f_7065, u64::from(target) << 16 | u64::from(image))
+pub fn stack_seed(target: u16, image: u16, removals: u32) -> u64 {
+    let space = u64::from(target) << 16 | u64::from(image) | u64::from(removals) << 32;
+    mix(0x6d65_6d73_636f_7065, space)
+}
+
+/// What the dynamic loader's notice means, from what it has said before and now
+/// (`r_state`, glibc `<link.h>`): whether something was or will be unmapped. It calls
+/// with 1 before it adds, with 2 before it removes, and with 0 afterwards. A 0 that
+/// follows nothing speaks of another namespace (`dlmopen`), whose state is not known.
+#[must_use]
+#[inline(always)]
+pub fn may_unmap(said_before: u32, says: u32) -> bool {
+    const CONSISTENT: u32 = 0;
+    const ADD: u32 = 1;
+    !(says == ADD || says == CONSISTENT && said_before == ADD)
 }
 
 /// Folds one more value into a stack's identity. Multiply and shift, after
@@ -91,49 +107,6 @@ pub fn stack_seed(target: u16, image: u16) -> u64 {
 pub fn mix(hash: u64, value: u64) -> u64 {
     let product = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 29
-}
-
-/// What one step along the frame-pointer chain found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FramePointerStep {
-    /// The caller's frame pointer and the return address into it.
-    Caller {
-        /// Next link of the chain.
-        frame_pointer_avma: u64,
-        /// Innermost not yet known return address.
-        return_avma: u64,
-    },
-    /// The chain ended in a null link.
-    Ended,
-    /// What the register holds is no frame pointer.
-    Broken,
-}
-
-/// A frame of more than this is taken for a wild pointer.
-const MAX_FRAME_BYTES: u64 = 1 << 23;
-
-/// Follows one link: at `frame_pointer_avma` lie the caller's frame pointer and,
-/// above it, the return address (System V ABI for x86-64, 3.2.2).
-#[inline(always)]
-pub fn follow_frame_pointer(
-    frame_pointer_avma: u64,
-    lowest_avma: u64,
-    read_link: impl FnOnce(u64) -> Option<[u64; 2]>,
-) -> FramePointerStep {
-    if frame_pointer_avma == 0 {
-        return FramePointerStep::Ended;
-    }
-    let distance = frame_pointer_avma.wrapping_sub(lowest_avma);
-    if distance > MAX_FRAME_BYTES || frame_pointer_avma & 7 != 0 {
-        return FramePointerStep::Broken;
-    }
-    match read_link(frame_pointer_avma) {
-        None => FramePointerStep::Broken,
-        Some([_, 0]) => FramePointerStep::Ended,
-        Some([caller, return_avma]) => {
-            FramePointerStep::Caller { frame_pointer_avma: caller, return_avma }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -201,28 +174,20 @@ mod tests {
 
     #[test]
     fn identities_differ_by_space_and_order() {
-        assert_ne!(stack_seed(1, 0), stack_seed(0, 1));
-        let seed = stack_seed(0, 0);
+        assert_ne!(stack_seed(1, 0, 0), stack_seed(0, 1, 0));
+        assert_ne!(stack_seed(0, 0, 0), stack_seed(0, 0, 1));
+        let seed = stack_seed(0, 0, 0);
         assert_ne!(mix(mix(seed, 1), 2), mix(mix(seed, 2), 1));
     }
 
     #[test]
-    fn the_chain_ends_breaks_or_goes_on() {
-        let link = |caller, ra| move |_| Some([caller, ra]);
-        let at = |fp, read: [u64; 2]| follow_frame_pointer(fp, 0x7000, link(read[0], read[1]));
-        assert_eq!(at(0, [1, 1]), FramePointerStep::Ended);
-        assert_eq!(at(0x7010, [0x7040, 0]), FramePointerStep::Ended);
-        assert_eq!(
-            at(0x7010, [0x7040, 0x40_1000]),
-            FramePointerStep::Caller { frame_pointer_avma: 0x7040, return_avma: 0x40_1000 }
-        );
-        assert_eq!(at(0x6ff8, [0, 1]), FramePointerStep::Broken, "below the stack pointer");
-        assert_eq!(at(0x7011, [0, 1]), FramePointerStep::Broken, "not aligned");
-        assert_eq!(at(0x5555_0000_0000, [0, 1]), FramePointerStep::Broken, "a heap pointer");
-        assert_eq!(
-            follow_frame_pointer(0x7010, 0x7000, |_| None),
-            FramePointerStep::Broken,
-            "unreadable"
-        );
+    fn only_what_surely_adds_unmaps_nothing() {
+        let (consistent, add, delete, unknown) = (0, 1, 2, u32::MAX);
+        assert!(!may_unmap(consistent, add));
+        assert!(!may_unmap(add, consistent));
+        assert!(may_unmap(consistent, delete));
+        assert!(may_unmap(delete, consistent), "what was read before may be gone by now");
+        assert!(may_unmap(consistent, consistent), "another namespace");
+        assert!(may_unmap(add, unknown) && may_unmap(unknown, consistent));
     }
 }

@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod alloc;
+mod copy;
 mod emit;
 mod maps;
 mod process;

@@ -1,11 +1,15 @@
 //! Every map: what it holds, how large it is, what happens when it is full.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{self, ArrayOfMaps},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use memscope_common::control::{Consumer, CpuCounters, MAX_TARGETS, Target, ThreadState};
+use memscope_common::{
+    control::{Consumer, CpuCounters, MAX_TARGETS, Target, ThreadState},
+    unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
+};
 
 /// All records, in the order in which their places were reserved. The loader sets
 /// the size. Full: the record is lost and counted.
@@ -20,10 +24,10 @@ pub(crate) static COUNTERS: PerCpuArray<CpuCounters> = PerCpuArray::with_max_ent
 #[map]
 pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
 
-/// How many times each target has replaced its image; written here only, so that no
-/// exec is overwritten by the collector.
+/// What has changed in each target's address space; written here only, so that no
+/// change is overwritten by the collector.
 #[map]
-pub(crate) static IMAGES: Array<u32> = Array::with_max_entries(MAX_TARGETS, 0);
+pub(crate) static EPOCHS: Array<Epoch> = Array::with_max_entries(MAX_TARGETS, 0);
 
 /// Target index by process id, for the events that no probe's cookie tells apart.
 #[map]
@@ -43,7 +47,46 @@ pub(crate) static THREADS: HashMap<u64, ThreadState> =
 #[map]
 pub(crate) static NEW_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
 
-/// Identities of the stacks already sent. Full: the least recently used is
-/// forgotten, and its frames are sent again when next seen.
+/// Identities of stacks already sent, in groups of [`SENT_GROUP_WORDS`]. A full group
+/// forgets one of its stacks, whose frames are sent again when next seen. One element.
 #[map]
-pub(crate) static SENT_STACKS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(65_536, 0);
+pub(crate) static SENT_STACKS: Array<SentStacks> = Array::with_max_entries(1, 0);
+
+/// How many words [`SENT_STACKS`] has: 2 MiB.
+pub(crate) const SENT_WORDS: usize = 1 << 18;
+/// Places a stack can be in.
+pub(crate) const SENT_GROUP_WORDS: usize = 4;
+
+/// Value of [`SENT_STACKS`].
+#[repr(C)]
+pub(crate) struct SentStacks {
+    pub(crate) words: [u64; SENT_WORDS],
+}
+
+/// Which tables a target's stacks are walked by.
+#[map]
+pub(crate) static SPACES: Array<SpaceWord> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// Lists of mappings, each after its head.
+#[map]
+pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAX_MAPPINGS, BPF_F_MMAPABLE);
+
+/// Rows and page entries. Chunks come as they are needed.
+#[btf_map]
+pub(crate) static CHUNKS: ArrayOfMaps<btf_maps::Array<Chunk, 1, CHUNK_FLAGS>, MAX_CHUNKS> =
+    ArrayOfMaps::new();
+
+const CHUNK_FLAGS: usize = BPF_F_MMAPABLE as usize;
+
+/// All rules. One element.
+#[map]
+pub(crate) static RULES: Array<Rules> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rules found last. One element.
+#[map]
+pub(crate) static RULE_CACHE: Array<RuleCache> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Per target, when the stacks copied until now would have been copied at the steady
+/// rate (the generic cell rate algorithm, ITU-T I.371).
+#[map]
+pub(crate) static COPY_TIMES: Array<u64> = Array::with_max_entries(MAX_TARGETS, 0);

@@ -1,78 +1,482 @@
 //! Walks the stack of the current thread and gives it an identity.
 //!
-//! This is the door behind which stacks are made: [`capture`] takes the registers
-//! at a call's return and gives an identity whose frames have been sent.
+//! This is the door behind which stacks are made: [`capture`] takes the registers at a
+//! call's return and gives an identity whose frames have been sent. Each step is
+//! [`memscope_ebpf::unwind::step`]; what is here finds its rule and its memory.
 
-use aya_ebpf::helpers::bpf_probe_read_user;
-use memscope_common::{
-    control::ThreadState,
-    record::{
-        Header, KIND_STACK, MAX_FRAMES, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN,
-        OUTCOME_FRAME_POINTERS_ENDED, StackHeader,
+use core::{
+    arch::asm,
+    ffi::c_void,
+    ptr::{read_volatile, write_volatile},
+};
+
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_probe_read_user,
+    generated::{
+        bpf_loop, bpf_probe_read_kernel as read_kernel_bytes,
+        bpf_probe_read_user as read_user_bytes,
     },
 };
-use memscope_ebpf::{FramePointerStep, follow_frame_pointer, mix, stack_seed};
+use memscope_common::{
+    control::{ThreadState, WINDOW_WORDS},
+    record::{
+        Header, KIND_STACK, MAX_FRAMES, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
+        OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
+        OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
+    },
+    unwind::{
+        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, Frame, KernelOffsets, MAPPING_TABLE,
+        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
+        RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
+    },
+};
+use memscope_ebpf::{
+    mix, stack_seed,
+    unwind::{CachePlace, SIGRETURN_CODE, Word, rule_among, step},
+};
 
-use crate::{emit, maps::SENT_STACKS};
+use crate::{
+    copy, emit,
+    maps::{
+        CHUNKS, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS, SENT_WORDS,
+        SPACES,
+    },
+};
+
+/// Written by the loader.
+#[unsafe(no_mangle)]
+static KERNEL_OFFSETS: KernelOffsets = KernelOffsets {
+    task_utask: 0,
+    utask_return_instances: 0,
+    instance_stack: 0,
+    instance_return: 0,
+    instance_next: 0,
+    known: 0,
+};
+
+/// Return addresses that uretprobes of one thread can hide at once
+/// (`MAX_URETPROBE_DEPTH`, kernel/events/uprobes.c).
+const MAX_RETURN_INSTANCES: u32 = 64;
 
 /// Registers of the caller, just after the call returned to it.
 pub(crate) struct CallerRegisters {
     /// Where the call returned to.
     pub(crate) return_avma: u64,
     pub(crate) sp_avma: u64,
-    pub(crate) frame_pointer_avma: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rbx: u64,
+    pub(crate) r12_to_r15: [u64; 4],
+}
+
+/// What the steps of a walk work on.
+#[repr(C)]
+struct Tools {
+    state: *mut ThreadState,
+    rules: *const Rules,
+    cache: *mut RuleCache,
 }
 
 /// Walks, sends the frames if they were not sent before, and gives the identity.
 #[inline(always)]
-pub(crate) fn capture(state: *mut ThreadState, registers: &CallerRegisters, header: Header) -> u64 {
-    let mut hash = mix(stack_seed(header.target, header.image), registers.return_avma);
-    let mut frame_pointer_avma = registers.frame_pointer_avma;
-    let mut lowest_avma = registers.sp_avma;
-    let mut outcome = OUTCOME_DEPTH_LIMIT;
-    let mut frame_count = 1;
-    // SAFETY: `state` is a live map value; the index is below MAX_FRAMES throughout.
-    unsafe { (*state).stack.frames_avma[0] = registers.return_avma };
-    for index in 1..MAX_FRAMES {
-        // SAFETY: the helper checks the user address and fails on an unreadable one.
-        let read =
-            |link_avma: u64| unsafe { bpf_probe_read_user(link_avma as *const [u64; 2]) }.ok();
-        match follow_frame_pointer(frame_pointer_avma, lowest_avma, read) {
-            FramePointerStep::Caller { frame_pointer_avma: next_avma, return_avma } => {
-                // SAFETY: as above.
-                unsafe { (*state).stack.frames_avma[index] = return_avma };
-                hash = mix(hash, return_avma);
-                lowest_avma = frame_pointer_avma + 16;
-                frame_pointer_avma = next_avma;
-                frame_count = index as u32 + 1;
-            }
-            FramePointerStep::Ended => {
-                outcome = OUTCOME_FRAME_POINTERS_ENDED;
-                break;
-            }
-            FramePointerStep::Broken => {
-                outcome = OUTCOME_FRAME_POINTER_BROKEN;
-                break;
-            }
+pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header: Header) -> u64 {
+    let target = u32::from(header.target);
+    // SAFETY: `state` is this thread's own live map value.
+    let walk = unsafe { &mut (*state).walk };
+    walk.frame = Frame {
+        pc_avma: caller.return_avma,
+        returns: 1,
+        sp_avma: caller.sp_avma,
+        bp: caller.rbp,
+        bx: Saved::value(caller.rbx),
+        r10: Saved::unknown(),
+    };
+    walk.flags = 0;
+    walk.return_slot_avma = 0;
+    let tables_read_ns = walk_up(state, &header, target);
+    let outcome = walk.outcome as u16;
+    let flags = walk.flags as u16;
+    let mut stack = mix(mix(walk.hash, walk.outcome), walk.flags);
+    if copy::is_wanted(outcome) && copy::is_allowed(target, header.time_ns) {
+        // Each copy is a stack of its own, as what was not walked may differ.
+        let unique = mix(mix(stack, header.time_ns), caller.sp_avma);
+        if copy::send(caller, header, unique, outcome, flags) {
+            return unique;
         }
     }
-    let stack = mix(hash, u64::from(outcome));
-    if SENT_STACKS.get_ptr(stack).is_none() {
+    // SAFETY: `state` is this thread's own live map value.
+    if unsafe { (*state).last_stack } == stack {
+        return stack;
+    }
+    // 0 is an empty place.
+    stack |= u64::from(stack == 0);
+    if !was_sent(stack) {
+        let frame_count = (walk.frame_count as u32).min(MAX_FRAMES as u32);
         // SAFETY: as above.
         unsafe {
             (*state).stack.header = StackHeader {
                 header: Header { kind: KIND_STACK, ..header },
                 stack,
+                tables_read_ns,
                 outcome,
+                flags,
                 frame_count,
             };
         }
         // Marked as sent only once it was.
         // SAFETY: as above.
-        if emit::send_stack(unsafe { &raw const (*state).stack }, frame_count) {
-            // A full map forgets an older entry; failing to remember costs a second send.
-            SENT_STACKS.insert(stack, 1, 0).ok();
+        if !emit::send_stack(unsafe { &raw const (*state).stack }, frame_count) {
+            return stack;
+        }
+        mark_sent(stack, header.time_ns);
+    }
+    // SAFETY: as above.
+    unsafe { (*state).last_stack = stack };
+    stack
+}
+
+/// Walks as far as it goes; when the address space was looked at for its tables, or 0.
+#[inline(always)]
+fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
+    // SAFETY: `state` is this thread's own live map value.
+    let walk = unsafe {
+        (*state).window_avma = 0;
+        (*state).stack.frames_avma[0] = (*state).walk.frame.pc_avma;
+        &mut (*state).walk
+    };
+    walk.frame_count = 1;
+    walk.outcome = u64::from(OUTCOME_NO_TABLES);
+    let (Some(rules), Some(cache), Some(epoch)) =
+        (RULES.get_ptr(0), RULE_CACHE.get_ptr_mut(0), EPOCHS.get_ptr(target))
+    else {
+        return 0;
+    };
+    // SAFETY: points to an element of an array map, which is never removed.
+    let removals = unsafe { read_volatile(&raw const (*epoch).removals) };
+    let seed = stack_seed(header.target, header.image, removals);
+    walk.hash = mix(seed, walk.frame.pc_avma);
+    let Some(space) = SPACES.get_ptr(target) else { return 0 };
+    // SAFETY: as above.
+    let word = unsafe { read_volatile(space) };
+    let head = word as u32;
+    if word == 0 {
+        return 0;
+    }
+    let Some(list) = MAPPINGS.get_ptr(head) else { return 0 };
+    // SAFETY: heads of lists have the size of mappings, and are plain integers.
+    let list = unsafe { *list.cast::<MappingList>() };
+    if list.image as u16 != header.image {
+        return 0;
+    }
+    if list.removals != removals {
+        walk.flags |= u64::from(STACK_TABLES_OLD);
+    }
+    walk.first_mapping = u64::from(head) + 1;
+    walk.mapping_count = u64::from(list.count);
+    walk.generation = u64::from(list.generation);
+    walk.outcome = u64::from(OUTCOME_DEPTH_LIMIT);
+    // The first frame is noted again, with the others.
+    walk.frame_count = 0;
+    walk.hash = seed;
+    let mut tools = Tools { state, rules, cache };
+    // SAFETY: the callback is given what it expects, which outlives the loop.
+    unsafe {
+        bpf_loop(MAX_FRAMES as u32, walk_one as *mut c_void, (&raw mut tools).cast::<c_void>(), 0);
+    }
+    // SAFETY: as above.
+    if unsafe { read_volatile(space) } != word {
+        walk.outcome = u64::from(OUTCOME_TABLES_REPLACED);
+        walk.frame_count = 1;
+    }
+    list.read_at_ns
+}
+
+/// Notes the frame and goes to its caller; 1 ends the loop.
+///
+/// # Safety
+///
+/// `tools` is what [`walk_up`] gives to the loop.
+unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
+    // SAFETY: see above; the loop calls one callback at a time.
+    let tools = unsafe { &mut *tools };
+    let state = tools.state;
+    // SAFETY: `state` is this thread's own live map value.
+    let walk = unsafe { &mut (*state).walk };
+    let found = rule_here(walk, tools.cache);
+    // SAFETY: the index is below MAX_FRAMES.
+    unsafe {
+        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] =
+            walk.frame.pc_avma;
+    }
+    walk.frame_count += 1;
+    walk.hash = mix(walk.hash, walk.frame.pc_avma);
+    if found == 0 {
+        walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
+        return 1;
+    }
+    // SAFETY: the index is below MAX_RULES.
+    let mut rule = unsafe { (*tools.rules).rules[found as usize & (MAX_RULES - 1)] };
+    if rule.cfa == CFA_NONE {
+        // SAFETY: the helper checks the user address and fails on an unreadable one.
+        let code = unsafe { bpf_probe_read_user(walk.frame.pc_avma as *const u64) };
+        if code == Ok(SIGRETURN_CODE) {
+            rule = Rule::of_kind(CFA_SIGNAL);
+        } else {
+            walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
         }
     }
-    stack
+    let mut outcome = step(&mut walk.frame, &rule, |avma| read(state, avma));
+    if outcome == 0 {
+        walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
+        return 0;
+    }
+    if outcome == OUTCOME_COMPLETE && walk.flags & u64::from(STACK_USED_FRAME_POINTERS) != 0 {
+        outcome = OUTCOME_FRAME_POINTERS_ENDED;
+    }
+    walk.outcome = u64::from(outcome);
+    1
+}
+
+/// A word of the target's stack, mostly from the window that was read before.
+#[inline(always)]
+fn read(state: *mut ThreadState, avma: u64) -> Word {
+    const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
+    // SAFETY: `state` is this thread's own live map value.
+    let offset = avma.wrapping_sub(unsafe { (*state).window_avma });
+    if offset < WINDOW_BYTES && offset & 7 == 0 {
+        let mut inside = offset;
+        // LLVM sees that the mask changes nothing and drops it; the verifier, which
+        // needs it, does not see. An empty `asm!` is refused ("Invalid line_info").
+        // SAFETY: it changes nothing but its operand.
+        unsafe {
+            asm!("{0} &= 504", inout(reg) inside, options(pure, nomem, nostack, preserves_flags));
+        }
+        // SAFETY: 504 is the offset of the last word of the window.
+        return Word::read(unsafe {
+            (&raw const (*state).window).cast::<u8>().add(inside as usize).cast::<u64>().read()
+        });
+    }
+    // SAFETY: the helper checks the user address; the window has the size given.
+    let failed = unsafe {
+        read_user_bytes(
+            (&raw mut (*state).window).cast::<c_void>(),
+            WINDOW_BYTES as u32,
+            avma as *const c_void,
+        )
+    };
+    if failed == 0 {
+        // SAFETY: as above.
+        unsafe {
+            (*state).window_avma = avma;
+            return Word::read((*state).window[0]);
+        }
+    }
+    // Near the end of the stack.
+    let mut word = 0u64;
+    // SAFETY: as above.
+    unsafe {
+        (*state).window_avma = 0;
+        let failed = read_user_bytes((&raw mut word).cast::<c_void>(), 8, avma as *const c_void);
+        if failed == 0 { Word::read(word) } else { Word::unreadable() }
+    }
+}
+
+/// The rule for the code being executed; 0 if no code is known to be there.
+#[inline(always)]
+fn rule_here(walk: &mut Walk, cache: *mut RuleCache) -> u32 {
+    let found = rule_at(walk, cache, walk.frame.pc_avma.wrapping_sub(walk.frame.returns));
+    if found != 0 {
+        return found;
+    }
+    // It may be the trampoline that the kernel has put in place of a return address.
+    let return_avma = hidden_return(walk.return_slot_avma);
+    if return_avma == 0 {
+        return 0;
+    }
+    walk.frame.pc_avma = return_avma;
+    search(walk, return_avma.wrapping_sub(1))
+}
+
+#[inline(always)]
+fn rule_at(walk: &Walk, cache: *mut RuleCache, avma: u64) -> u32 {
+    let Some(place) = CachePlace::of(avma, walk.generation as u32) else { return 0 };
+    // SAFETY: the index is below CACHE_WORDS; words are read and written whole.
+    let slot = unsafe { &raw mut (*cache).words[place.index as usize & (CACHE_WORDS - 1)] };
+    // SAFETY: as above.
+    let known = place.rule(unsafe { read_volatile(slot) });
+    if known != 0 {
+        return known;
+    }
+    let rule = search(walk, avma);
+    if rule != 0 {
+        // SAFETY: as above.
+        unsafe { write_volatile(slot, place.word(rule)) };
+    }
+    rule
+}
+
+/// Halvings that bring the most mappings down to one.
+const MAPPING_STEPS: u32 = u32::BITS - MAX_SPACE_MAPPINGS.leading_zeros();
+
+/// As [`rule_at`], in the tables. Never inlined, so that the verifier need not follow
+/// each of its paths together with each of the caller's.
+#[inline(never)]
+fn search(walk: &Walk, avma: u64) -> u32 {
+    let (mut low, mut high) =
+        (walk.first_mapping as u32, (walk.first_mapping + walk.mapping_count) as u32);
+    for _ in 0..MAPPING_STEPS {
+        if high.wrapping_sub(low) <= 1 {
+            break;
+        }
+        let middle = low.wrapping_add(high.wrapping_sub(low) / 2);
+        let Some(mapping) = mapping(middle) else { return 0 };
+        if mapping.start_avma <= avma {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let Some(mapping) = mapping(low) else { return 0 };
+    if walk.mapping_count == 0 || avma < mapping.start_avma || avma >= mapping.end_avma {
+        return 0;
+    }
+    if mapping.kind != MAPPING_TABLE {
+        return RULE_FRAME_POINTER;
+    }
+    let offset = avma.wrapping_sub(mapping.bias_avma);
+    let page = chunk_word(mapping.first_page.wrapping_add((offset >> PAGE_SHIFT) as u32));
+    rule_among(page as u32, (page >> 32) as u32, offset as u32, chunk_word)
+}
+
+#[inline(always)]
+fn mapping(index: u32) -> Option<&'static Mapping> {
+    // SAFETY: elements of an array map are never removed; see `MappingList` for how
+    // they are kept from changing.
+    MAPPINGS.get_ptr(index).map(|mapping| unsafe { &*mapping })
+}
+
+/// A word of the tables; 0 if there is none.
+#[inline(always)]
+fn chunk_word(number: u32) -> u64 {
+    const CHUNK_SHIFT: u32 = CHUNK_WORDS.trailing_zeros();
+    match CHUNKS.get_value(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1), &0) {
+        // SAFETY: the index is below CHUNK_WORDS.
+        Some(chunk) => unsafe {
+            read_volatile(&raw const chunk.words[number as usize & (CHUNK_WORDS - 1)])
+        },
+        None => 0,
+    }
+}
+
+/// The true return address behind the trampoline of a uretprobe that lies at `slot_avma`:
+/// the kernel keeps it with the address at which it was (`struct return_instance`).
+/// 0 if there is none. Never inlined, as [`search`].
+#[inline(never)]
+fn hidden_return(slot_avma: u64) -> u64 {
+    // SAFETY: a constant of the object, written before it was loaded.
+    let offsets = unsafe { read_volatile(&raw const KERNEL_OFFSETS) };
+    if offsets.known == 0 || slot_avma == 0 {
+        return 0;
+    }
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() };
+    let utask = kernel_word(task, offsets.task_utask);
+    let mut search = HiddenReturn {
+        instance: kernel_word(utask, offsets.utask_return_instances),
+        slot_avma,
+        return_avma: 0,
+        offsets,
+    };
+    // SAFETY: the callback is given what it expects, which outlives the loop.
+    unsafe {
+        bpf_loop(
+            MAX_RETURN_INSTANCES,
+            look_at_instance as *mut c_void,
+            (&raw mut search).cast::<c_void>(),
+            0,
+        );
+    }
+    search.return_avma
+}
+
+/// A search along the list of a thread's return instances.
+#[repr(C)]
+struct HiddenReturn {
+    instance: u64,
+    slot_avma: u64,
+    return_avma: u64,
+    offsets: KernelOffsets,
+}
+
+/// 1 ends the loop.
+///
+/// # Safety
+///
+/// `search` is what [`hidden_return`] gives to the loop.
+unsafe extern "C" fn look_at_instance(_index: u32, search: *mut HiddenReturn) -> i64 {
+    // SAFETY: see above.
+    let search = unsafe { &mut *search };
+    if search.instance == 0 {
+        return 1;
+    }
+    // Of several at one place, made by tail calls, the outermost holds the address.
+    if kernel_word(search.instance, search.offsets.instance_stack) == search.slot_avma {
+        search.return_avma = kernel_word(search.instance, search.offsets.instance_return);
+    }
+    search.instance = kernel_word(search.instance, search.offsets.instance_next);
+    0
+}
+
+/// A word of kernel memory; 0 if it cannot be read.
+#[inline(always)]
+fn kernel_word(base: u64, offset: u32) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: the helper fails on an address that cannot be read, and leaves zeros then.
+    unsafe {
+        read_kernel_bytes(
+            (&raw mut word).cast::<c_void>(),
+            8,
+            base.wrapping_add(u64::from(offset)) as *const c_void,
+        );
+    }
+    word
+}
+
+/// First place of a stack in the table of those sent.
+#[inline(always)]
+fn sent_group(stack: u64) -> usize {
+    (stack >> 32) as usize & (SENT_WORDS - SENT_GROUP_WORDS) & !(SENT_GROUP_WORDS - 1)
+}
+
+#[inline(always)]
+fn was_sent(stack: u64) -> bool {
+    let Some(sent) = SENT_STACKS.get_ptr(0) else { return false };
+    let group = sent_group(stack);
+    for place in 0..SENT_GROUP_WORDS {
+        // SAFETY: the index is below SENT_WORDS.
+        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
+            == stack
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes an empty place of the group, or else that of any.
+#[inline(always)]
+fn mark_sent(stack: u64, time_ns: u64) {
+    let Some(sent) = SENT_STACKS.get_ptr_mut(0) else { return };
+    let group = sent_group(stack);
+    let mut chosen = group + (time_ns >> 10) as usize % SENT_GROUP_WORDS;
+    for place in 0..SENT_GROUP_WORDS {
+        // SAFETY: as above.
+        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
+            == 0
+        {
+            chosen = group + place;
+            break;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { write_volatile(&raw mut (*sent).words[chosen & (SENT_WORDS - 1)], stack) };
 }

@@ -15,6 +15,7 @@ pub mod reports;
 pub mod store;
 pub mod symbols;
 pub mod target;
+pub mod unwind;
 
 pub mod cli;
 pub mod commands;

@@ -1,11 +1,14 @@
 use memscope_common::record::{
-    self, Header, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED,
+    self, Header, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN,
+    OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN,
+    OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE,
+    OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     address_space::{CodeRange, Observation, ProcessView, range_of},
-    decode::{Record, StackFrames},
+    decode::{CopiedStack, Record, StackFrames},
 };
 use crate::model::{
     EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId, Probe, ProbeId,
@@ -167,6 +170,7 @@ impl<V: ProcessView> Collector<V> {
             Record::ReallocationBegin(record) => self.reallocation_begin(record, give),
             Record::ReallocationEnd(record) => self.reallocation_end(record, give),
             Record::Stack(stack) => return self.stack(stack, give),
+            Record::StackCopy(stack) => return self.copied_stack(stack, give),
             Record::Loss(loss) => Some(Event::Loss {
                 first_lost_ns: loss.first_lost_ns,
                 time_ns: loss.header.time_ns,
@@ -346,29 +350,46 @@ impl<V: ProcessView> Collector<V> {
         if self.targets.get(&target).is_some_and(|target| target.outdated) {
             self.look(target, header.header.time_ns, give);
         }
-        let mut outcome = match header.outcome {
-            OUTCOME_FRAME_POINTERS_ENDED => StackOutcome::FramePointersOnly,
-            OUTCOME_FRAME_POINTER_BROKEN => StackOutcome::FramePointerBroken,
-            OUTCOME_DEPTH_LIMIT => StackOutcome::DepthLimit,
-            _ => StackOutcome::UnknownReason,
-        };
+        let mut outcome = outcome_of(header.outcome);
+        if header.flags & STACK_TABLES_OLD != 0 {
+            outcome = StackOutcome::TablesOutdated;
+        }
+        let frame_pointers = header.flags & STACK_USED_FRAME_POINTERS != 0;
         let mut frames = Vec::with_capacity(stack.frames_avma.len());
         for (depth, return_avma) in stack.frames_avma.iter().enumerate() {
-            match self.locate(target, process, *return_avma, header.header.time_ns, give) {
+            let time_ns = header.header.time_ns;
+            match self.locate(target, process, *return_avma, time_ns, give) {
                 Some(location) => frames.push(self.frame(location, give)),
-                // The first one is where the call returned to, whatever is mapped there.
-                None if depth == 0 => {
-                    let location = Location::Unmapped { process, address_avma: *return_avma };
-                    frames.push(self.frame(location, give));
-                }
                 // Followed a register that held no frame pointer into data.
-                None => {
+                None if depth > 0 && frame_pointers => {
                     outcome = StackOutcome::FramePointerBroken;
                     break;
+                }
+                // There the call returns to, whatever is mapped there.
+                None => {
+                    let location = Location::Unmapped { process, address_avma: *return_avma };
+                    frames.push(self.frame(location, give));
                 }
             }
         }
         give(Item::Stack(Stack { id, process, outcome, frames }));
+    }
+
+    /// A stack that the kernel side could not walk.
+    fn copied_stack(&mut self, stack: &CopiedStack, give: &mut impl FnMut(Item)) {
+        let copy = &stack.copy;
+        let frames = StackFrames {
+            header: record::StackHeader {
+                header: copy.header,
+                stack: copy.stack,
+                tables_read_ns: 0,
+                outcome: copy.outcome,
+                flags: copy.flags,
+                frame_count: 1,
+            },
+            frames_avma: vec![copy.return_avma],
+        };
+        self.stack(&frames, give);
     }
 
     fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
@@ -457,6 +478,24 @@ impl<V: ProcessView> Collector<V> {
         if *process != before {
             give(Item::Process(process.clone()));
         }
+    }
+}
+
+/// What the kernel side's reason is called in a recording.
+fn outcome_of(outcome: u16) -> StackOutcome {
+    match outcome {
+        OUTCOME_COMPLETE => StackOutcome::Complete,
+        OUTCOME_FRAME_POINTERS_ENDED => StackOutcome::WithFramePointers,
+        OUTCOME_FRAME_POINTER_BROKEN => StackOutcome::FramePointerBroken,
+        OUTCOME_DEPTH_LIMIT => StackOutcome::DepthLimit,
+        OUTCOME_NO_TABLES => StackOutcome::NoTables,
+        OUTCOME_UNKNOWN_CODE => StackOutcome::UnknownCode,
+        OUTCOME_UNSUPPORTED_RULE => StackOutcome::UnsupportedRule,
+        OUTCOME_STACK_UNREADABLE => StackOutcome::StackUnreadable,
+        OUTCOME_NOT_UPWARD => StackOutcome::NotUpward,
+        OUTCOME_TABLES_REPLACED => StackOutcome::TablesReplaced,
+        OUTCOME_NULL_RETURN => StackOutcome::NullReturn,
+        _ => StackOutcome::UnknownReason,
     }
 }
 

@@ -1,7 +1,8 @@
 use memscope_common::record::{
     Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
-    KIND_LOSS, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_STACK, KIND_THREAD_EXIT, Loss,
-    MAX_FRAMES, ProcessExec, ReallocationBegin, ReallocationEnd, StackHeader, ThreadExit,
+    KIND_LOSS, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_STACK, KIND_STACK_COPY,
+    KIND_THREAD_EXIT, Loss, MAX_COPY_BYTES, MAX_FRAMES, ProcessExec, ReallocationBegin,
+    ReallocationEnd, StackCopy, StackHeader, ThreadExit,
 };
 use zerocopy::FromBytes;
 
@@ -18,6 +19,8 @@ pub enum Record {
     ReallocationEnd(ReallocationEnd),
     /// Frames of a stack.
     Stack(StackFrames),
+    /// A part of a stack, to be walked here.
+    StackCopy(Box<CopiedStack>),
     /// Records are missing here.
     Loss(Loss),
     /// A target replaced its image.
@@ -37,6 +40,15 @@ pub struct StackFrames {
     pub frames_avma: Vec<u64>,
 }
 
+/// A part of a stack's memory, and the registers to begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopiedStack {
+    /// Registers and identity.
+    pub copy: StackCopy,
+    /// What lay from its `sp_avma` on, as many bytes as it says.
+    pub bytes: Vec<u8>,
+}
+
 impl Record {
     /// When it was made.
     #[must_use]
@@ -47,10 +59,23 @@ impl Record {
             Self::ReallocationBegin(record) => record.header.time_ns,
             Self::ReallocationEnd(record) => record.header.time_ns,
             Self::Stack(record) => record.header.header.time_ns,
+            Self::StackCopy(record) => record.copy.header.time_ns,
             Self::Loss(record) => record.header.time_ns,
             Self::Exec(record) => record.header.time_ns,
             Self::ThreadExit(record) => record.header.time_ns,
             Self::CodeChanged(record) => record.header.time_ns,
+        }
+    }
+}
+
+impl Record {
+    /// The target whose code has changed, if that is what it says.
+    #[must_use]
+    pub fn changed_code_of(&self) -> Option<u16> {
+        match self {
+            Self::CodeChanged(record) => Some(record.header.target),
+            Self::Exec(record) => Some(record.header.target),
+            _ => None,
         }
     }
 }
@@ -93,6 +118,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_REALLOCATION_BEGIN => whole(bytes).map(Record::ReallocationBegin),
         KIND_REALLOCATION_END => whole(bytes).map(Record::ReallocationEnd),
         KIND_STACK => stack(bytes).map(Record::Stack),
+        KIND_STACK_COPY => stack_copy(bytes).map(|copy| Record::StackCopy(Box::new(copy))),
         KIND_LOSS => whole(bytes).map(Record::Loss),
         KIND_EXEC => whole(bytes).map(Record::Exec),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
@@ -119,6 +145,16 @@ fn stack(bytes: &[u8]) -> Option<StackFrames> {
         .map(|frame| u64::read_from_bytes(frame).ok())
         .collect::<Option<Vec<u64>>>()?;
     Some(StackFrames { header, frames_avma })
+}
+
+/// A copy always has the length of the longest, because that is how it can be made.
+fn stack_copy(bytes: &[u8]) -> Option<CopiedStack> {
+    let (copy, bytes) = StackCopy::read_from_prefix(bytes).ok()?;
+    if bytes.len() != MAX_COPY_BYTES {
+        return None;
+    }
+    let bytes = bytes.get(..copy.byte_count as usize)?.to_vec();
+    Some(CopiedStack { copy, bytes })
 }
 
 #[cfg(test)]
@@ -150,7 +186,9 @@ mod tests {
         let stack = StackHeader {
             header: header(KIND_STACK),
             stack: 5,
+            tables_read_ns: 0,
             outcome: OUTCOME_DEPTH_LIMIT,
+            flags: 0,
             frame_count: 2,
         };
         let mut bytes = stack.as_bytes().to_vec();
@@ -168,7 +206,9 @@ mod tests {
         let stack = StackHeader {
             header: header(KIND_STACK),
             stack: 5,
+            tables_read_ns: 0,
             outcome: 0,
+            flags: 0,
             frame_count: MAX_FRAMES as u32 + 1,
         };
         let mut bytes = stack.as_bytes().to_vec();

@@ -12,5 +12,5 @@ mod order;
 
 pub use address_space::{CodeRange, Observation, ProcessView};
 pub use collector::{Collector, ProbeDefinition, TargetStart};
-pub use decode::{DecodeError, Record, StackFrames, decode};
+pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
 pub use order::Order;

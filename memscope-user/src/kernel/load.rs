@@ -2,7 +2,7 @@ use std::{num::NonZeroU32, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
@@ -19,10 +19,18 @@ use memscope_common::{
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use super::{KernelError, features, missing_capabilities, plain::Plain, ring::EventRing};
+use super::{
+    Epoch, KernelError, features, missing_capabilities,
+    offsets::kernel_offsets,
+    plain::Plain,
+    ring::EventRing,
+    tables::{KernelTables, PlacedTable, TableUse, WalkableCode},
+    take_map,
+};
 use crate::{
-    model::{Counters, LossCause, ProbeId},
+    model::{Counters, LossCause, ModuleId, ProbeId},
     target::{FunctionKind, PlannedProbe},
+    unwind::UnwindTable,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -64,6 +72,7 @@ pub struct AttachRequest<'a> {
 pub struct Kernel {
     ebpf: Ebpf,
     targets: Array<MapData, Plain<Target>>,
+    tables: KernelTables,
 }
 
 impl Kernel {
@@ -99,6 +108,7 @@ impl Kernel {
             .btf(Some(&btf))
             .map_max_entries("EVENTS", config.ring_bytes)
             .override_global(aya_log::LEVEL, &config.log_level, false)
+            .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets()), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
         for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
@@ -115,7 +125,8 @@ impl Kernel {
                 .map_err(|source| KernelError::Program { program: name, source })?;
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
-        Ok(Self { ebpf, targets })
+        let tables = KernelTables::new(&mut ebpf)?;
+        Ok(Self { ebpf, targets, tables })
     }
 
     /// The reading end of the ring; there is one.
@@ -217,15 +228,85 @@ impl Kernel {
     ///
     /// If the map refuses.
     pub fn set_enabled(&mut self, target: u16, enabled: bool) -> Result<(), KernelError> {
-        self.targets
-            .set(target.into(), Plain(Target { enabled: enabled.into() }), 0)
-            .map_err(|source| KernelError::Map { map: "TARGETS", source })
+        self.change_target(target, |target| target.enabled = enabled.into())
+    }
+
+    /// Tells where a target's dynamic loader says what it is about to do.
+    ///
+    /// # Errors
+    ///
+    /// If the map refuses.
+    pub fn set_loader_state(&mut self, target: u16, avma: u64) -> Result<(), KernelError> {
+        self.change_target(target, |target| target.loader_state_avma = avma)
+    }
+
+    fn change_target(
+        &mut self,
+        target: u16,
+        change: impl FnOnce(&mut Target),
+    ) -> Result<(), KernelError> {
+        let error = |source| KernelError::Map { map: "TARGETS", source };
+        let mut block = self.targets.get(&target.into(), 0).map_err(error)?.0;
+        change(&mut block);
+        self.targets.set(target.into(), Plain(block), 0).map_err(error)
+    }
+
+    /// What has changed in a target's address space since the trace began.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn epoch(&self, target: u16) -> Result<Epoch, KernelError> {
+        self.tables.epoch(target)
+    }
+
+    /// A file's table as it was placed before; the inner one is none if there was no room.
+    #[must_use]
+    pub fn placed_table(&self, module: ModuleId) -> Option<Option<PlacedTable>> {
+        self.tables.placed(module)
+    }
+
+    /// Brings a file's unwind table into the kernel; none if there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no memory.
+    pub fn place_table(
+        &mut self,
+        module: ModuleId,
+        table: &UnwindTable,
+    ) -> Result<Option<PlacedTable>, KernelError> {
+        self.tables.place(module, table)
+    }
+
+    /// From now on a target's stacks are walked by these tables: `code` is what was mapped
+    /// at `read_at_ns` (`CLOCK_MONOTONIC`), in order of addresses, and `epoch` was read
+    /// before that.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room.
+    pub fn publish_tables(
+        &mut self,
+        target: u16,
+        epoch: &Epoch,
+        read_at_ns: u64,
+        code: &[WalkableCode],
+    ) -> Result<(), KernelError> {
+        self.tables.publish(target, epoch, read_at_ns, code)
+    }
+
+    /// What the tables take up.
+    #[must_use]
+    pub fn table_use(&self) -> TableUse {
+        self.tables.table_use()
     }
 
     /// A process has ended: what another process of the same number does is not its own.
     /// Its probes stay until all are removed, because the kernel waits for about a tenth
     /// of a second for each (`synchronize_rcu_tasks_trace`), and nothing hits them.
-    pub fn forget_process(&mut self, pid: u32) {
+    pub fn forget_process(&mut self, target: u16, pid: u32) {
+        self.tables.forget(target);
         if let Ok(mut processes) = self.processes()
             && let Err(error) = processes.remove(&pid)
         {
@@ -300,14 +381,6 @@ where
         .ok_or(KernelError::Missing { what: name })?
         .try_into()
         .map_err(|source| KernelError::Program { program: name, source })
-}
-
-fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
-where
-    M: TryFrom<Map, Error = MapError>,
-{
-    let map = ebpf.take_map(name).ok_or(KernelError::Missing { what: name })?;
-    M::try_from(map).map_err(|source| KernelError::Map { map: name, source })
 }
 
 /// The object says which contract it was built with.

@@ -6,16 +6,24 @@
 
 mod features;
 mod load;
+mod offsets;
 mod plain;
 mod ring;
+mod tables;
 
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use ring::{EventRing, RingError};
+pub use tables::{PlacedTable, TableUse, WalkableCode};
 
 use std::io;
 
-pub use memscope_common::control::MAX_TARGETS;
+use aya::{
+    Ebpf,
+    maps::{Map, MapError},
+};
+
+pub use memscope_common::{control::MAX_TARGETS, unwind::Epoch};
 
 /// Why the kernel side could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +84,23 @@ pub enum KernelError {
         #[source]
         source: aya::maps::MapError,
     },
+    /// A map's memory could not be shared.
+    #[error("cannot share the memory of the eBPF map {map}")]
+    MapMemory {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There are more pieces of code in the traced processes than there is room for.
+    #[error(
+        "the traced processes have mapped more than {limit} pieces of code together: the stacks of the last one cannot be walked"
+    )]
+    TooManyMappings {
+        /// How many there can be.
+        limit: u32,
+    },
     /// The object lacks a part.
     #[error("the eBPF object has no {what}: rebuild it with `cargo xtask build-ebpf`")]
     Missing {
@@ -93,4 +118,12 @@ pub enum KernelError {
     /// The log of the eBPF side cannot be read.
     #[error("cannot read the log of the eBPF side")]
     Log(#[source] io::Error),
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(KernelError::Missing { what: name })?;
+    M::try_from(map).map_err(|source| KernelError::Map { map: name, source })
 }

@@ -1,4 +1,7 @@
-use memscope_common::control::{Consumer, CpuCounters, Target, ThreadState};
+use memscope_common::{
+    control::{Consumer, CpuCounters, Target, ThreadState},
+    unwind::{Epoch, KernelOffsets},
+};
 
 /// A value of a map that is shared with the programs.
 #[derive(Clone, Copy)]
@@ -12,4 +15,4 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ThreadState);
+plain!(Target, Consumer, CpuCounters, ThreadState, Epoch, KernelOffsets);

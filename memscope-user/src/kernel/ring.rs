@@ -25,7 +25,7 @@ pub enum RingError {
 pub struct EventRing {
     ring: RingBuf<MapData>,
     consumer: Array<MapData, Plain<Consumer>>,
-    watermark_bytes: u32,
+    ring_bytes: u32,
 }
 
 impl EventRing {
@@ -34,8 +34,19 @@ impl EventRing {
         consumer: Array<MapData, Plain<Consumer>>,
         ring_bytes: u32,
     ) -> Self {
-        // Half the ring is left for what comes while the reader wakes up.
-        Self { ring, consumer, watermark_bytes: ring_bytes / 2 }
+        Self { ring, consumer, ring_bytes }
+    }
+
+    /// Half the ring is left for what comes while the reader wakes up; copies of stacks
+    /// may not take that half.
+    fn state(&self, waiting: bool) -> Consumer {
+        let half = self.ring_bytes / 2;
+        Consumer {
+            waiting: waiting.into(),
+            watermark_bytes: half,
+            copy_limit_bytes: half,
+            padding: 0,
+        }
     }
 
     /// Gives at most `limit` waiting records, each as its bytes; how many there were.
@@ -56,8 +67,7 @@ impl EventRing {
     ///
     /// If the operating system refuses.
     pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
-        let waiting = Consumer { waiting: 1, watermark_bytes: self.watermark_bytes };
-        self.consumer.set(0, Plain(waiting), 0).map_err(RingError::Consumer)?;
+        self.consumer.set(0, Plain(self.state(true)), 0).map_err(RingError::Consumer)?;
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),

@@ -164,10 +164,12 @@ pub struct Stack {
 pub enum StackOutcome {
     /// Every frame up to the start of the thread.
     Complete,
-    /// The frame-pointer chain ended regularly; functions without a frame pointer
-    /// are not in it.
-    FramePointersOnly,
-    /// The frame-pointer chain broke: what called the outermost frame is unknown.
+    /// The start of the thread was reached, but on the way code without unwind
+    /// information was passed by its frame pointer: functions without one may be missing
+    /// there.
+    WithFramePointers,
+    /// Code without unwind information had no frame pointer either: what called the
+    /// outermost frame is unknown.
     FramePointerBroken,
     /// Deeper than the limit: the innermost frames are kept.
     DepthLimit,
@@ -175,17 +177,47 @@ pub enum StackOutcome {
     FramesLost,
     /// The kernel side gave a reason that this version does not know.
     UnknownReason,
+    /// The process had no unwind tables yet: it had just begun to run this program.
+    NoTables,
+    /// The outermost frame is in memory that was not known to hold code.
+    UnknownCode,
+    /// The unwind information of the outermost frame says what memscope cannot follow.
+    UnsupportedRule,
+    /// The stack could not be read beyond the outermost frame.
+    StackUnreadable,
+    /// The unwind information led down the stack, which cannot be.
+    NotUpward,
+    /// The unwind tables were replaced while the stack was walked.
+    TablesReplaced,
+    /// Walked with unwind tables of a library that may have been unmapped before.
+    TablesOutdated,
+    /// A return address was null: the base of a stack that the program made itself.
+    NullReturn,
+    /// Walked from a copy of the stack, which ended before the stack did.
+    CopyTooShort,
+    /// There are more different stacks than are kept apart: only the caller is known.
+    StackTableFull,
 }
 
 impl StackOutcome {
     /// All of them, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 16] = [
         Self::Complete,
-        Self::FramePointersOnly,
+        Self::WithFramePointers,
         Self::FramePointerBroken,
         Self::DepthLimit,
         Self::FramesLost,
         Self::UnknownReason,
+        Self::NoTables,
+        Self::UnknownCode,
+        Self::UnsupportedRule,
+        Self::StackUnreadable,
+        Self::NotUpward,
+        Self::TablesReplaced,
+        Self::TablesOutdated,
+        Self::NullReturn,
+        Self::CopyTooShort,
+        Self::StackTableFull,
     ];
 
     /// Name in exports.
@@ -193,11 +225,21 @@ impl StackOutcome {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Complete => "complete",
-            Self::FramePointersOnly => "frame_pointers_only",
+            Self::WithFramePointers => "with_frame_pointers",
             Self::FramePointerBroken => "frame_pointer_broken",
             Self::DepthLimit => "depth_limit",
             Self::FramesLost => "frames_lost",
             Self::UnknownReason => "unknown_reason",
+            Self::NoTables => "no_tables",
+            Self::UnknownCode => "unknown_code",
+            Self::UnsupportedRule => "unsupported_rule",
+            Self::StackUnreadable => "stack_unreadable",
+            Self::NotUpward => "not_upward",
+            Self::TablesReplaced => "tables_replaced",
+            Self::TablesOutdated => "tables_outdated",
+            Self::NullReturn => "null_return",
+            Self::CopyTooShort => "copy_too_short",
+            Self::StackTableFull => "stack_table_full",
         }
     }
 }

@@ -157,11 +157,21 @@ pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
 #[must_use]
 pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
     match outcome {
-        StackOutcome::Complete | StackOutcome::FramePointersOnly => None,
+        StackOutcome::Complete | StackOutcome::WithFramePointers => None,
         StackOutcome::FramePointerBroken => Some("[callers unknown: frame pointer broken]"),
         StackOutcome::DepthLimit => Some("[callers unknown: depth limit]"),
         StackOutcome::FramesLost => Some("[frames lost]"),
         StackOutcome::UnknownReason => Some("[callers unknown]"),
+        StackOutcome::NoTables => Some("[callers unknown: no unwind tables yet]"),
+        StackOutcome::UnknownCode => Some("[callers unknown: unknown code]"),
+        StackOutcome::UnsupportedRule => Some("[callers unknown: unsupported unwind rule]"),
+        StackOutcome::StackUnreadable => Some("[callers unknown: stack unreadable]"),
+        StackOutcome::NotUpward => Some("[callers unknown: unwind rule leads down]"),
+        StackOutcome::TablesReplaced => Some("[callers unknown: unwind tables replaced]"),
+        StackOutcome::TablesOutdated => Some("[callers unknown: unwind tables outdated]"),
+        StackOutcome::NullReturn => Some("[callers unknown: null return address]"),
+        StackOutcome::CopyTooShort => Some("[callers unknown: stack copied in part]"),
+        StackOutcome::StackTableFull => Some("[callers unknown: too many stacks]"),
     }
 }
 

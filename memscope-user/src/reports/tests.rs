@@ -185,7 +185,7 @@ fn the_summary_fits_a_terminal_at_its_worst() {
     for (name, outcome) in [
         ("a", "depth_limit"),
         ("b", "frame_pointer_broken"),
-        ("c", "frame_pointers_only"),
+        ("c", "with_frame_pointers"),
         ("d", "complete"),
     ] {
         text.push_str(&format!("!stack {name} {outcome} {long}{name} main\n"));

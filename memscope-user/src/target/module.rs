@@ -68,6 +68,9 @@ pub struct ModuleFacts {
     /// Whether it is a dynamic loader: it has an allocator of its own for its first
     /// steps, whose blocks nobody can free.
     pub is_loader: bool,
+    /// Where it says what it is about to do, if it is a dynamic loader: `_r_debug`
+    /// (glibc `<link.h>`), in the file's own numbering.
+    pub loader_state_svma: Option<u64>,
 }
 
 impl ModuleFacts {
@@ -110,7 +113,11 @@ impl ModuleFacts {
                 Some(FunctionCode { name, file_offset, code })
             })
             .collect();
+        let loader_state = elf
+            .dynamic_symbols()
+            .find(|symbol| symbol.is_definition() && symbol.name() == Ok("_r_debug"));
         Ok(Self {
+            loader_state_svma: loader_state.map(|symbol| symbol.address()),
             build_id: elf.build_id().ok().flatten().unwrap_or_default().to_vec(),
             is_loader: elf
                 .dynamic_symbols()

@@ -3,7 +3,7 @@ use std::{
     io::{self, Cursor, Read},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
 };
@@ -16,6 +16,9 @@ use procfs::{
 /// Most bytes read of a `maps` file: a million mappings of ordinary length, where the
 /// kernel's default limit is 65,530 (`vm.max_map_count`).
 const MAX_MAPS_BYTES: u64 = 1 << 27;
+
+/// Most bytes read of a process's memory at once; the kernel's vDSO has some pages.
+const MAX_IMAGE_BYTES: u64 = 1 << 20;
 
 /// Why a process cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +193,21 @@ impl TargetProcess {
         open_identical(Path::new(&link), *identity)
             .or_else(|_refused| open_identical(&in_root, *identity))
             .or_else(|_gone| open_identical(Path::new(path), *identity))
+    }
+
+    /// What is in its memory, for what no file holds.
+    ///
+    /// # Errors
+    ///
+    /// If it is more than [`MAX_IMAGE_BYTES`], or not there.
+    pub fn read_memory(&self, start_avma: u64, length_bytes: u64) -> io::Result<Vec<u8>> {
+        if length_bytes > MAX_IMAGE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too much to read at once"));
+        }
+        let memory = self.process.mem().map_err(io::Error::other)?;
+        let mut bytes = vec![0; length_bytes as usize];
+        memory.read_exact_at(&mut bytes, start_avma)?;
+        Ok(bytes)
     }
 
     /// Whether it still runs.

@@ -15,7 +15,8 @@ const STAGES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("text", &["model"]),
     ("target", &["model"]),
-    ("kernel", &["model", "target"]),
+    ("unwind", &["model", "target"]),
+    ("kernel", &["model", "target", "unwind"]),
     ("collect", &["model"]),
     ("lifetimes", &["model"]),
     ("store", &["model", "lifetimes"]),
@@ -30,6 +31,7 @@ const STAGES: &[(&str, &[&str])] = &[
             "model",
             "text",
             "target",
+            "unwind",
             "kernel",
             "collect",
             "lifetimes",
@@ -48,7 +50,7 @@ const STAGES: &[(&str, &[&str])] = &[
 /// The crate that describes the kernel's bytes, and the only stages which may
 /// know these bytes.
 const CONTRACT: &str = "memscope_common";
-const CONTRACT_STAGES: &[&str] = &["kernel", "collect"];
+const CONTRACT_STAGES: &[&str] = &["unwind", "kernel", "collect"];
 
 pub(super) fn check(path: &str, syntax: &syn::File) -> Vec<Violation> {
     let Some(inner) = path.strip_prefix(SOURCE) else {

@@ -72,7 +72,9 @@ fn stack(time_ns: u64, identity: u64, outcome: u32, frames_avma: &[u64]) -> Reco
         header: StackHeader {
             header: header(KIND_STACK, 0, time_ns),
             stack: identity,
+            tables_read_ns: 0,
             outcome,
+            flags: 0,
             frame_count: frames_avma.len() as u32,
         },
         frames_avma: frames_avma.to_vec(),
@@ -158,7 +160,7 @@ fn a_target_is_defined_with_what_was_seen() {
 fn frames_point_into_files_and_are_defined_once() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     let first = bench.take_stack(&stack(1, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010, 0x10_020]));
-    assert_eq!(first.outcome, StackOutcome::FramePointersOnly);
+    assert_eq!(first.outcome, StackOutcome::WithFramePointers);
     let offset = |frame| match bench.location(frame) {
         Location::Module { file_offset, .. } => file_offset,
         Location::Unmapped { .. } => panic!("code of a file"),

@@ -5,6 +5,7 @@ mod output;
 mod pipeline;
 mod session;
 mod status;
+mod tables;
 
 use std::{
     process::ExitCode,
@@ -120,6 +121,7 @@ fn begin(
     let target = session.add_command(TargetProcess::open(held.pid())?)?;
     loop {
         session.attach_new_modules(target)?;
+        session.bring_tables(target)?;
         match held.step()? {
             Startup::CodeMapped => {}
             Startup::Loaded | Startup::Ended => break,

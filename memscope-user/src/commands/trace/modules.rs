@@ -29,9 +29,34 @@ pub(super) struct LoadedModule {
     /// What to attach, with the ids that events will refer to.
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
     code: Vec<CodeSegment>,
+    loader_state_svma: Option<u64>,
 }
 
 impl LoadedModule {
+    /// What to add to an address of the file's own numbering to get that of a process
+    /// that has this part of it mapped.
+    pub(super) fn load_bias(&self, mapping: &CodeMapping) -> Option<u64> {
+        if self.file.is_none() {
+            // The kernel's own image is linked at 0 and mapped whole.
+            return (mapping.file_offset == 0).then_some(mapping.start_avma);
+        }
+        // A mapping begins at a page, where its segment may begin within it.
+        let end_file_offset =
+            mapping.file_offset.checked_add(mapping.end_avma - mapping.start_avma)?;
+        let segment = self.code.iter().find(|segment| {
+            segment.contains_file_offset(mapping.file_offset)
+                || (mapping.file_offset..end_file_offset).contains(&segment.file_offset)
+        })?;
+        let start_svma =
+            segment.start_svma.wrapping_add(mapping.file_offset).wrapping_sub(segment.file_offset);
+        Some(mapping.start_avma.wrapping_sub(start_svma))
+    }
+
+    /// Where a process's loader says what it does, if this is its loader.
+    pub(super) fn loader_state_avma(&self, mapping: &CodeMapping) -> Option<u64> {
+        Some(self.loader_state_svma?.wrapping_add(self.load_bias(mapping)?))
+    }
+
     /// Whether blocks come from it.
     pub(super) fn is_allocator(&self) -> bool {
         self.probes.iter().any(|(_, probe)| probe.function.kind == FunctionKind::Allocates)
@@ -129,6 +154,7 @@ impl ModuleCache {
             file,
             probes: self.number(plan_probes(&facts)),
             code: facts.code,
+            loader_state_svma: facts.loader_state_svma,
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -190,6 +216,8 @@ pub(super) enum Notice {
     Allocators(u16),
     /// The probes of this target are gone.
     ProbesGone(u16),
+    /// Code of this target has come or gone.
+    CodeChanged(u16),
 }
 
 impl TargetView {

@@ -23,9 +23,9 @@ use std::{
 
 use anyhow::Context as _;
 use rustc_hash::FxHashMap;
-use tokio::sync::watch;
+use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use super::modules::{SharedModules, TargetView, lock};
+use super::modules::{Notice, SharedModules, TargetView, lock};
 use crate::{
     collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
     kernel::EventRing,
@@ -125,7 +125,8 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let drain_state = Arc::new(DrainState::default());
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
-            move || drain(ring, &state, &input, &after_drain_receiver)
+            let notices = view.notices.clone();
+            move || drain(ring, &state, &input, &after_drain_receiver, &notices)
         })?;
         let symbols = spawn("memscope-symbols", {
             let input = input.clone();
@@ -185,6 +186,7 @@ fn drain(
     state: &DrainState,
     input: &SyncSender<Input>,
     after_drain: &Receiver<Control>,
+    notices: &UnboundedSender<Notice>,
 ) -> anyhow::Result<()> {
     loop {
         // Read before the ring: what is in it now was made before these were said.
@@ -194,7 +196,15 @@ fn drain(
             let mut batch = Vec::with_capacity(BATCH_RECORDS);
             let mut malformed = 0;
             let count = ring.drain(BATCH_RECORDS, |bytes| match decode(bytes) {
-                Ok(record) => batch.push(record),
+                Ok(record) => {
+                    // Not by way of the collector, which may have much to do before.
+                    if let Some(target) = record.changed_code_of()
+                        && notices.send(Notice::CodeChanged(target)).is_err()
+                    {
+                        log::debug!("after the end: code has changed");
+                    }
+                    batch.push(record);
+                }
                 Err(error) => {
                     malformed += 1;
                     log::debug!("{error}");

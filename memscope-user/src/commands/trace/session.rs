@@ -19,6 +19,7 @@ use super::{
     modules::{LoadedModule, Notice, SharedModules, TargetView, observation_of, probed_modules_of},
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
+    tables::bring_tables,
 };
 use crate::{
     collect::TargetStart,
@@ -99,6 +100,7 @@ impl Session {
         let target = self.add(process, false)?;
         // More than once, because libraries can be loaded meanwhile.
         while self.attach_new_modules(target)? > 0 {}
+        self.bring_tables(target)?;
         let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
             bail!("target {target} is not there");
         };
@@ -215,6 +217,7 @@ impl Session {
     pub(super) fn act_on(&mut self, notice: Notice) -> anyhow::Result<()> {
         let target = match notice {
             Notice::Allocators(target) => target,
+            Notice::CodeChanged(target) => return self.bring_tables(target),
             Notice::ProbesGone(target) => {
                 if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
                     state.attached.clear();
@@ -223,6 +226,15 @@ impl Session {
             }
         };
         self.attach_new_modules(target).map(drop)
+    }
+
+    /// Has a target's stacks walked by the tables of what it has mapped now.
+    pub(super) fn bring_tables(&mut self, target: u16) -> anyhow::Result<()> {
+        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended)
+        else {
+            return Ok(());
+        };
+        bring_tables(&mut self.kernel, &self.modules, &state.process, target)
     }
 
     fn attach_module(
@@ -279,7 +291,7 @@ impl Session {
         };
         state.ended = true;
         let pid = state.process.pid();
-        self.kernel.forget_process(pid);
+        self.kernel.forget_process(target, pid);
         self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }
 
