@@ -6,8 +6,8 @@
  *   name        a function of the program or of its own libraries, as a demangler prints it
  *   name*9      nine such frames
  *   @libc       one frame in a file whose name begins so; in a static program, in the program
- *   @libc+      one or more of them
- *   @+          one or more frames in the C library and its loader
+ *   @@libc      one or more of them
+ *   @@          one or more frames in the C library and its loader
  *   *           any number of frames, none as well
  * The outcome is that of the JSON export; `!complete` is any other.
  */

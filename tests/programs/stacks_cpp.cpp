@@ -246,15 +246,13 @@ int main(int argc, char **argv)
               "allocate(unsigned long) <- Square::make(unsigned long) const <- calls_virtual(Shape const*) <- " IN_MAIN);
     say_stack(CLOSURE, count,
               "allocate(unsigned long) <- main::{lambda(unsigned long)#1}::operator()(unsigned long) const"
-              " <- std::_Function_handler<void* (unsigned long), main::{lambda(unsigned long)#1}>::_M_invoke("
-              "std::_Any_data const&, unsigned long&&)"
-              " <- calls_closure(std::function<void* (unsigned long)> const&) <- " IN_MAIN);
+              " <- * <- calls_closure(std::function<void* (unsigned long)> const&) <- " IN_MAIN);
     say_stack(BY_NEW, count, "@libstdc++ <- by_new() <- " IN_MAIN);
     say_exceptions();
     say_stack(IN_STD_THREAD, count, "allocate(unsigned long) <- thread_body(unsigned long) <- * <- @libstdc++ <- " IN_THREAD);
     say_stack(BEFORE_MAIN, 1,
-              "allocate(unsigned long) <- Global::Global() <- * <- @libc+ <- _start");
-    say_stack(AFTER_MAIN, 1, "allocate(unsigned long) <- Global::~Global() <- @libc+ <- _start");
+              "allocate(unsigned long) <- Global::Global() <- * <- @@libc <- _start");
+    say_stack(AFTER_MAIN, 1, "allocate(unsigned long) <- Global::~Global() <- @@libc <- _start");
     finish(options);
     return 0;
 }

@@ -35,13 +35,13 @@ int main(int argc, char **argv)
         uintptr_t first = use(argv[1], times), second = use(argv[2], times);
         same += first == second;
     }
-    say_stack(5101, rounds, "first_inner <- first_constructor <- @+ <- use <- " IN_MAIN);
+    say_stack(5101, rounds, "first_inner <- first_constructor <- @@ <- use <- " IN_MAIN);
     say_stack(5102, rounds * times, "first_inner <- first_outer <- plugin_works <- use <- " IN_MAIN);
-    say_stack(5103, rounds, "first_inner <- first_destructor <- @+ <- use <- " IN_MAIN);
-    say_stack(5201, rounds, "second_inner <- second_constructor <- @+ <- use <- " IN_MAIN);
+    say_stack(5103, rounds, "first_inner <- first_destructor <- @@ <- use <- " IN_MAIN);
+    say_stack(5201, rounds, "second_inner <- second_constructor <- @@ <- use <- " IN_MAIN);
     say_stack(5202, rounds * times,
               "second_inner <- second_between <- second_outer <- plugin_works <- use <- " IN_MAIN);
-    say_stack(5203, rounds, "second_inner <- second_destructor <- @+ <- use <- " IN_MAIN);
+    say_stack(5203, rounds, "second_inner <- second_destructor <- @@ <- use <- " IN_MAIN);
     say_number("same_address", same);
     finish(options);
     return 0;

@@ -317,8 +317,8 @@ SEPARATE static void at_exit(void)
 
 static void say_signals(void)
 {
-    say_stack(RAISED, count, "allocate <- on_raise <- @libc+ <- raises <- " IN_MAIN);
-    say_stack(RAISED_ON_OWN_STACK, count, "allocate <- on_raise <- @libc+ <- raises <- " IN_MAIN);
+    say_stack(RAISED, count, "allocate <- on_raise <- @@libc <- raises <- " IN_MAIN);
+    say_stack(RAISED_ON_OWN_STACK, count, "allocate <- on_raise <- @@libc <- raises <- " IN_MAIN);
     say_stack(FAULT_AT_START, count, "allocate <- on_fault <- @libc <- faults_at_start <- faults <- " IN_MAIN);
     say_stack(FAULT_AFTER_PUSH, count, "allocate <- on_fault <- @libc <- faults_after_push <- faults <- " IN_MAIN);
     say_stack(FAULT_INSIDE, count, "allocate <- on_fault <- @libc <- faults_inside <- faults <- " IN_MAIN);
@@ -342,12 +342,12 @@ static void say_all(void)
     say_stack(AFTER_JUMP, count, "allocate <- jumped_to <- " IN_MAIN);
     say_stack(COROUTINE, count, "allocate <- coroutine_step <- coroutine <- @libc");
     say_stack(OUTSIDE_COROUTINE, count, "allocate <- coroutines <- " IN_MAIN);
-    say_stack(SORTING, compared, "allocate <- compare <- @libc+ <- sorts <- " IN_MAIN);
+    say_stack(SORTING, compared, "allocate <- compare <- @@libc <- sorts <- " IN_MAIN);
     say_stack(SEARCHING, probed, "allocate <- probe <- @libc <- searches <- " IN_MAIN);
-    say_stack(IN_CONSTRUCTOR, 1, "allocate <- constructor <- @libc+ <- _start");
-    say_stack(AT_EXIT, 1, "allocate <- at_exit <- @libc+ <- _start");
+    say_stack(IN_CONSTRUCTOR, 1, "allocate <- constructor <- @@libc <- _start");
+    say_stack(AT_EXIT, 1, "allocate <- at_exit <- @@libc <- _start");
     say_stack(LIBRARY, count, "allocate <- library_calls <- " IN_MAIN);
-    say_stack(CHOOSING, 1, "choose <- @ld-linux+ <- " IN_MAIN);
+    say_stack(CHOOSING, 1, "choose <- @@ld-linux <- " IN_MAIN);
     say_stack(WARMING_UP, 1, "library_warms_up <- " IN_MAIN);
     say_signals();
 }

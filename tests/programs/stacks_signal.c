@@ -86,7 +86,7 @@ int main(int argc, char **argv)
     say("or %d allocate <- on_alarm <- @libc <- realigns <- works <- " IN_MAIN, ASYNCHRONOUS);
     say("or %d allocate <- on_alarm <- @libc <- saves <- realigns <- works <- " IN_MAIN, ASYNCHRONOUS);
     say("or %d allocate <- on_alarm <- @libc <- leaf <- saves <- realigns <- works <- " IN_MAIN, ASYNCHRONOUS);
-    say("or %d allocate <- on_alarm <- @libc+ <- " IN_MAIN, ASYNCHRONOUS);
+    say("or %d allocate <- on_alarm <- @@libc <- " IN_MAIN, ASYNCHRONOUS);
     finish(options);
     return 0;
 }

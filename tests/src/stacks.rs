@@ -117,14 +117,14 @@ fn parse_token(text: &str) -> Vec<Token> {
     if text == "*" {
         return vec![Token::Anything];
     }
-    if text == "@+" {
+    if text == "@@" {
         return vec![Token::System];
     }
+    if let Some(module) = text.strip_prefix("@@") {
+        return vec![Token::Modules(module.to_owned())];
+    }
     if let Some(module) = text.strip_prefix('@') {
-        return vec![match module.strip_suffix('+') {
-            Some(module) => Token::Modules(module.to_owned()),
-            None => Token::Module(module.to_owned()),
-        }];
+        return vec![Token::Module(module.to_owned())];
     }
     let repeated =
         text.rsplit_once('*').and_then(|(name, times)| Some((name, times.parse().ok()?)));
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn some_frames_may_be_several() {
         use Verdict::{Exact, Wrong};
-        let chain = "stack 8 1 complete a <- @+ <- b <- * <- main\nor 8 c <- @ld-linux+ <- main";
+        let chain = "stack 8 1 complete a <- @@ <- b <- * <- main\nor 8 c <- @@ld-linux <- main";
         for (seen, verdict) in [
             ("a /libc.so.6 /ld-linux.so.2 b main", Exact),
             ("a b main", Wrong),

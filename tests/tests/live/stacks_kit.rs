@@ -1,6 +1,7 @@
 //! Holds every allocation of the programs with known chains to what they say.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
 
@@ -9,6 +10,9 @@ use memscope_tests::{Figures, TestProgram};
 use serde_json::Value;
 
 use crate::kit::{Export, Scratch, is_installed, number, run, skip};
+
+/// Faults that are told.
+const MOST_FAULTS: usize = 25;
 
 /// The compilers that are here; says which are not.
 pub(crate) fn compilers(wanted: &[Compiler]) -> Vec<Compiler> {
@@ -26,8 +30,8 @@ pub(crate) struct Judged {
     pub(crate) exact: u64,
     pub(crate) cut_short: u64,
     pub(crate) wrong: u64,
-    /// What was not exact, in words.
-    pub(crate) faults: Vec<String>,
+    /// What was not exact, in words, and for how many allocations.
+    pub(crate) faults: BTreeMap<String, u64>,
     /// Of other sizes, such as the C library's own blocks: those whose stacks are not complete.
     pub(crate) others_incomplete: u64,
 }
@@ -39,7 +43,11 @@ impl Judged {
             "{what}: {} of {all} allocations exact, {} cut short, {} wrong; {} others incomplete",
             self.exact, self.cut_short, self.wrong, self.others_incomplete
         );
-        assert!(self.faults.is_empty(), "{what}:\n{}", self.faults.join("\n"));
+        let mut faults: Vec<_> = self.faults.iter().collect();
+        faults.sort_by_key(|(_, blocks)| Reverse(**blocks));
+        let lines =
+            faults.iter().take(MOST_FAULTS).map(|(what, blocks)| format!("{blocks:>6} {what}\n"));
+        assert!(faults.is_empty(), "{what}:\n{}", lines.collect::<String>());
         assert_eq!(self.others_incomplete, 0, "{what}: the stacks of other allocations");
         assert!(all > 0, "{what}: the program says what it does");
     }
@@ -61,8 +69,8 @@ pub(crate) fn called_frames(site: &Value) -> Vec<SeenFrame> {
         .collect()
 }
 
-/// One line: what was expected of a size and what is there instead.
-fn fault(stack: &ExpectedStack, verdict: Verdict, site: &Value, blocks: u64) -> String {
+/// What is there instead of what was expected of a size.
+fn fault(stack: &ExpectedStack, verdict: Verdict, site: &Value) -> String {
     let names = called_frames(site).into_iter().zip(site["frames"].as_array().unwrap()).map(
         |(frame, place)| match frame.function {
             Some(function) => function,
@@ -71,9 +79,9 @@ fn fault(stack: &ExpectedStack, verdict: Verdict, site: &Value, blocks: u64) -> 
     );
     let names: Vec<String> = names.collect();
     format!(
-        "size {}: {verdict:?} for {blocks} of {} blocks, outcome {}: {}",
-        stack.size,
+        "of {} of {} bytes {verdict:?}, {}: {}",
         stack.count,
+        stack.size,
         site["stack"],
         names.join(" <- ")
     )
@@ -107,7 +115,7 @@ pub(crate) fn judge(
                 Verdict::Wrong => judged.wrong += blocks,
             }
             if verdict != Verdict::Exact {
-                judged.faults.push(fault(stack, verdict, site, *blocks));
+                *judged.faults.entry(fault(stack, verdict, site)).or_default() += blocks;
             }
         }
     }
