@@ -25,9 +25,9 @@ use memscope_common::{
         OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
     unwind::{
-        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, Frame, KernelOffsets, MAPPING_TABLE,
-        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
-        RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
+        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE, MAX_CHUNKS,
+        MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT, RULE_FRAME_POINTER, Rule,
+        RuleCache, Rules, Saved, Walk,
     },
 };
 use memscope_ebpf::{
@@ -39,7 +39,7 @@ use crate::{
     copy, emit,
     maps::{
         CHUNKS, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS, SENT_WORDS,
-        SPACES,
+        SPACES, SentStacks,
     },
 };
 
@@ -82,16 +82,14 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    walk.frame = Frame {
-        pc_avma: caller.return_avma,
-        returns: 1,
-        sp_avma: caller.sp_avma,
-        bp: caller.rbp,
-        bx: Saved::value(caller.rbx),
-        r10: Saved::unknown(),
-    };
-    walk.flags = 0;
-    walk.return_slot_avma = 0;
+    walk.frame.pc_avma = caller.return_avma;
+    walk.frame.returns = 1;
+    walk.frame.sp_avma = caller.sp_avma;
+    walk.frame.bp = caller.rbp;
+    walk.frame.bx = Saved::value(caller.rbx);
+    emit::clear(&mut walk.frame.r10.place);
+    emit::clear(&mut walk.flags);
+    emit::clear(&mut walk.return_slot_avma);
     let tables_read_ns = walk_up(state, &header, target);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
@@ -452,14 +450,31 @@ fn was_sent(stack: u64) -> bool {
     let Some(sent) = SENT_STACKS.get_ptr(0) else { return false };
     let group = sent_group(stack);
     for place in 0..SENT_GROUP_WORDS {
-        // SAFETY: the index is below SENT_WORDS.
-        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
-            == stack
-        {
+        // SAFETY: the place is one of the table; words are read and written whole.
+        if unsafe { read_volatile(sent_place(sent, group + place)) } == stack {
             return true;
         }
     }
     false
+}
+
+/// A place of the table, by its index.
+#[inline(always)]
+fn sent_place(sent: *const SentStacks, index: usize) -> *mut u64 {
+    let mut offset = index * 8;
+    // LLVM sees that the mask changes nothing and drops it, and makes of the sums before
+    // it an `or`. Verifiers before Linux 6.10 know nothing of the `or` of two registers.
+    // SAFETY: it changes nothing but its operand.
+    unsafe {
+        asm!(
+            "{0} &= {mask}",
+            inout(reg) offset,
+            mask = const (SENT_WORDS - 1) * 8,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: the mask is the offset of the last place.
+    unsafe { (&raw const (*sent).words).cast::<u8>().add(offset).cast::<u64>().cast_mut() }
 }
 
 /// Takes an empty place of the group, or else that of any.
@@ -470,13 +485,11 @@ fn mark_sent(stack: u64, time_ns: u64) {
     let mut chosen = group + (time_ns >> 10) as usize % SENT_GROUP_WORDS;
     for place in 0..SENT_GROUP_WORDS {
         // SAFETY: as above.
-        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
-            == 0
-        {
+        if unsafe { read_volatile(sent_place(sent, group + place)) } == 0 {
             chosen = group + place;
             break;
         }
     }
     // SAFETY: as above.
-    unsafe { write_volatile(&raw mut (*sent).words[chosen & (SENT_WORDS - 1)], stack) };
+    unsafe { write_volatile(sent_place(sent, chosen), stack) };
 }

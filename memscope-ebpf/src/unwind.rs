@@ -168,10 +168,11 @@ fn go_to_caller(frame: &mut Frame, rule: &Rule, cfa_avma: u64) {
         frame.r10 = Saved::at(context_avma.wrapping_add(ucontext::R10));
         return;
     }
-    frame.r10 = Saved::unknown();
+    // Not as a whole, which LLVM does by a loop over bytes.
+    frame.r10.place = Saved::UNKNOWN;
     if rule.cfa == CFA_NONE {
         // Whoever was passed may have saved it anywhere.
-        frame.bx = Saved::unknown();
+        frame.bx.place = Saved::UNKNOWN;
         return;
     }
     let offset = rule.rbx_offset as i64 as u64;

@@ -10,7 +10,7 @@ mod collector;
 mod decode;
 mod order;
 
-pub use address_space::{CodeRange, Observation, ProcessView};
+pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView};
 pub use collector::{Collector, ProbeDefinition, TargetStart};
 pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
 pub use order::Order;

@@ -12,10 +12,12 @@
 //!           └── digest ──▶ cache (a file per table)┘
 //! ```
 
+mod cache;
 mod cfi;
 mod elf;
 mod layout;
 mod rule;
+mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,9 @@ mod tests;
 use std::fmt;
 
 use memscope_common::unwind::{CFA_END, CFA_NONE, CFA_UNSUPPORTED, Rule};
+
+pub use cache::{CacheError, TableCache};
+pub use tables::{TableCounts, Tables};
 
 /// Largest section of call frame information that is read, uncompressed. The largest
 /// known, of browsers and of compilers, have some 30 MiB.
