@@ -7,8 +7,8 @@ use aya_ebpf::{
     bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_probe_read_user as read_user_bytes,
 };
 use memscope_common::record::{
-    Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
-    OUTCOME_FRAME_POINTERS_ENDED, StackCopy,
+    Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
+    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, StackCopy,
 };
 
 use crate::{
@@ -32,10 +32,18 @@ struct CopyRecord {
     bytes: [u8; MAX_COPY_BYTES],
 }
 
-/// Whether the collector could walk what could not be walked here.
+/// Whether the collector could walk what could not be walked here: with tables that are not
+/// here yet, or by what the file says in full. Where there is no unwind information, or the
+/// stack itself is at fault, it could do no better.
 #[inline(always)]
 pub(crate) fn is_wanted(outcome: u16) -> bool {
-    !matches!(outcome, OUTCOME_COMPLETE | OUTCOME_DEPTH_LIMIT | OUTCOME_FRAME_POINTERS_ENDED)
+    matches!(
+        outcome,
+        OUTCOME_NO_TABLES
+            | OUTCOME_UNKNOWN_CODE
+            | OUTCOME_UNSUPPORTED_RULE
+            | OUTCOME_TABLES_REPLACED
+    )
 }
 
 /// Whether a target's ration allows for another copy now, and the ring has room for it

@@ -38,8 +38,8 @@ use memscope_ebpf::{
 use crate::{
     copy, emit,
     maps::{
-        CHUNKS, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS, SENT_WORDS,
-        SPACES, SentStacks,
+        CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS,
+        SENT_WORDS, SPACES, SentStacks,
     },
 };
 
@@ -200,14 +200,8 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
     let found = rule_here(walk, tools.cache);
-    // SAFETY: the index is below MAX_FRAMES.
-    unsafe {
-        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] =
-            walk.frame.pc_avma;
-    }
-    walk.frame_count += 1;
-    walk.hash = mix(walk.hash, walk.frame.pc_avma);
     if found == 0 {
+        note(state, 1 - walk.frame.returns);
         walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
         return 1;
     }
@@ -222,6 +216,9 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
             walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
         }
     }
+    // Nothing was called where a signal came in, nor just before what its handler returns
+    // to: there the address itself is the one to look up, not the one before it.
+    note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
     let mut outcome = step(&mut walk.frame, &rule, |avma| read(state, avma));
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
@@ -232,6 +229,19 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     }
     walk.outcome = u64::from(outcome);
     1
+}
+
+/// Adds the frame to the stack and to its identity, at a distance from its address.
+#[inline(always)]
+fn note(state: *mut ThreadState, distance: u64) {
+    // SAFETY: `state` is this thread's own live map value; the index is below MAX_FRAMES.
+    unsafe {
+        let walk = &mut (*state).walk;
+        let avma = walk.frame.pc_avma.wrapping_add(distance);
+        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] = avma;
+        walk.frame_count += 1;
+        walk.hash = mix(walk.hash, avma);
+    }
 }
 
 /// A word of the target's stack, mostly from the window that was read before.
@@ -356,7 +366,8 @@ fn mapping(index: u32) -> Option<&'static Mapping> {
 #[inline(always)]
 fn chunk_word(number: u32) -> u64 {
     const CHUNK_SHIFT: u32 = CHUNK_WORDS.trailing_zeros();
-    match CHUNKS.get_value(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1), &0) {
+    let map = CHUNKS.get(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1));
+    match map.and_then(ChunkMap::chunk) {
         // SAFETY: the index is below CHUNK_WORDS.
         Some(chunk) => unsafe {
             read_volatile(&raw const chunk.words[number as usize & (CHUNK_WORDS - 1)])

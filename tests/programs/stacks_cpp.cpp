@@ -185,7 +185,7 @@ static Global global;
 
 template <int DEPTH> static void say_templates()
 {
-    char chain[4000];
+    char chain[6000];
     std::size_t length = 0;
     for (int level = 0; level < DEPTH; level++)
         length += snprintf(chain + length, sizeof chain - length, "void* step<%d>(unsigned long) <- ", level);

@@ -126,6 +126,11 @@ pub fn plugin_library(variant: Variant) -> PathBuf {
     build_library("plugin.c", variant)
 }
 
+/// `libcopies_plugin.so`, which `copies.c` loads at run time.
+pub fn copies_library(variant: Variant) -> PathBuf {
+    build_library("copies_plugin.c", variant)
+}
+
 fn build_library(source: &str, variant: Variant) -> PathBuf {
     // A library is position-independent whatever the program is.
     let variant = match variant {

@@ -5,7 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::Module;
+use super::decode::CopiedStack;
+use crate::model::{Module, StackOutcome};
 
 /// Most ranges kept of what a process has unmapped or replaced; the oldest are forgotten.
 const MAX_ENDED_RANGES: usize = 4096;
@@ -84,6 +85,28 @@ pub trait ProcessView {
 
     /// The kernel has removed the probes of a target.
     fn probes_gone(&mut self, target: u16);
+
+    /// Walks a copied stack of a target; `range_at` gives the code that lay at an address
+    /// when it was copied. None if it cannot be walked at all.
+    fn walk_copy<'code>(
+        &mut self,
+        target: u16,
+        stack: &CopiedStack,
+        range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
+    ) -> Option<WalkedCopy>;
+}
+
+/// A stack that was walked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalkedCopy {
+    /// Return addresses, innermost first.
+    pub frames_avma: Vec<u64>,
+    /// Why they end.
+    pub outcome: StackOutcome,
+    /// Whether at least one step followed the frame pointer, for want of unwind information.
+    pub used_frame_pointers: bool,
+    /// The address at which it ended because nothing is known of it, if so.
+    pub unknown_avma: Option<u64>,
 }
 
 /// A range, and what is known of when it was mapped.

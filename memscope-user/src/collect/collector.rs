@@ -7,12 +7,13 @@ use memscope_common::record::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    address_space::{AddressSpace, CodeRange, Observation, ProcessView},
+    address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
     decode::{CopiedStack, Record, StackFrames},
+    stacks::{FoundStack, StackTable},
 };
 use crate::model::{
     EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId, Probe, ProbeId,
-    Process, ProcessEnd, ProcessId, Stack, StackId, StackOutcome, ThreadId,
+    Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -55,6 +56,15 @@ struct Target {
     ended: bool,
 }
 
+/// What came of the stacks that the kernel side has copied, as it could not walk them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopiedStacks {
+    /// All of them.
+    pub count: u64,
+    /// Those of which every frame was found.
+    pub complete: u64,
+}
+
 /// Gives ids to what records speak of.
 #[derive(Debug)]
 pub struct Collector<V> {
@@ -63,8 +73,8 @@ pub struct Collector<V> {
     probes: FxHashMap<ProbeId, ProbeDefinition>,
     known_modules: FxHashSet<ModuleId>,
     frames: FxHashMap<Location, FrameId>,
-    stacks: FxHashMap<(ProcessId, u64), StackId>,
-    defined_stacks: FxHashSet<StackId>,
+    stacks: StackTable,
+    copied: CopiedStacks,
     process_count: u32,
     nonsense: u64,
 }
@@ -78,8 +88,8 @@ impl<V: ProcessView> Collector<V> {
             probes: FxHashMap::default(),
             known_modules: FxHashSet::default(),
             frames: FxHashMap::default(),
-            stacks: FxHashMap::default(),
-            defined_stacks: FxHashSet::default(),
+            stacks: StackTable::default(),
+            copied: CopiedStacks::default(),
             process_count: 0,
             nonsense: 0,
         }
@@ -88,6 +98,16 @@ impl<V: ProcessView> Collector<V> {
     /// How many records spoke of targets or probes that there are not.
     pub fn nonsense(&self) -> u64 {
         self.nonsense
+    }
+
+    /// What came of the stacks that the kernel side has copied.
+    pub fn copied_stacks(&self) -> CopiedStacks {
+        self.copied
+    }
+
+    /// How many stacks were too many to be kept whole.
+    pub fn stacks_over_limit(&self) -> u64 {
+        self.stacks.over_limit()
     }
 
     /// Makes a probe known, before any record of it comes.
@@ -135,6 +155,7 @@ impl<V: ProcessView> Collector<V> {
             return;
         };
         target.ended = true;
+        self.stacks.end_process(target.process.id);
         give(Item::ProcessEnd(ProcessEnd {
             process: target.process.id,
             time_ns,
@@ -263,7 +284,7 @@ impl<V: ProcessView> Collector<V> {
             time_ns: record.header.time_ns,
             address_avma: record.address_avma,
             size_bytes: record.size_bytes,
-            stack: self.stack_id(process, record.stack),
+            stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(&record.header)?,
         })
     }
@@ -322,7 +343,7 @@ impl<V: ProcessView> Collector<V> {
             old_address_avma: record.old_address_avma,
             new_address_avma: record.new_address_avma,
             size_bytes: record.size_bytes,
-            stack: self.stack_id(process, record.stack),
+            stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(&record.header)?,
         })
     }
@@ -365,6 +386,7 @@ impl<V: ProcessView> Collector<V> {
             time_ns: header.time_ns,
             reason: EndReason::Exec,
         }));
+        self.stacks.end_process(id);
         target.process.id = new_id;
         target.process.image += u32::from(newer);
         target.process.observed_from_ns = header.time_ns;
@@ -382,33 +404,77 @@ impl<V: ProcessView> Collector<V> {
         Some(new_id)
     }
 
-    fn stack_id(&mut self, process: ProcessId, identity: u64) -> StackId {
-        let next = StackId(self.stacks.len() as u32);
-        *self.stacks.entry((process, identity)).or_insert(next)
-    }
-
     fn stack(&mut self, stack: &StackFrames, give: &mut impl FnMut(Item)) {
         let header = &stack.header;
         let Some(process) = self.process(&header.header, give) else {
             return;
         };
-        let id = self.stack_id(process, header.stack);
-        if !self.defined_stacks.insert(id) {
+        if self.stacks.is_defined(process, header.stack) {
             return;
         }
-        let target = header.header.target;
-        if self.targets.get(&target).is_some_and(|target| target.outdated) {
-            self.look(target, header.header.time_ns, give);
-        }
+        self.look_if_outdated(&header.header, give);
         let mut outcome = outcome_of(header.outcome);
-        let frame_pointers = header.flags & STACK_USED_FRAME_POINTERS != 0;
-        let mut frames = Vec::with_capacity(stack.frames_avma.len());
-        for (depth, return_avma) in stack.frames_avma.iter().enumerate() {
-            let time_ns = header.header.time_ns;
-            match self.locate(target, process, *return_avma, time_ns, give) {
+        if header.flags & STACK_TABLES_OLD != 0 && !self.walked_what_was_there(stack) {
+            outcome = StackOutcome::TablesOutdated;
+        }
+        let walked = WalkedCopy {
+            frames_avma: stack.frames_avma.clone(),
+            outcome,
+            used_frame_pointers: header.flags & STACK_USED_FRAME_POINTERS != 0,
+            unknown_avma: None,
+        };
+        let found = self.found(&header.header, process, walked, give);
+        self.stacks.define(process, header.stack, false, found, |stack| give(Item::Stack(stack)));
+    }
+
+    /// A stack that the kernel side could not walk.
+    fn copied_stack(&mut self, stack: &CopiedStack, give: &mut impl FnMut(Item)) {
+        let copy = &stack.copy;
+        let Some(process) = self.process(&copy.header, give) else {
+            return;
+        };
+        self.look_if_outdated(&copy.header, give);
+        let mut walked = self.walk_copy(stack);
+        let unknown_avma = walked.as_ref().and_then(|walked| walked.unknown_avma);
+        if let Some(avma) = unknown_avma
+            && self.look_for(avma, &copy.header, give)
+        {
+            walked = self.walk_copy(stack);
+        }
+        let walked = walked.unwrap_or_else(|| WalkedCopy {
+            frames_avma: vec![copy.return_avma],
+            outcome: outcome_of(copy.outcome),
+            used_frame_pointers: false,
+            unknown_avma: None,
+        });
+        let found = self.found(&copy.header, process, walked, give);
+        self.copied.count += 1;
+        self.copied.complete += u64::from(found.outcome == StackOutcome::Complete);
+        self.stacks.define(process, copy.stack, true, found, |stack| give(Item::Stack(stack)));
+    }
+
+    fn walk_copy(&mut self, stack: &CopiedStack) -> Option<WalkedCopy> {
+        let target = stack.copy.header.target;
+        let space = &self.targets.get(&target)?.space;
+        let time_ns = stack.copy.header.time_ns;
+        self.view.walk_copy(target, stack, &|avma| space.range_at(avma, time_ns))
+    }
+
+    /// What a walk has found, by ids.
+    fn found(
+        &mut self,
+        header: &Header,
+        process: ProcessId,
+        walked: WalkedCopy,
+        give: &mut impl FnMut(Item),
+    ) -> FoundStack {
+        let WalkedCopy { frames_avma, mut outcome, used_frame_pointers, .. } = walked;
+        let mut frames = Vec::with_capacity(frames_avma.len());
+        for (depth, return_avma) in frames_avma.iter().enumerate() {
+            match self.locate(header, process, *return_avma, give) {
                 Some(location) => frames.push(self.frame(location, give)),
                 // Followed a register that held no frame pointer into data.
-                None if depth > 0 && frame_pointers => {
+                None if depth > 0 && used_frame_pointers => {
                     outcome = StackOutcome::FramePointerBroken;
                     break;
                 }
@@ -419,10 +485,7 @@ impl<V: ProcessView> Collector<V> {
                 }
             }
         }
-        if header.flags & STACK_TABLES_OLD != 0 && !self.walked_what_was_there(stack) {
-            outcome = StackOutcome::TablesOutdated;
-        }
-        give(Item::Stack(Stack { id, process, outcome, frames }));
+        FoundStack { outcome, frames }
     }
 
     /// Whether all that a stack passed was mapped when its tables were made and until it
@@ -437,23 +500,6 @@ impl<V: ProcessView> Collector<V> {
         })
     }
 
-    /// A stack that the kernel side could not walk.
-    fn copied_stack(&mut self, stack: &CopiedStack, give: &mut impl FnMut(Item)) {
-        let copy = &stack.copy;
-        let frames = StackFrames {
-            header: record::StackHeader {
-                header: copy.header,
-                stack: copy.stack,
-                tables_read_ns: 0,
-                outcome: copy.outcome,
-                flags: copy.flags,
-                frame_count: 1,
-            },
-            frames_avma: vec![copy.return_avma],
-        };
-        self.stack(&frames, give);
-    }
-
     fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
         let next = FrameId(self.frames.len() as u32);
         *self.frames.entry(location).or_insert_with(|| {
@@ -465,22 +511,17 @@ impl<V: ProcessView> Collector<V> {
     /// Where a return address points that was on a stack at that time; none if no code was there.
     fn locate(
         &mut self,
-        target: u16,
+        header: &Header,
         process: ProcessId,
         return_avma: u64,
-        time_ns: u64,
         give: &mut impl FnMut(Item),
     ) -> Option<Location> {
         // The call before it is what is looked up: after a call that never returns,
         // the return address may lie behind the end of the code.
         let call_avma = return_avma.checked_sub(1)?;
-        let state = self.targets.get(&target)?;
-        if state.space.range_at(call_avma, time_ns).is_none()
-            && time_ns.saturating_sub(state.looked_at_ns) > LOOK_AGAIN_NS
-        {
-            self.look(target, time_ns, give);
-        }
-        let range = self.targets.get(&target)?.space.range_at(call_avma, time_ns)?;
+        self.look_for(call_avma, header, give);
+        let space = &self.targets.get(&header.target)?.space;
+        let range = space.range_at(call_avma, header.time_ns)?;
         Some(match &range.module {
             Some(module) => Location::Module {
                 module: module.id,
@@ -488,6 +529,26 @@ impl<V: ProcessView> Collector<V> {
             },
             None => Location::Unmapped { process, address_avma: return_avma },
         })
+    }
+
+    fn look_if_outdated(&mut self, header: &Header, give: &mut impl FnMut(Item)) {
+        if self.targets.get(&header.target).is_some_and(|target| target.outdated) {
+            self.look(header.target, header.time_ns, give);
+        }
+    }
+
+    /// Looks at the target of a record if an address is not known to hold code, and says
+    /// whether it is known since.
+    fn look_for(&mut self, avma: u64, header: &Header, give: &mut impl FnMut(Item)) -> bool {
+        let Some(target) = self.targets.get(&header.target) else { return false };
+        if target.space.range_at(avma, header.time_ns).is_some()
+            || header.time_ns.saturating_sub(target.looked_at_ns) <= LOOK_AGAIN_NS
+        {
+            return false;
+        }
+        self.look(header.target, header.time_ns, give);
+        let target = self.targets.get(&header.target);
+        target.is_some_and(|target| target.space.range_at(avma, header.time_ns).is_some())
     }
 
     /// Looks at a target and tells what is new.

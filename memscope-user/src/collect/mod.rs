@@ -9,8 +9,9 @@ mod address_space;
 mod collector;
 mod decode;
 mod order;
+mod stacks;
 
-pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView};
-pub use collector::{Collector, ProbeDefinition, TargetStart};
+pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
+pub use collector::{Collector, CopiedStacks, ProbeDefinition, TargetStart};
 pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
 pub use order::Order;

@@ -84,7 +84,7 @@ impl AddressSpaceEvent {
 /// They come from perf events that count nothing (`PERF_COUNT_SW_DUMMY`), one per CPU that
 /// was online when they were opened. What the kernel does for them it does when code is mapped
 /// or made executable and when a thread gets a name (`perf_event_mmap` and `perf_event_comm` in
-/// kernel/events/core.c): it looks up the path and writes a record, next to the mapping itself.
+/// kernel/events/core.c): it looks up the path and writes a record, about 1 µs next to the mapping itself.
 /// They have no part in page faults, allocations or context switches, and the latter are not
 /// asked for. Unmapping, and moving by `mremap`, are not reported at all.
 ///

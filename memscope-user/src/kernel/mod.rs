@@ -4,6 +4,7 @@
 //! Nothing it makes outlives the process: all programs, maps and links are held by
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
+mod facts;
 mod features;
 mod load;
 mod mmap_events;
@@ -12,6 +13,7 @@ mod plain;
 mod ring;
 mod tables;
 
+pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};

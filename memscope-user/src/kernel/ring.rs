@@ -50,10 +50,16 @@ impl EventRing {
     }
 
     /// Gives at most `limit` waiting records, each as its bytes; how many there were.
-    pub fn drain(&mut self, limit: usize, mut record: impl FnMut(&[u8])) -> usize {
-        let mut count = 0;
-        while count < limit {
+    pub fn drain(
+        &mut self,
+        limit: usize,
+        limit_bytes: usize,
+        mut record: impl FnMut(&[u8]),
+    ) -> usize {
+        let (mut count, mut bytes) = (0, 0_usize);
+        while count < limit && bytes < limit_bytes {
             let Some(item) = self.ring.next() else { break };
+            bytes = bytes.saturating_add(item.len());
             record(&item);
             count += 1;
         }

@@ -19,7 +19,7 @@ use super::{
 
 /// Longest common entry that is read; real ones have some 24 bytes. Its instructions are
 /// executed for each function that refers to it.
-const MAX_COMMON_ENTRY_BYTES: usize = 4096;
+pub(super) const MAX_COMMON_ENTRY_BYTES: usize = 4096;
 
 /// Most rows of one function; the rest is marked as unsupported.
 const MAX_FUNCTION_ROWS: usize = 1 << 20;

@@ -11,10 +11,10 @@ use super::{
     elf::{self, CallFrames},
 };
 
-/// How far the code that a program begins with reaches, if nothing says it. It calls
-/// little and jumps away: glibc's dynamic loader needs 61 bytes, musl's 22.
-const MAX_ENTRY_BYTES: u32 = 64;
-/// Call frame information that is worth another thread: some eight milliseconds.
+/// How far the code that a program begins with reaches, if nothing says it: the longest
+/// known, of glibc's dynamic loader, has 70 bytes up to its jump into the program.
+pub(super) const MAX_ENTRY_BYTES: u32 = 128;
+/// Call frame information that is worth another thread: some ten milliseconds.
 const MIN_SHARE_BYTES: usize = 1 << 18;
 /// Threads for one file at most.
 const MAX_SHARES: usize = 16;

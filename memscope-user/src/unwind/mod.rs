@@ -14,6 +14,7 @@
 
 mod cache;
 mod cfi;
+mod copied;
 mod elf;
 mod layout;
 mod rule;
@@ -24,6 +25,7 @@ mod tests;
 
 use std::fmt;
 
+pub use copied::{CodeAt, CopiedWalk, FrameInfo, MappedCode, walk_copy};
 use memscope_common::unwind::{CFA_END, CFA_NONE, CFA_UNSUPPORTED, Rule};
 
 pub use cache::{CacheError, TableCache};

@@ -2,16 +2,19 @@ use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
     Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
-    KIND_STACK, ProcessExec, StackHeader,
+    KIND_STACK, KIND_STACK_COPY, ProcessExec, StackCopy, StackHeader,
 };
 
 use super::*;
-use crate::model::Module;
+use crate::model::{Module, Stack};
 
 const TARGET: u16 = 3;
 const PROBE: u16 = 1;
 /// File offsets of the probed module's code.
 const CODE: (u64, u64) = (0x1000, 0x9000);
+
+/// In a copied stack, what cannot be walked at all.
+const CANNOT_WALK: u64 = 0xbad;
 
 /// Looks at what the test has put there.
 struct FakeView(Arc<Mutex<Option<Observation>>>, Arc<Mutex<Vec<u16>>>);
@@ -24,6 +27,28 @@ impl ProcessView for FakeView {
 
     fn probes_gone(&mut self, target: u16) {
         self.1.lock().unwrap().push(target);
+    }
+
+    /// Walks as far as code is known, one frame per word.
+    fn walk_copy<'code>(
+        &mut self,
+        target: u16,
+        stack: &CopiedStack,
+        range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
+    ) -> Option<WalkedCopy> {
+        assert_eq!(target, TARGET);
+        let words = stack.bytes.chunks_exact(8);
+        let words = words.map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
+        let mut frames_avma = vec![stack.copy.return_avma];
+        frames_avma.extend(words);
+        if frames_avma.last() == Some(&CANNOT_WALK) {
+            return None;
+        }
+        let unknown = frames_avma.iter().position(|frame| range_at(*frame).is_none());
+        let unknown_avma = unknown.map(|position| frames_avma[position]);
+        frames_avma.truncate(unknown.map_or(usize::MAX, |position| position + 1));
+        let outcome = unknown.map_or(StackOutcome::Complete, |_| StackOutcome::UnknownCode);
+        Some(WalkedCopy { frames_avma, outcome, used_frame_pointers: false, unknown_avma })
     }
 }
 
@@ -72,18 +97,39 @@ fn allocation(image: u16, time_ns: u64, stack: u64) -> Record {
     })
 }
 
-fn stack(time_ns: u64, identity: u64, outcome: u32, frames_avma: &[u64]) -> Record {
+fn stack(time_ns: u64, identity: u64, outcome: u16, frames_avma: &[u64]) -> Record {
     Record::Stack(StackFrames {
         header: StackHeader {
             header: header(KIND_STACK, 0, time_ns),
             stack: identity,
             tables_read_ns: 0,
             outcome,
-            flags: 0,
+            flags: match outcome {
+                OUTCOME_FRAME_POINTERS_ENDED => STACK_USED_FRAME_POINTERS,
+                _ => 0,
+            },
             frame_count: frames_avma.len() as u32,
         },
         frames_avma: frames_avma.to_vec(),
     })
+}
+
+fn copied_stack(time_ns: u64, identity: u64, frames_avma: &[u64]) -> Record {
+    let (return_avma, rest) = frames_avma.split_first().unwrap();
+    let bytes: Vec<u8> = rest.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let copy = StackCopy {
+        header: header(KIND_STACK_COPY, 0, time_ns),
+        stack: identity,
+        return_avma: *return_avma,
+        sp_avma: 0x7000,
+        rbp: 0,
+        rbx: 0,
+        r12_to_r15: [0; 4],
+        outcome: OUTCOME_NO_TABLES,
+        flags: 0,
+        byte_count: bytes.len() as u32,
+    };
+    Record::StackCopy(Box::new(CopiedStack { copy, bytes }))
 }
 
 fn exec(image: u16, time_ns: u64, leader_replaced: u32) -> Record {
@@ -464,4 +510,35 @@ fn after_a_loss_of_mappings_the_targets_are_looked_at() {
     bench.sees_at(20, observation("first", code));
     bench.collector.mappings_lost();
     assert_eq!(bench.place(15, 0x30_010), in_module(2));
+}
+
+#[test]
+fn copied_stacks_are_walked_and_those_with_the_same_frames_are_one() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let by_tables = bench.take_stack(&stack(1, 9, OUTCOME_COMPLETE, &[0x10_010, 0x10_020]));
+    let stack_of = |items: &[Item]| match items.last() {
+        Some(Item::Event(Event::Allocation { stack, .. })) => *stack,
+        other => panic!("no allocation: {other:?}"),
+    };
+    for identity in 100..200 {
+        assert_eq!(bench.take(&copied_stack(2, identity, &[0x10_010, 0x10_020])), []);
+        assert_eq!(stack_of(&bench.take(&allocation(0, 3, identity))), by_tables.id);
+    }
+    let other = bench.take_stack(&copied_stack(4, 200, &[0x10_010, 0x10_030]));
+    assert_eq!((other.frames.len(), other.outcome), (2, StackOutcome::Complete));
+    assert_eq!(stack_of(&bench.take(&allocation(0, 5, 200))), other.id);
+    let cannot = bench.take_stack(&copied_stack(6, 201, &[0x10_010, 0x10_030, CANNOT_WALK]));
+    assert_eq!((cannot.frames.len(), cannot.outcome), (1, StackOutcome::NoTables));
+}
+
+#[test]
+fn code_that_a_copied_stack_leads_to_is_looked_for() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let both = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
+    bench.sees_at(LOOK_AGAIN_NS + 10, observation("first", both));
+    let early = bench.take_stack(&copied_stack(5, 100, &[0x10_010, 0x30_010]));
+    assert_eq!((early.frames.len(), early.outcome), (2, StackOutcome::UnknownCode));
+    let later = LOOK_AGAIN_NS + 10;
+    let late = bench.take_stack(&copied_stack(later, 101, &[0x10_010, 0x30_010, 0x30_020]));
+    assert_eq!((late.frames.len(), late.outcome), (3, StackOutcome::Complete));
 }

@@ -1,5 +1,6 @@
 //! `memscope trace`: joins target, kernel, collection, lifetimes and store.
 
+mod copies;
 mod modules;
 mod naming;
 mod output;

@@ -11,9 +11,9 @@ use std::{
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::monotonic_ns;
+use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
-    collect::{CodeRange, Observation, ProbeDefinition, ProcessView},
+    collect::{CodeRange, CopiedStack, Observation, ProbeDefinition, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
@@ -45,20 +45,29 @@ impl LoadedModule {
     /// What to add to an address of the file's own numbering to get that of a process
     /// that has this part of it mapped.
     pub(super) fn load_bias(&self, mapping: &CodeMapping) -> Option<u64> {
+        self.load_bias_at(mapping.start_avma, mapping.end_avma, mapping.file_offset)
+    }
+
+    /// As [`Self::load_bias`], of what is mapped between two addresses.
+    pub(super) fn load_bias_at(
+        &self,
+        start_avma: u64,
+        end_avma: u64,
+        file_offset: u64,
+    ) -> Option<u64> {
         if self.file.is_none() {
             // The kernel's own image is linked at 0 and mapped whole.
-            return (mapping.file_offset == 0).then_some(mapping.start_avma);
+            return (file_offset == 0).then_some(start_avma);
         }
         // A mapping begins at a page, where its segment may begin within it.
-        let end_file_offset =
-            mapping.file_offset.checked_add(mapping.end_avma - mapping.start_avma)?;
+        let end_file_offset = file_offset.checked_add(end_avma.checked_sub(start_avma)?)?;
         let segment = self.code.iter().find(|segment| {
-            segment.contains_file_offset(mapping.file_offset)
-                || (mapping.file_offset..end_file_offset).contains(&segment.file_offset)
+            segment.contains_file_offset(file_offset)
+                || (file_offset..end_file_offset).contains(&segment.file_offset)
         })?;
         let start_svma =
-            segment.start_svma.wrapping_add(mapping.file_offset).wrapping_sub(segment.file_offset);
-        Some(mapping.start_avma.wrapping_sub(start_svma))
+            segment.start_svma.wrapping_add(file_offset).wrapping_sub(segment.file_offset);
+        Some(start_avma.wrapping_sub(start_svma))
     }
 
     /// Where a process's loader says what it does, if this is its loader.
@@ -184,6 +193,11 @@ impl ModuleCache {
             .collect()
     }
 
+    /// A module that was loaded.
+    pub(super) fn module(&self, id: ModuleId) -> Option<Arc<LoadedModule>> {
+        self.by_id.get(id.index()).cloned()
+    }
+
     /// Where the names in a module come from; none for what has no file.
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
@@ -250,6 +264,8 @@ pub(super) struct TargetView {
     pub(super) modules: SharedModules,
     pub(super) processes: SharedProcesses,
     pub(super) notices: UnboundedSender<Notice>,
+    /// What copied stacks are walked by.
+    pub(super) frame_infos: FrameInfos,
 }
 
 /// What the collector has noticed and the attaching thread must act on.
@@ -432,5 +448,16 @@ impl ProcessView for TargetView {
 
     fn probes_gone(&mut self, target: u16) {
         self.notice(Notice::ProbesGone(target));
+    }
+
+    fn walk_copy<'code>(
+        &mut self,
+        target: u16,
+        stack: &CopiedStack,
+        range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
+    ) -> Option<WalkedCopy> {
+        let process =
+            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned();
+        Some(self.frame_infos.walk(&self.modules, process.as_deref(), stack, range_at))
     }
 }

@@ -42,6 +42,8 @@ use crate::{
 
 /// Records handed over at once.
 const BATCH_RECORDS: usize = 4096;
+/// Bytes of records from which on no more is handed over at once: copies of stacks are large.
+const BATCH_BYTES: usize = 4 << 20;
 /// Batches that may wait for the pipeline.
 const WAITING_BATCHES: usize = 64;
 /// How often the generated code of a target is looked for.
@@ -50,6 +52,8 @@ const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often lost reports of new code make the collector look at all targets.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What reaches the pipeline.
 pub(super) enum Input {
@@ -197,11 +201,13 @@ struct Mappings {
     /// None if the kernel refuses; then new code is noticed later.
     events: Option<MmapEvents>,
     filter: EventFilter,
+    /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
     notices: UnboundedSender<Notice>,
     /// Targets that have generated code of which the attaching thread does not know yet.
     generating: FxHashSet<u16>,
     told_generating_at: Instant,
+    told_at: Instant,
 }
 
 impl Mappings {
@@ -219,6 +225,7 @@ impl Mappings {
             notices: view.notices.clone(),
             generating: FxHashSet::default(),
             told_generating_at: Instant::now(),
+            told_at: Instant::now(),
         }
     }
 
@@ -253,14 +260,21 @@ impl Mappings {
         let Some(events) = &mut self.events else { return Ok(()) };
         let mut mapped = Vec::new();
         events.drain(|event| self.filter.take(&event, |event| mapped.push(event)));
-        let lost = events.lost() - self.told_lost;
-        if lost > 0 {
-            log::warn!("{lost} reports of the kernel on new code were lost");
-            self.told_lost = events.lost();
+        if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
+            (self.told_lost, self.told_at) = (events.lost(), Instant::now());
             send(input, Input::MappingsLost)?;
         }
         self.notice(&mapped);
         if mapped.is_empty() { Ok(()) } else { send(input, Input::Mapped(mapped)) }
+    }
+
+    fn say_lost(&self) {
+        let lost = self.events.as_ref().map_or(0, MmapEvents::lost);
+        if lost > 0 {
+            log::warn!(
+                "{lost} reports of the kernel on new code, of whatever process, were lost: libraries that were unloaded soon may be without names"
+            );
+        }
     }
 
     fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -287,7 +301,7 @@ fn drain(
         loop {
             let mut batch = Vec::with_capacity(BATCH_RECORDS);
             let mut malformed = 0;
-            let count = ring.drain(BATCH_RECORDS, |bytes| match decode(bytes) {
+            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decode(bytes) {
                 Ok(record) => {
                     // Not by way of the collector, which may have much to do before.
                     if let Some(target) = record.changed_code_of()
@@ -316,6 +330,7 @@ fn drain(
             send(input, Input::Control(control))?;
         }
         if stop {
+            mappings.say_lost();
             return Ok(());
         }
         ring.wait(POLL_INTERVAL, mappings.fds())?;
@@ -426,6 +441,16 @@ impl<W: Write> Collect<W> {
         let forgotten = self.collector.forgotten_ranges();
         if forgotten > 0 {
             log::warn!("{forgotten} mappings of code were too many to be remembered");
+        }
+        let copied = self.collector.copied_stacks();
+        log::info!(
+            "{} stacks were walked from copies, {} of them completely",
+            copied.count,
+            copied.complete
+        );
+        let over_limit = self.collector.stacks_over_limit();
+        if over_limit > 0 {
+            log::warn!("{over_limit} stacks were too many to be kept whole");
         }
         Collected {
             analyzer: self.sink.analyzer,

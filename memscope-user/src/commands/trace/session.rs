@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    copies::FrameInfos,
     modules::{
         LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
         observation_of, probed_modules_of,
@@ -87,6 +88,7 @@ impl Session {
             modules: Arc::clone(&modules),
             processes: Arc::clone(&processes),
             notices: notices_sender,
+            frame_infos: FrameInfos::default(),
         };
         let writer = Writer::new(output, capture)?;
         let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), debuginfod, writer)?;

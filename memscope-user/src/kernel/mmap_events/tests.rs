@@ -67,6 +67,30 @@ fn protect(avma: u64, length: usize, protection: i32) {
     assert_eq!(result, 0);
 }
 
+/// A number that children of this process can write.
+struct Shared(*mut u64);
+
+impl Shared {
+    fn new() -> Self {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0) };
+        assert_ne!(address, libc::MAP_FAILED);
+        Self(address.cast())
+    }
+
+    fn set(&self, value: u64) {
+        // SAFETY: it is mapped, writable and aligned as long as this process lives.
+        unsafe { self.0.write_volatile(value) }
+    }
+
+    fn get(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.read_volatile() }
+    }
+}
+
 /// Runs this in a child, where nobody else maps anything; its process id.
 fn in_child(act: impl FnOnce()) -> u32 {
     // SAFETY: the child takes no lock but those of the C library, which survive a fork, and ends.
@@ -94,15 +118,18 @@ fn a_file_that_is_mapped_executable_is_told_with_place_file_and_time() {
     let Some(mut events) = opened() else { return };
     let file = file_of_pages(4);
     let metadata = file.as_file().metadata().unwrap();
+    let address = Shared::new();
     let before_ns = monotonic_ns();
     let pid = in_child(|| {
-        map(2 * PAGE, libc::PROT_READ | libc::PROT_EXEC, Some((file.as_file(), 2 * PAGE as i64)));
+        let place = Some((file.as_file(), 2 * PAGE as i64));
+        address.set(map(2 * PAGE, libc::PROT_READ | libc::PROT_EXEC, place));
         map(PAGE, libc::PROT_READ, Some((file.as_file(), 0)));
     });
     let after_ns = monotonic_ns();
     let told = mappings(&told_of(&mut events, pid));
     let [event] = told.as_slice() else { panic!("one of both is executable: {told:#?}") };
     assert!((before_ns..after_ns).contains(&event.time_ns), "{event:?} in {before_ns}..{after_ns}");
+    assert_eq!(event.start_avma, address.get());
     assert_eq!((event.length_bytes, event.file_offset), (2 * PAGE as u64, 2 * PAGE as u64));
     let device = metadata.dev();
     let device = (libc::major(device).cast_signed(), libc::minor(device).cast_signed());
@@ -117,22 +144,21 @@ fn memory_that_becomes_executable_is_told() {
     let Some(mut events) = opened() else { return };
     let (read_write, read_execute) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_EXEC);
-    let mut addresses = [0_u64; 2];
-    // The child's address space is a copy, so it finds the same free place as this does.
+    let address = Shared::new();
     let pid = in_child(|| {
         let generated = map(3 * PAGE, read_write, None);
+        address.set(generated);
         protect(generated, PAGE, read_execute);
         protect(generated, PAGE, read_write);
         map(PAGE, read_execute, None);
     });
     let told = mappings(&told_of(&mut events, pid));
     assert_eq!(told.len(), 2, "{told:#?}");
-    for (event, address) in told.iter().zip(&mut addresses) {
+    assert_eq!(told[0].start_avma, address.get());
+    for event in told {
         assert_eq!((event.identity, event.path.as_deref()), (None, None));
         assert_eq!((event.length_bytes, event.file_offset), (PAGE as u64, 0));
-        *address = event.start_avma;
     }
-    assert_ne!(addresses[0], 0);
 }
 
 #[test]

@@ -358,6 +358,22 @@ fn a_file_without_section_headers() {
 }
 
 #[test]
+fn the_vdso_is_read_from_memory() {
+    use std::os::unix::fs::FileExt as _;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).expect("a kernel with a vDSO");
+    let (start, end) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
+    let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+    let mut image = vec![0; usize::try_from(end - start).unwrap()];
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    memory.read_exact_at(&mut image, start).unwrap();
+    let table = Tables::default().load_image(&image).unwrap();
+    assert_valid(&table);
+    assert!(table.rules.contains(&sp(8)), "{:?}", table.rules);
+    assert_eq!(table.problems, Problems::default());
+}
+
+#[test]
 fn many_functions_are_read_on_several_threads() {
     let function = |number: u64| {
         let offset = 16 + 8 * i32::try_from(number % 64).unwrap();
