@@ -247,6 +247,9 @@ int main(int argc, char **argv)
     say_stack(CLOSURE, count,
               "allocate(unsigned long) <- main::{lambda(unsigned long)#1}::operator()(unsigned long) const"
               " <- * <- calls_closure(std::function<void* (unsigned long)> const&) <- " IN_MAIN);
+    /* As clang names it. */
+    say("or %d allocate(unsigned long) <- main::$_0::operator()(unsigned long) const"
+        " <- * <- calls_closure(std::function<void* (unsigned long)> const&) <- " IN_MAIN, CLOSURE);
     say_stack(BY_NEW, count, "@libstdc++ <- by_new() <- " IN_MAIN);
     say_exceptions();
     say_stack(IN_STD_THREAD, count, "allocate(unsigned long) <- thread_body(unsigned long) <- * <- @libstdc++ <- " IN_THREAD);

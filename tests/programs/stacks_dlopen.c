@@ -1,12 +1,15 @@
 /*
- * stacks_dlopen FIRST SECOND [rounds=20] [times=20]: loads the two libraries of stacks_plugin.c in turn, lets each
- * allocate in its constructor, in a function and in its destructor, and unloads it. Prints besides
+ * stacks_dlopen FIRST SECOND [rounds=20] [times=20] [pause in ms=0]: loads the two libraries of stacks_plugin.c in
+ * turn, lets each allocate in its constructor, in a function (after a pause) and in its destructor, and unloads it.
+ * Prints besides
  *   same_address <rounds in which the second was mapped where the first had been>
  */
 #define _GNU_SOURCE
 #include "stacks.h"
 #include <dlfcn.h>
 #include <link.h>
+
+static uint64_t pause_ms;
 
 SEPARATE static uintptr_t use(const char *path, uint64_t times)
 {
@@ -17,6 +20,7 @@ SEPARATE static uintptr_t use(const char *path, uint64_t times)
     }
     void (*works)(unsigned long long);
     *(void **)&works = dlsym(library, "plugin_works");
+    usleep((useconds_t)(1000 * pause_ms));
     works(times);
     uintptr_t address = ((struct link_map *)library)->l_addr;
     dlclose(library);
@@ -29,6 +33,7 @@ int main(int argc, char **argv)
     if (argc < 3)
         return 2;
     uint64_t rounds = number(argc, argv, 3, 20), times = number(argc, argv, 4, 20), same = 0;
+    pause_ms = number(argc, argv, 5, 0);
 
     begin(options);
     for (uint64_t round = 0; round < rounds; round++) {

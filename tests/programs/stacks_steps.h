@@ -79,7 +79,7 @@ static inline __attribute__((always_inline)) void *step_below(unsigned level, si
     SAVING(step_##tens##2)      \
     PLAIN(step_##tens##3)       \
     VARIABLE(step_##tens##4)    \
-    ARRAY(step_##tens##5, 2000) \
+    ARRAY(step_##tens##5, 1200) \
     PLAIN(step_##tens##6)       \
     SAVING(step_##tens##7)      \
     REALIGNED(step_##tens##8)   \

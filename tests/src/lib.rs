@@ -16,8 +16,8 @@ pub mod floor;
 pub mod oracle;
 pub mod process;
 pub mod programs;
-pub mod verifier;
 pub mod stacks;
+pub mod verifier;
 
 pub use oracle::{OracleCall, OracleCounts, OracleFunction, OracleImage, OracleTotals};
 pub use process::{ExpectedChain, ExpectedFrame, Figures, TestProgram};

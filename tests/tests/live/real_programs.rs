@@ -177,20 +177,74 @@ fn said_by(command: &mut Command) -> Option<PathBuf> {
     (output.status.success() && path.is_file()).then_some(path)
 }
 
-#[test]
-fn stacks_of_a_compiler_are_complete() {
+/// A compiler and a file for it; says what is missing.
+fn compilation(folder: &Path) -> Option<Vec<String>> {
     let Some(compiler) = said_by(Command::new("gcc").arg("-print-prog-name=cc1")) else {
-        return skip("stacks of cc1", "gcc is not installed");
+        skip("stacks of cc1", "gcc is not installed");
+        return None;
     };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/stacks_hard.c");
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+    let path = |name| folder.join(name).to_str().unwrap().to_owned();
     let (preprocessed, output) = (path("in.i"), path("out.s"));
     let mut preprocess = Command::new("gcc");
     run(preprocess.arg("-E").arg(source).args(["-o", &preprocessed])).assert_code(0);
-    let arguments = ["-quiet", "-fpreprocessed", "-O2", &preprocessed, "-o", &output];
-    let command = [&[compiler.to_str().unwrap()][..], &arguments].concat();
-    assert_complete("cc1", 5000, &command);
+    let options = ["-quiet", "-fpreprocessed", "-O2", &preprocessed, "-o", &output];
+    let mut command = vec![compiler.to_str().unwrap().to_owned()];
+    command.extend(options.map(str::to_owned));
+    Some(command)
+}
+
+#[test]
+fn stacks_of_a_compiler_are_complete() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(command) = compilation(folder.path()) {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        assert_complete("cc1", 5000, &command);
+    }
+}
+
+/// Where root's memscope keeps tables of large files.
+const TABLE_CACHE: &str = "/var/cache/memscope/unwind";
+
+fn cached_tables() -> BTreeMap<PathBuf, Vec<u8>> {
+    let Ok(folder) = fs::read_dir(TABLE_CACHE) else { return BTreeMap::new() };
+    let paths = folder.map(|entry| entry.unwrap().path());
+    let tables = paths.filter(|path| path.extension().is_some_and(|end| end == "table"));
+    tables.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+/// A bit in the middle is another, or the second half is missing, or all of it, or all is zero.
+fn damaged(bytes: &[u8], how: usize) -> Vec<u8> {
+    let (middle, mut damaged) = (bytes.len() / 2, bytes.to_vec());
+    match how {
+        0 => damaged[middle] ^= 4,
+        1 => damaged.truncate(middle),
+        2 => damaged.clear(),
+        _ => damaged.fill(0),
+    }
+    damaged
+}
+
+#[test]
+fn stacks_are_complete_though_the_cached_tables_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(command) = compilation(folder.path()) else { return };
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    assert_complete("cc1, first", 5000, &command);
+    let tables = cached_tables();
+    assert!(!tables.is_empty(), "the compiler's table is cached");
+    for how in 0..4 {
+        for (path, bytes) in &tables {
+            fs::write(path, damaged(bytes, how)).unwrap();
+        }
+        assert_complete(&format!("cc1, damage {how}"), 5000, &command);
+        let made_again =
+            cached_tables().iter().filter(|(path, bytes)| tables[*path] == **bytes).count();
+        assert!(made_again > 0, "damage {how}: the table is made again and kept");
+    }
+    for (path, bytes) in &tables {
+        fs::write(path, bytes).unwrap();
+    }
 }
 
 /// This very test program reads a recording's worth of JSON: Rust with the system's allocator.

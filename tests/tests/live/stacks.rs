@@ -1,6 +1,7 @@
 //! Stacks of programs without frame pointers, frame by frame, for every allocation they make.
 
 use std::fs;
+use std::path::PathBuf;
 
 use memscope_tests::floor::{Floor, FloorProbe};
 use memscope_tests::stacks::{self, Compiler};
@@ -43,13 +44,8 @@ fn stacks_of_a_static_program_with_musl_are_exact_down_to_main() {
     for compiler in compilers(&[Compiler::Musl]) {
         let program = stacks::build("stacks_depth.c", compiler, &["-static"]);
         let (export, figures) = trace_started(&program, &[]);
-        let judged = judge(&export, &stacks::expected(&figures), Some(&program));
-        eprintln!("{compiler:?}: {judged:#?}");
-        let said: u64 = stacks::expected(&figures).iter().map(|stack| stack.count).sum();
-        let own = to_main(&figures);
-        let judged = judge(&export, &stacks::expected(&own), Some(&program));
-        assert_eq!((judged.exact + judged.wrong, judged.cut_short), (said, 0), "{judged:#?}");
-        assert_eq!(judged.wrong, 0, "{judged:#?}");
+        let judged = judge(&export, &stacks::expected(&to_main(&figures)), Some(&program));
+        judged.assert_all_exact(&format!("{compiler:?}, static, down to main"));
     }
 }
 
@@ -108,25 +104,52 @@ fn stacks_in_rust_are_exact_while_it_panics() {
     assert_started("rustc", &stacks::build_rust("stacks_rust.rs"), &[]);
 }
 
+/// Libraries may come and go faster than tables are made. Then stacks may be cut short, and say so: a frame of the
+/// one library is never taken for one of the other.
 #[test]
-fn stacks_of_libraries_that_come_and_go_are_exact_at_reused_addresses() {
+fn stacks_of_libraries_that_come_and_go_are_never_wrong_at_reused_addresses() {
     for compiler in compilers(&BOTH) {
-        let plugin = |number: &str| {
-            let define = format!("-DPLUGIN={number}");
-            let name = format!("libplugin{number}.so");
-            stacks::library("stacks_plugin.c", compiler, &[&define], &name)
-        };
-        let (first, second) = (plugin("1"), plugin("2"));
+        let (first, second) = plugins(compiler);
         let program = stacks::build("stacks_dlopen.c", compiler, &[]);
         let arguments = [first.to_str().unwrap(), second.to_str().unwrap()];
-        for (how, figures) in [
-            ("started", assert_started(&format!("{compiler:?}, started"), &program, &arguments)),
-            ("attached", assert_attached(&format!("{compiler:?}, attached"), &program, &arguments)),
+        for (how, (export, figures)) in [
+            ("started", trace_started(&program, &arguments)),
+            ("attached", trace_attached(&program, &arguments, |_| ())),
         ] {
-            let same = figures.number("same_address");
-            assert!(same > 0, "{compiler:?}, {how}: the addresses never coincided");
+            assert!(figures.number("same_address") > 0, "the addresses never coincided");
+            let judged = judge(&export, &stacks::expected(&figures), None);
+            judged.assert_none_wrong(&format!("{compiler:?}, {how}"));
         }
     }
+}
+
+#[test]
+fn stacks_of_libraries_are_exact_once_they_are_known() {
+    /// Of blocks allocated after the pause: see `stacks_plugin.c`.
+    const AFTER_PAUSE: [u64; 2] = [5102, 5202];
+    for compiler in compilers(&BOTH) {
+        let (first, second) = plugins(compiler);
+        let program = stacks::build("stacks_dlopen.c", compiler, &[]);
+        let arguments = [first.to_str().unwrap(), second.to_str().unwrap(), "5", "20", "300"];
+        let (export, figures) = trace_started(&program, &arguments);
+        let mut expected = stacks::expected(&figures);
+        judge(&export, &expected, None).assert_none_wrong(&format!("{compiler:?}, all"));
+        expected.retain(|stack| AFTER_PAUSE.contains(&stack.size));
+        let mut judged = judge(&export, &expected, None);
+        // What was asked for in the constructors is among the others here.
+        judged.others_incomplete = 0;
+        judged.assert_all_exact(&format!("{compiler:?}, after a pause"));
+        assert!(figures.number("same_address") > 0, "the addresses never coincided");
+    }
+}
+
+fn plugins(compiler: Compiler) -> (PathBuf, PathBuf) {
+    let plugin = |number: &str| {
+        let define = format!("-DPLUGIN={number}");
+        let name = format!("libplugin{number}.so");
+        stacks::library("stacks_plugin.c", compiler, &[&define], &name)
+    };
+    (plugin("1"), plugin("2"))
 }
 
 /// A child has its parent's memory, and none of its parent's probes.
