@@ -11,7 +11,7 @@ use memscope::{
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
-    reports::{Analysis, Analyzer, View, analyze},
+    reports::{Analysis, Analyzer, View, Wrappers, analyze},
     store::{Reader, RecordingEnd, Writer},
 };
 use memscope_benches::{Expected, Workload};
@@ -101,7 +101,9 @@ fn outputs(criterion: &mut Criterion) {
     for view in [View::Summary, View::Leaks] {
         group.bench_function(format!("report {}", view.name()), |bencher| {
             bencher.iter(|| {
-                let text = view.report(black_box(&analysis), "recording", Some(10)).text();
+                let text = view
+                    .report(black_box(&analysis), "recording", Some(10), Wrappers::Folded)
+                    .text();
                 assert!(text.contains("Complete: all "));
                 text
             });

@@ -142,8 +142,9 @@ pub struct ReallocationEnd {
 }
 const _: () = assert!(size_of::<ReallocationEnd>() == 56);
 
-/// Frames of one stack: this header, then `frame_count` return addresses
-/// (`u64`, avma), innermost first.
+/// Frames of one stack: this header, then `frame_count` addresses (`u64`, avma), innermost
+/// first. One byte before an address lies the instruction being executed: the call, or
+/// where no call was made, because a signal came in, the address is one too high for this.
 #[repr(C)]
 #[cfg_attr(
     feature = "user",

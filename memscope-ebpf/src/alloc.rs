@@ -142,8 +142,8 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     state.block_avma = argument(context, arguments.block);
     state.result_slot_avma = argument(context, arguments.result_slot);
     state.sp_avma = sp_avma;
-    state.tail_probe = 0;
-    state.freed_block_avma = 0;
+    emit::clear(&mut state.tail_probe);
+    emit::clear(&mut state.freed_block_avma);
     state.cookie = hit.cookie.0;
     if state.block_avma != 0 {
         let record = ReallocationBegin {

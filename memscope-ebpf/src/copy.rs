@@ -7,8 +7,8 @@ use aya_ebpf::{
     bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_probe_read_user as read_user_bytes,
 };
 use memscope_common::record::{
-    COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_COMPLETE,
-    OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_TABLES_REPLACED, StackCopy,
+    COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
+    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, StackCopy,
 };
 
 use crate::{
@@ -29,16 +29,19 @@ struct CopyRecord {
     bytes: [u8; MAX_COPY_BYTES],
 }
 
-/// Whether the collector could walk what could not be walked here: `walked_bytes` of the
-/// stack were. Where the walk has led beyond what would be copied, its frames are more than
-/// a copy would give.
+/// Whether the collector could walk what could not be walked here: with tables that are not
+/// here yet, or by what the file says in full. Where there is no unwind information, or the
+/// stack itself is at fault, it could do no better. `walked_bytes` of the stack were walked:
+/// if that led beyond what would be copied, its frames are more than a copy would give.
 #[inline(always)]
 pub(crate) fn is_wanted(outcome: u16, walked_bytes: u64) -> bool {
     match outcome {
-        OUTCOME_COMPLETE | OUTCOME_DEPTH_LIMIT | OUTCOME_FRAME_POINTERS_ENDED => false,
+        OUTCOME_NO_TABLES | OUTCOME_UNKNOWN_CODE | OUTCOME_UNSUPPORTED_RULE => {
+            walked_bytes < (MAX_COPY_BYTES - COPY_PART_BYTES) as u64
+        }
         // None of its frames can be used.
         OUTCOME_TABLES_REPLACED => true,
-        _ => walked_bytes < (MAX_COPY_BYTES - COPY_PART_BYTES) as u64,
+        _ => false,
     }
 }
 

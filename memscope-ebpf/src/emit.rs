@@ -41,6 +41,14 @@ fn take(counter: *mut u64) -> u64 {
     value
 }
 
+/// Writes 0. Of two zeros beside each other LLVM makes a call of `memset`, which goes byte
+/// by byte.
+#[inline(always)]
+pub(crate) fn clear(word: &mut u64) {
+    // SAFETY: a reference can be written to.
+    unsafe { core::ptr::write_volatile(word, 0) }
+}
+
 #[inline(always)]
 fn counters() -> Option<*mut CpuCounters> {
     COUNTERS.get_ptr_mut(0)

@@ -1,8 +1,11 @@
 //! Every map: what it holds, how large it is, what happens when it is full.
 
+use core::ptr;
+
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{self, ArrayOfMaps},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_ARRAY},
+    btf_maps::ArrayOfMaps,
+    helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -73,10 +76,33 @@ pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(MAX_MAPPING
 
 /// Rows and page entries. Chunks come as they are needed.
 #[btf_map]
-pub(crate) static CHUNKS: ArrayOfMaps<btf_maps::Array<Chunk, 1, CHUNK_FLAGS>, MAX_CHUNKS> =
-    ArrayOfMaps::new();
+pub(crate) static CHUNKS: ArrayOfMaps<ChunkMap, MAX_CHUNKS> = ArrayOfMaps::new();
 
-const CHUNK_FLAGS: usize = BPF_F_MMAPABLE as usize;
+/// What the maps in [`CHUNKS`] look like, each an array of one chunk. Sizes instead of
+/// types: before Linux 6.3 a map fits only if it has types exactly if this has
+/// (`timer_off` in `bpf_map_meta_equal`), and those of the collector have none.
+#[repr(C)]
+pub(crate) struct ChunkMap {
+    r#type: *const [i32; BPF_MAP_TYPE_ARRAY as usize],
+    key_size: *const [i32; size_of::<u32>()],
+    value_size: *const [i32; size_of::<Chunk>()],
+    max_entries: *const [i32; 1],
+    map_flags: *const [i32; BPF_F_MMAPABLE as usize],
+}
+
+impl ChunkMap {
+    /// The chunk.
+    #[inline(always)]
+    pub(crate) fn chunk(&self) -> Option<&Chunk> {
+        // SAFETY: what `CHUNKS` gives is a map; the helper gives its only element or null,
+        // and elements of an array map are never removed.
+        unsafe {
+            bpf_map_lookup_elem(ptr::from_ref(self).cast_mut().cast(), ptr::from_ref(&0u32).cast())
+                .cast::<Chunk>()
+                .as_ref()
+        }
+    }
+}
 
 /// All rules. One element.
 #[map]

@@ -25,9 +25,9 @@ use memscope_common::{
         OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
     unwind::{
-        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, Frame, KernelOffsets, MAPPING_TABLE,
-        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
-        RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
+        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE, MAX_CHUNKS,
+        MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT, RULE_FRAME_POINTER, Rule,
+        RuleCache, Rules, Saved, Walk,
     },
 };
 use memscope_ebpf::{
@@ -38,8 +38,8 @@ use memscope_ebpf::{
 use crate::{
     copy, emit,
     maps::{
-        CHUNKS, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS, SENT_WORDS,
-        SPACES,
+        CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS,
+        SENT_WORDS, SPACES, SentStacks,
     },
 };
 
@@ -82,16 +82,14 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    walk.frame = Frame {
-        pc_avma: caller.return_avma,
-        returns: 1,
-        sp_avma: caller.sp_avma,
-        bp: caller.rbp,
-        bx: Saved::value(caller.rbx),
-        r10: Saved::unknown(),
-    };
-    walk.flags = 0;
-    walk.return_slot_avma = 0;
+    walk.frame.pc_avma = caller.return_avma;
+    walk.frame.returns = 1;
+    walk.frame.sp_avma = caller.sp_avma;
+    walk.frame.bp = caller.rbp;
+    walk.frame.bx = Saved::value(caller.rbx);
+    emit::clear(&mut walk.frame.r10.place);
+    emit::clear(&mut walk.flags);
+    emit::clear(&mut walk.return_slot_avma);
     let tables_read_ns = walk_up(state, &header, target);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
@@ -203,14 +201,8 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
     let found = rule_here(walk, tools.cache);
-    // SAFETY: the index is below MAX_FRAMES.
-    unsafe {
-        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] =
-            walk.frame.pc_avma;
-    }
-    walk.frame_count += 1;
-    walk.hash = mix(walk.hash, walk.frame.pc_avma);
     if found == 0 {
+        note(state, 1 - walk.frame.returns);
         walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
         return 1;
     }
@@ -225,6 +217,9 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
             walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
         }
     }
+    // Nothing was called where a signal came in, nor just before what its handler returns
+    // to: there the address itself is the one to look up, not the one before it.
+    note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
     let mut outcome = step(&mut walk.frame, &rule, |avma| read(state, avma));
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
@@ -235,6 +230,19 @@ unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     }
     walk.outcome = u64::from(outcome);
     1
+}
+
+/// Adds the frame to the stack and to its identity, at a distance from its address.
+#[inline(always)]
+fn note(state: *mut ThreadState, distance: u64) {
+    // SAFETY: `state` is this thread's own live map value; the index is below MAX_FRAMES.
+    unsafe {
+        let walk = &mut (*state).walk;
+        let avma = walk.frame.pc_avma.wrapping_add(distance);
+        (*state).stack.frames_avma[walk.frame_count as usize & (MAX_FRAMES - 1)] = avma;
+        walk.frame_count += 1;
+        walk.hash = mix(walk.hash, avma);
+    }
 }
 
 /// A word of the target's stack, mostly from the window that was read before.
@@ -359,7 +367,8 @@ fn mapping(index: u32) -> Option<&'static Mapping> {
 #[inline(always)]
 fn chunk_word(number: u32) -> u64 {
     const CHUNK_SHIFT: u32 = CHUNK_WORDS.trailing_zeros();
-    match CHUNKS.get_value(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1), &0) {
+    let map = CHUNKS.get(number >> CHUNK_SHIFT & (MAX_CHUNKS as u32 - 1));
+    match map.and_then(ChunkMap::chunk) {
         // SAFETY: the index is below CHUNK_WORDS.
         Some(chunk) => unsafe {
             read_volatile(&raw const chunk.words[number as usize & (CHUNK_WORDS - 1)])
@@ -453,14 +462,31 @@ fn was_sent(stack: u64) -> bool {
     let Some(sent) = SENT_STACKS.get_ptr(0) else { return false };
     let group = sent_group(stack);
     for place in 0..SENT_GROUP_WORDS {
-        // SAFETY: the index is below SENT_WORDS.
-        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
-            == stack
-        {
+        // SAFETY: the place is one of the table; words are read and written whole.
+        if unsafe { read_volatile(sent_place(sent, group + place)) } == stack {
             return true;
         }
     }
     false
+}
+
+/// A place of the table, by its index.
+#[inline(always)]
+fn sent_place(sent: *const SentStacks, index: usize) -> *mut u64 {
+    let mut offset = index * 8;
+    // LLVM sees that the mask changes nothing and drops it, and makes of the sums before
+    // it an `or`. Verifiers before Linux 6.10 know nothing of the `or` of two registers.
+    // SAFETY: it changes nothing but its operand.
+    unsafe {
+        asm!(
+            "{0} &= {mask}",
+            inout(reg) offset,
+            mask = const (SENT_WORDS - 1) * 8,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: the mask is the offset of the last place.
+    unsafe { (&raw const (*sent).words).cast::<u8>().add(offset).cast::<u64>().cast_mut() }
 }
 
 /// Takes an empty place of the group, or else that of any.
@@ -471,13 +497,11 @@ fn mark_sent(stack: u64, time_ns: u64) {
     let mut chosen = group + (time_ns >> 10) as usize % SENT_GROUP_WORDS;
     for place in 0..SENT_GROUP_WORDS {
         // SAFETY: as above.
-        if unsafe { read_volatile(&raw const (*sent).words[(group + place) & (SENT_WORDS - 1)]) }
-            == 0
-        {
+        if unsafe { read_volatile(sent_place(sent, group + place)) } == 0 {
             chosen = group + place;
             break;
         }
     }
     // SAFETY: as above.
-    unsafe { write_volatile(&raw mut (*sent).words[chosen & (SENT_WORDS - 1)], stack) };
+    unsafe { write_volatile(sent_place(sent, chosen), stack) };
 }

@@ -69,67 +69,25 @@ mod ucontext {
 /// own, so there is no order between the two stack pointers.
 #[inline(always)]
 pub fn step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -> u16 {
-    let Frame { pc_avma, sp_avma, bp, .. } = *frame;
     let (by_frame_pointer, by_signal) = (rule.cfa == CFA_NONE, rule.cfa == CFA_SIGNAL);
-    let offset = rule.cfa_offset as i64 as u64;
-    let mut addend = u64::from(rule.addend_words) * 8;
-    // The canonical frame address; or where a word lies that is it but for the addend.
-    let (mut cfa_avma, mut slot_avma) = (0, 0);
-    match rule.cfa {
-        CFA_SP => cfa_avma = sp_avma.wrapping_add(offset),
-        CFA_BP => cfa_avma = bp.wrapping_add(offset),
-        CFA_NONE => {
-            if bp == 0 {
-                return OUTCOME_FRAME_POINTERS_ENDED;
-            }
-            if bp.wrapping_sub(sp_avma) > MAX_FRAME_BYTES || bp & 7 != 0 {
-                return OUTCOME_FRAME_POINTER_BROKEN;
-            }
-            cfa_avma = bp.wrapping_add(16);
-        }
-        CFA_SIGNAL => slot_avma = sp_avma.wrapping_add(ucontext::SP),
-        CFA_PLT => {
-            let pushed = if pc_avma & 15 >= offset { 8 } else { 0 };
-            cfa_avma = sp_avma.wrapping_add(8 + pushed);
-        }
-        CFA_DEREF_SP => slot_avma = sp_avma.wrapping_add(offset),
-        CFA_DEREF_BP => slot_avma = bp.wrapping_add(offset),
-        CFA_BX | CFA_R10 => {
-            let register = if rule.cfa == CFA_BX { frame.bx } else { frame.r10 };
-            addend = offset;
-            match register.place {
-                Saved::VALUE => cfa_avma = register.word.wrapping_add(addend),
-                Saved::IN_MEMORY => slot_avma = register.word,
-                _ => return OUTCOME_UNSUPPORTED_RULE,
-            }
-        }
-        CFA_END => return OUTCOME_COMPLETE,
-        _ => return OUTCOME_UNSUPPORTED_RULE,
+    let base = base_of(frame, rule);
+    if base.outcome != 0 {
+        return base.outcome;
     }
-    if slot_avma != 0 {
-        let word = read(slot_avma);
+    let mut cfa_avma = base.word;
+    if base.is_slot {
+        let word = read(base.word);
         if !word.is_read {
             return OUTCOME_STACK_UNREADABLE;
         }
-        cfa_avma = word.value.wrapping_add(addend);
+        cfa_avma = word.value.wrapping_add(base.addend);
     }
     // A return address was pushed below the caller's frame, or nothing was called.
-    if cfa_avma <= sp_avma && !by_signal {
+    if cfa_avma <= frame.sp_avma && !by_signal {
         return OUTCOME_NOT_UPWARD;
     }
-    let (bp_slot_avma, return_slot_avma) = if by_signal {
-        (sp_avma.wrapping_add(ucontext::BP), sp_avma.wrapping_add(ucontext::PC))
-    } else {
-        let offset = rule.rbp_offset as i64 as u64;
-        let bp_slot_avma = match rule.rbp {
-            SAVED_AT_CFA => cfa_avma.wrapping_add(offset),
-            SAVED_AT_BP => bp.wrapping_add(offset),
-            _ if by_frame_pointer => bp,
-            _ => 0,
-        };
-        (bp_slot_avma, cfa_avma.wrapping_sub(8))
-    };
-    let mut caller_bp = bp;
+    let bp_slot_avma = bp_slot(frame, rule, cfa_avma);
+    let mut caller_bp = frame.bp;
     // The lower word first, so that one window of the stack holds both.
     if bp_slot_avma != 0 {
         let word = read(bp_slot_avma);
@@ -138,7 +96,11 @@ pub fn step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -
         }
         caller_bp = word.value;
     }
-    let return_address = read(return_slot_avma);
+    let return_address = read(if by_signal {
+        frame.sp_avma.wrapping_add(ucontext::PC)
+    } else {
+        cfa_avma.wrapping_sub(8)
+    });
     if !return_address.is_read {
         return unreadable(by_frame_pointer);
     }
@@ -151,6 +113,77 @@ pub fn step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -
     frame.pc_avma = return_address.value;
     frame.returns = if by_signal { 0 } else { 1 };
     0
+}
+
+/// What the canonical frame address is made from.
+struct Base {
+    /// The address itself, or where a word lies that is it but for the addend.
+    word: u64,
+    is_slot: bool,
+    addend: u64,
+    /// Not 0 if there is none.
+    outcome: u16,
+}
+
+impl Base {
+    #[inline(always)]
+    const fn address(word: u64) -> Self {
+        Self { word, is_slot: false, addend: 0, outcome: 0 }
+    }
+    #[inline(always)]
+    const fn slot(word: u64, addend: u64) -> Self {
+        Self { word, is_slot: true, addend, outcome: 0 }
+    }
+    #[inline(always)]
+    const fn none(outcome: u16) -> Self {
+        Self { word: 0, is_slot: false, addend: 0, outcome }
+    }
+}
+
+#[inline(always)]
+fn base_of(frame: &Frame, rule: &Rule) -> Base {
+    let offset = rule.cfa_offset as i64 as u64;
+    let addend = u64::from(rule.addend_words) * 8;
+    let Frame { pc_avma, sp_avma, bp, .. } = *frame;
+    match rule.cfa {
+        CFA_SP => Base::address(sp_avma.wrapping_add(offset)),
+        CFA_BP => Base::address(bp.wrapping_add(offset)),
+        CFA_NONE if bp == 0 => Base::none(OUTCOME_FRAME_POINTERS_ENDED),
+        CFA_NONE if bp.wrapping_sub(sp_avma) > MAX_FRAME_BYTES || bp & 7 != 0 => {
+            Base::none(OUTCOME_FRAME_POINTER_BROKEN)
+        }
+        CFA_NONE => Base::address(bp.wrapping_add(16)),
+        CFA_SIGNAL => Base::slot(sp_avma.wrapping_add(ucontext::SP), 0),
+        CFA_PLT => {
+            let pushed = if pc_avma & 15 >= offset { 8 } else { 0 };
+            Base::address(sp_avma.wrapping_add(8 + pushed))
+        }
+        CFA_DEREF_SP => Base::slot(sp_avma.wrapping_add(offset), addend),
+        CFA_DEREF_BP => Base::slot(bp.wrapping_add(offset), addend),
+        CFA_BX | CFA_R10 => {
+            let register = if rule.cfa == CFA_BX { frame.bx } else { frame.r10 };
+            match register.place {
+                Saved::VALUE => Base::address(register.word.wrapping_add(offset)),
+                Saved::IN_MEMORY => Base::slot(register.word, offset),
+                _ => Base::none(OUTCOME_UNSUPPORTED_RULE),
+            }
+        }
+        CFA_END => Base::none(OUTCOME_COMPLETE),
+        _ => Base::none(OUTCOME_UNSUPPORTED_RULE),
+    }
+}
+
+/// Where the caller's `rbp` lies; 0 if it is in the register.
+#[inline(always)]
+fn bp_slot(frame: &Frame, rule: &Rule, cfa_avma: u64) -> u64 {
+    let offset = rule.rbp_offset as i64 as u64;
+    match rule.rbp {
+        SAVED_AT_CFA => cfa_avma.wrapping_add(offset),
+        SAVED_AT_BP => frame.bp.wrapping_add(offset),
+        _ if rule.cfa == CFA_NONE => frame.bp,
+        _ if rule.cfa == CFA_SIGNAL => frame.sp_avma.wrapping_add(ucontext::BP),
+        _ => 0,
+    }
 }
 
 /// What led nowhere was no frame pointer.
@@ -168,10 +201,11 @@ fn go_to_caller(frame: &mut Frame, rule: &Rule, cfa_avma: u64) {
         frame.r10 = Saved::at(context_avma.wrapping_add(ucontext::R10));
         return;
     }
-    frame.r10 = Saved::unknown();
+    // Not as a whole, which LLVM does by a loop over bytes.
+    frame.r10.place = Saved::UNKNOWN;
     if rule.cfa == CFA_NONE {
         // Whoever was passed may have saved it anywhere.
-        frame.bx = Saved::unknown();
+        frame.bx.place = Saved::UNKNOWN;
         return;
     }
     let offset = rule.rbx_offset as i64 as u64;

@@ -64,6 +64,9 @@ pub struct TraceOptions {
     /// Exit with 3 if anything is missing from the recording, or nothing was recorded
     #[arg(long)]
     pub strict: bool,
+    /// Fetch missing debug information from the servers in DEBUGINFOD_URLS
+    #[arg(long)]
+    pub debuginfod: bool,
     /// A command to run and trace from its first instruction, after `--`
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -80,7 +83,10 @@ pub struct ReportOptions {
     /// How many call chains to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
-    /// As JSON, for programs
+    /// Show the functions between the program and the allocator too (operator new, __rust_alloc)
+    #[arg(long)]
+    pub show_wrappers: bool,
+    /// As JSON, for programs; has all functions
     #[arg(long)]
     pub json: bool,
 }
@@ -211,8 +217,10 @@ mod tests {
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
             "memscope trace --strict -- ls -l --pid 3",
+            "memscope trace --debuginfod --pid 1",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
+            "memscope report f --show-wrappers",
             "memscope doctor",
         ] {
             parse(right).unwrap();

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::steps::Steps;
-use crate::{build_ebpf, lint, setup, test};
+use crate::{build_ebpf, kernels, lint, setup, test};
 
 pub(crate) fn run() -> Result<()> {
     let mut steps = Steps::default();
@@ -11,5 +11,6 @@ pub(crate) fn run() -> Result<()> {
     lint::add_steps(&mut steps);
     steps.run("build-ebpf --check", || build_ebpf::run(true));
     steps.run("test", || test::run(true, true, &[]));
+    steps.run("kernels", || kernels::run(false));
     steps.finish()
 }

@@ -21,7 +21,7 @@ print(sum(value is not None for value in kept.values()), 'records kept')";
 pub(crate) fn run(command: Vec<String>) -> Result<()> {
     let root = workspace::root();
     let command = if command.is_empty() {
-        if let [problem, ..] = setup::install_python().as_slice() {
+        if let [problem, ..] = setup::install_tools(&[("python3", &["python3"])]).as_slice() {
             bail!(
                 "the demo traces python3, which is missing ({problem}); name another program after `--`"
             );

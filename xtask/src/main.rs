@@ -6,6 +6,7 @@
 mod build_ebpf;
 mod ci;
 mod demo;
+mod kernels;
 mod lint;
 mod object_file;
 mod process;
@@ -16,6 +17,7 @@ mod steps;
 mod test;
 mod tidy;
 mod toolchain;
+mod verifier;
 mod workspace;
 
 use std::process::ExitCode;
@@ -71,6 +73,18 @@ enum Task {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Compare the verifier's work on the running kernel with what is recorded; needs root.
+    Verifier {
+        /// Record what is measured.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Boot other kernels in QEMU, load the eBPF programs and trace there.
+    Kernels {
+        /// Record what the verifiers did.
+        #[arg(long)]
+        update: bool,
+    },
     /// Check format, clippy, documentation and `tidy`.
     Lint,
     /// Do all that the continuous integration does.
@@ -96,6 +110,8 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Test { offline, live, args } => test::run(offline, live, &args).map(drop),
         Task::Demo { command } => demo::run(command),
+        Task::Verifier { update } => verifier::run(update),
+        Task::Kernels { update } => kernels::run(update).map(drop),
         Task::Lint => lint::run(),
         Task::Ci => ci::run(),
     }

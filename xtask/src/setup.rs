@@ -12,13 +12,19 @@ use crate::toolchain;
 use crate::workspace;
 use crate::workspace::parse_release;
 
-/// Programs the tests use, and the packages that may hold them. The first
-/// package that the distribution has is taken.
-const TEST_TOOLS: &[(&str, &[&str])] = &[
+/// Programs, and the packages that may hold them. The first package that the
+/// distribution has is taken.
+pub(crate) type Tools<'a> = &'a [(&'a str, &'a [&'a str])];
+
+/// Programs the tests use.
+const TEST_TOOLS: Tools<'static> = &[
     ("gcc", &["gcc"]),
     ("g++", &["g++"]),
     ("python3", &["python3"]),
     ("readelf", &["binutils"]),
+    ("dwz", &["dwz"]),
+    ("xz", &["xz-utils"]),
+    ("debuginfod-find", &["debuginfod", "elfutils"]),
     ("valgrind", &["valgrind"]),
     ("bpftool", &["bpftool", "linux-tools-common"]),
     ("redis-server", &["redis-server"]),
@@ -73,9 +79,9 @@ pub(crate) fn install(parts: Parts, dry_run: bool) -> Vec<String> {
     problems
 }
 
-/// Python alone, for the demo.
-pub(crate) fn install_python() -> Vec<String> {
-    Installer { dry_run: false, lists_are_fresh: false }.programs(&[("python3", &["python3"])])
+/// What a single task needs. Returns what could not be installed and why.
+pub(crate) fn install_tools(tools: Tools<'_>) -> Vec<String> {
+    Installer { dry_run: false, lists_are_fresh: false }.programs(tools)
 }
 
 struct Installer {
@@ -84,7 +90,7 @@ struct Installer {
 }
 
 impl Installer {
-    fn programs(&mut self, tools: &[(&str, &[&str])]) -> Vec<String> {
+    fn programs(&mut self, tools: Tools<'_>) -> Vec<String> {
         let missing = tools.iter().filter(|(program, _)| find_in_path(program).is_none());
         let missing: Vec<_> = missing.collect();
         if missing.is_empty() {

@@ -1,9 +1,21 @@
-//! Which file an address of a process belongs to, and since when.
+//! Which file an address of a process belongs to, and when.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::decode::CopiedStack;
 use crate::model::{Module, StackOutcome};
+
+/// Most ranges kept of what a process has unmapped or replaced; the oldest are forgotten.
+const MAX_ENDED_RANGES: usize = 4096;
+/// Most ranges held to be mapped: more than the kernel allows by default
+/// (`vm.max_map_count`, 65,530). Unmapping is not told, so a process that maps and unmaps at
+/// ever new addresses would let them grow until it is looked at.
+const MAX_LIVE_RANGES: usize = 1 << 16;
+/// Most execs known from the kernel before their records have come through the ring.
+const MAX_PENDING_EXECS: usize = 1024;
 
 /// Executable memory of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +32,36 @@ pub struct CodeRange {
     pub is_allocator: bool,
 }
 
+impl CodeRange {
+    /// Whether both say the same of an address that lies in both.
+    fn agrees_with(&self, other: &CodeRange) -> bool {
+        match (&self.module, &other.module) {
+            (Some(one), Some(another)) => {
+                one.id == another.id
+                    && self.file_offset.wrapping_sub(self.start_avma)
+                        == other.file_offset.wrapping_sub(other.start_avma)
+            }
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    fn part(&self, (start_avma, end_avma): (u64, u64)) -> CodeRange {
+        let file_offset = self.file_offset.wrapping_add(start_avma.saturating_sub(self.start_avma));
+        CodeRange { start_avma, end_avma, file_offset, ..self.clone() }
+    }
+
+    fn overlap(&self, other: &CodeRange) -> Option<(u64, u64)> {
+        let (start, end) =
+            (self.start_avma.max(other.start_avma), self.end_avma.min(other.end_avma));
+        (start < end).then_some((start, end))
+    }
+
+    fn holds(&self, avma: u64) -> bool {
+        (self.start_avma..self.end_avma).contains(&avma)
+    }
+}
+
 /// What a process looks like at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
@@ -29,6 +71,11 @@ pub struct Observation {
     pub exe: String,
     /// Its executable memory, in the order of addresses.
     pub code: Vec<CodeRange>,
+    /// `CLOCK_MONOTONIC` before the memory was looked at: what was mapped then and since is in
+    /// `code`, unless it was unmapped before `done_ns`.
+    pub begun_ns: u64,
+    /// `CLOCK_MONOTONIC` when it had been looked at.
+    pub done_ns: u64,
 }
 
 /// Looks at the traced processes on behalf of the collector.
@@ -62,34 +109,315 @@ pub struct WalkedCopy {
     pub unknown_avma: Option<u64>,
 }
 
-/// The range that an address lies in. Expects the ranges in order.
-pub(super) fn range_of(code: &[CodeRange], address_avma: u64) -> Option<&CodeRange> {
-    let after = code.partition_point(|range| range.start_avma <= address_avma);
-    let range = code.get(after.checked_sub(1)?)?;
-    (address_avma < range.end_avma).then_some(range)
+/// A range, and what is known of when it was mapped.
+///
+/// ```text
+///    possible ├── known ──┤ possible
+/// ───┬────────┬───────────┬──────────┬───▶ time
+/// earliest   seen     last_seen    until
+/// ```
+#[derive(Clone, Debug)]
+struct Span {
+    range: CodeRange,
+    /// It was not mapped before.
+    earliest_ns: u64,
+    /// First moment of which it is known to be mapped.
+    seen_ns: u64,
+    /// Last such moment.
+    last_seen_ns: u64,
+    /// From then on it is known not to be mapped.
+    until_ns: u64,
+}
+
+impl Span {
+    fn part(&self, bounds: (u64, u64)) -> Span {
+        Span { range: self.range.part(bounds), ..self.clone() }
+    }
+
+    /// How good a reason there is to take this for what was mapped at a moment, among others
+    /// that may have been: the last that was seen before; if none was, what begins last.
+    fn evidence(&self, time_ns: u64) -> (bool, u64) {
+        if time_ns < self.seen_ns {
+            (false, self.earliest_ns)
+        } else if time_ns < self.last_seen_ns {
+            (true, self.seen_ns)
+        } else {
+            (true, self.last_seen_ns)
+        }
+    }
+
+    fn may_hold(&self, avma: u64, time_ns: u64) -> bool {
+        self.range.holds(avma) && (self.earliest_ns..self.until_ns).contains(&time_ns)
+    }
+}
+
+/// Executable memory of a process over time.
+///
+/// The kernel tells exactly when code is mapped, but not when it is unmapped; looking at the
+/// process tells what is mapped at a moment. So a range that is found to be missing ended at some
+/// time since it was last seen, and is found at all those times unless something newer was
+/// there. Events and observations may come late and out of order.
+///
+/// A range mapped again as it was, at the same place from the same position of the same file, is
+/// the same range if the unmapping in between was not noticed: it would not matter.
+#[derive(Debug, Default)]
+pub struct AddressSpace {
+    /// Without overlaps, by first address.
+    live: BTreeMap<u64, Span>,
+    /// In the order in which they were found to have ended.
+    ended: VecDeque<Span>,
+    /// What is first seen from now on was not mapped before this moment.
+    unseen_until_ns: u64,
+    /// Time of the last exec.
+    emptied_ns: u64,
+    /// When the last of `ended` ended: they are no concern of later moments.
+    last_end_ns: u64,
+    /// Times of execs that the kernel has told and [`Self::exec`] has not met.
+    pending_execs_ns: VecDeque<u64>,
+    forgotten: u64,
+}
+
+impl AddressSpace {
+    /// Takes what the kernel tells: this was mapped at that time, over whatever was there.
+    pub fn map(&mut self, time_ns: u64, range: CodeRange) {
+        self.insert(range, time_ns, time_ns);
+        if self.live.len() > MAX_LIVE_RANGES {
+            self.forget_longest_unseen();
+        }
+    }
+
+    /// Takes what was seen when the process was looked at.
+    pub fn observe(&mut self, code: &[CodeRange], begun_ns: u64, done_ns: u64) {
+        for range in code {
+            self.insert(range.clone(), self.unseen_until_ns.min(begun_ns), begun_ns);
+        }
+        self.end_missing(begun_ns, done_ns);
+        self.unseen_until_ns = self.unseen_until_ns.max(begun_ns.saturating_add(1));
+        if self.live.len() > MAX_LIVE_RANGES {
+            self.forget_longest_unseen();
+        }
+    }
+
+    /// Takes what the kernel tells: an exec emptied the address space at that time.
+    pub fn replaced(&mut self, time_ns: u64) {
+        self.empty(time_ns);
+        if self.pending_execs_ns.len() == MAX_PENDING_EXECS {
+            self.pending_execs_ns.pop_front();
+        }
+        let place = self.pending_execs_ns.partition_point(|pending| *pending <= time_ns);
+        self.pending_execs_ns.insert(place, time_ns);
+    }
+
+    /// A record says that an exec has happened, which is later than it emptied the address
+    /// space; gives the time of that. What the kernel has told of this exec or of later ones is
+    /// kept; if it has told nothing, everything known ends here.
+    pub fn exec(&mut self, time_ns: u64) -> u64 {
+        let passed = self.pending_execs_ns.partition_point(|pending| *pending <= time_ns);
+        if let Some(emptied_ns) = self.pending_execs_ns.drain(..passed).next_back() {
+            return emptied_ns;
+        }
+        self.empty(time_ns);
+        time_ns
+    }
+
+    /// When the image that runs at present ends, as far as the kernel has told.
+    pub(super) fn next_exec_ns(&self) -> u64 {
+        self.pending_execs_ns.front().copied().unwrap_or(u64::MAX)
+    }
+
+    /// Paths of the allocators that were mapped in a stretch of time, in no particular order.
+    pub(super) fn allocators_of(&self, from_ns: u64, until_ns: u64) -> Vec<String> {
+        let mut paths: Vec<String> = Vec::new();
+        for Span { range, seen_ns, .. } in self.ended.iter().chain(self.live.values()) {
+            if let Some(module) = range.module.as_ref().filter(|_| range.is_allocator)
+                && (from_ns..until_ns).contains(seen_ns)
+                && !paths.contains(&module.path)
+            {
+                paths.push(module.path.clone());
+            }
+        }
+        paths
+    }
+
+    /// What was mapped at an address at a time.
+    pub fn range_at(&self, avma: u64, time_ns: u64) -> Option<&CodeRange> {
+        self.span_at(avma, time_ns).map(|span| &span.range)
+    }
+
+    /// Whether it is known that the same position of the same file was mapped at an address at
+    /// both times. What was known of the address then holds now.
+    pub fn is_unchanged_since(&self, avma: u64, from_ns: u64, at_ns: u64) -> bool {
+        let (Some(from), Some(at)) = (self.span_at(avma, from_ns), self.span_at(avma, at_ns))
+        else {
+            return false;
+        };
+        // Of a range found missing it is not known whether it was still there then.
+        let was_there =
+            from.seen_ns <= from_ns && (from_ns <= from.last_seen_ns || std::ptr::eq(from, at));
+        was_there && from.range.agrees_with(&at.range)
+    }
+
+    /// How many ranges were given up for want of room: addresses in them are unknown.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    fn span_at(&self, avma: u64, time_ns: u64) -> Option<&Span> {
+        let live = self.live.range(..=avma).next_back().map(|(_, span)| span);
+        let live = live.filter(|span| span.may_hold(avma, time_ns));
+        if time_ns >= self.last_end_ns {
+            return live;
+        }
+        let ended = self.ended.iter().filter(|span| span.may_hold(avma, time_ns));
+        ended.chain(live).max_by_key(|span| span.evidence(time_ns))
+    }
+
+    /// The first addresses of the live spans that share addresses with a range.
+    fn overlapping(&self, range: &CodeRange) -> Vec<u64> {
+        let before = self.live.range(..range.start_avma).next_back();
+        let within = self.live.range(range.start_avma..range.end_avma.max(range.start_avma));
+        before
+            .into_iter()
+            .chain(within)
+            .filter(|(_, span)| span.range.overlap(range).is_some())
+            .map(|(start, _)| *start)
+            .collect()
+    }
+
+    /// Takes these addresses out of a live span and gives the part; the rest stays.
+    fn cut(&mut self, key: u64, (start, end): (u64, u64)) -> Option<Span> {
+        let span = self.live.remove(&key)?;
+        for rest in [(span.range.start_avma, start), (end, span.range.end_avma)] {
+            if rest.0 < rest.1 {
+                self.live.insert(rest.0, span.part(rest));
+            }
+        }
+        Some(span.part((start, end)))
+    }
+
+    fn keep(&mut self, span: Span) {
+        self.live.insert(span.range.start_avma, span);
+    }
+
+    fn end(&mut self, span: Span, until_ns: u64) {
+        if self.ended.len() == MAX_ENDED_RANGES {
+            self.ended.pop_front();
+            self.forgotten += 1;
+        }
+        self.ended.push_back(Span { until_ns, ..span });
+        self.last_end_ns = self.last_end_ns.max(until_ns);
+    }
+
+    /// A range that is known to be mapped at `seen_ns` and was not before `earliest_ns`.
+    fn insert(&mut self, range: CodeRange, earliest_ns: u64, seen_ns: u64) {
+        let new = Span { range, earliest_ns, seen_ns, last_seen_ns: seen_ns, until_ns: u64::MAX };
+        if seen_ns < self.emptied_ns {
+            // Told late, of an image that is gone.
+            self.end(new, self.emptied_ns);
+            return;
+        }
+        let mut start = new.range.start_avma;
+        for key in self.overlapping(&new.range) {
+            let bounds = self.live.get(&key).and_then(|old| old.range.overlap(&new.range));
+            let Some(bounds) = bounds else { continue };
+            if start < bounds.0 {
+                self.keep(new.part((start, bounds.0)));
+            }
+            if let Some(old) = self.cut(key, bounds) {
+                self.lay_over(old, new.part(bounds));
+            }
+            start = bounds.1;
+        }
+        if start < new.range.end_avma {
+            self.keep(new.part((start, new.range.end_avma)));
+        }
+    }
+
+    /// Decides between what was held to be at some addresses and what is said to be there.
+    fn lay_over(&mut self, old: Span, new: Span) {
+        let time_ns = new.seen_ns;
+        // What was known before tells more of the time before than its lateness does.
+        let late = Span { earliest_ns: time_ns, ..new.clone() };
+        if old.range.agrees_with(&new.range) {
+            if time_ns >= old.seen_ns {
+                let last_seen_ns = old.last_seen_ns.max(time_ns);
+                self.keep(Span { last_seen_ns, ..old });
+            } else if old.earliest_ns <= time_ns && old.seen_ns == old.last_seen_ns {
+                self.keep(Span { last_seen_ns: old.last_seen_ns, ..late });
+            } else {
+                // Something else may have been there in between, or if not, joined to one it
+                // would no longer be known that it was there at `old.seen_ns`.
+                self.end(late, old.seen_ns);
+                self.keep(old);
+            }
+        } else if old.last_seen_ns <= time_ns {
+            let after_old_ns = old.last_seen_ns.saturating_add(1).min(time_ns);
+            let earliest_ns = new.earliest_ns.max(after_old_ns);
+            self.end(old, time_ns);
+            self.keep(Span { earliest_ns, ..new });
+        } else if time_ns < old.seen_ns {
+            self.end(late, old.seen_ns);
+            let earliest_ns = old.earliest_ns.max(time_ns.saturating_add(1));
+            self.keep(Span { earliest_ns, ..old });
+        } else {
+            // Something else was there in between.
+            let again_ns = old.last_seen_ns;
+            let earliest_ns = time_ns.saturating_add(1);
+            let again = Span { earliest_ns, seen_ns: again_ns, ..old.clone() };
+            self.end(Span { last_seen_ns: time_ns, ..old }, time_ns);
+            self.end(late, again_ns);
+            self.keep(again);
+        }
+    }
+
+    /// Ends what was last seen before an observation, and so is not in it.
+    fn end_missing(&mut self, begun_ns: u64, done_ns: u64) {
+        let missing = self.live.extract_if(.., |_, span| span.last_seen_ns < begun_ns);
+        let missing: Vec<Span> = missing.map(|(_, span)| span).collect();
+        for span in missing {
+            self.end(span, done_ns);
+        }
+    }
+
+    /// Ends everything at a moment, but what has been seen since.
+    fn empty(&mut self, time_ns: u64) {
+        for (_, span) in std::mem::take(&mut self.live) {
+            if span.seen_ns > time_ns {
+                let earliest_ns = span.earliest_ns.max(time_ns);
+                self.keep(Span { earliest_ns, ..span });
+                continue;
+            }
+            if span.last_seen_ns > time_ns {
+                let seen_ns = span.last_seen_ns;
+                self.keep(Span { earliest_ns: time_ns, seen_ns, ..span.clone() });
+            }
+            let last_seen_ns = span.last_seen_ns.min(time_ns);
+            self.end(Span { last_seen_ns, ..span }, time_ns);
+        }
+        for span in &mut self.ended {
+            if span.last_seen_ns <= time_ns {
+                span.until_ns = span.until_ns.min(time_ns);
+            }
+        }
+        self.emptied_ns = self.emptied_ns.max(time_ns);
+        self.unseen_until_ns = self.unseen_until_ns.max(time_ns);
+    }
+
+    /// Gives up the half that was not seen for the longest time.
+    fn forget_longest_unseen(&mut self) {
+        let mut times: Vec<u64> = self.live.values().map(|span| span.last_seen_ns).collect();
+        let middle = times.len() / 2;
+        let (_, &mut median_ns, _) = times.select_nth_unstable(middle);
+        let mut to_go = middle;
+        let before = self.live.len();
+        self.live.retain(|_, span| {
+            let goes = to_go > 0 && span.last_seen_ns <= median_ns;
+            to_go -= usize::from(goes);
+            !goes
+        });
+        self.forgotten += (before - self.live.len()) as u64;
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_found_within_bounds_only() {
-        let range = |start_avma, end_avma| CodeRange {
-            start_avma,
-            end_avma,
-            file_offset: 0,
-            module: None,
-            is_allocator: false,
-        };
-        let code = [range(0x1000, 0x2000), range(0x3000, 0x4000)];
-        let start = |address| range_of(&code, address).map(|range| range.start_avma);
-        assert_eq!(start(0xfff), None);
-        assert_eq!(start(0x1000), Some(0x1000));
-        assert_eq!(start(0x1fff), Some(0x1000));
-        assert_eq!(start(0x2000), None);
-        assert_eq!(start(0x3fff), Some(0x3000));
-        assert_eq!(start(u64::MAX), None);
-        assert_eq!(range_of(&[], 0x1000), None);
-    }
-}
+mod tests;

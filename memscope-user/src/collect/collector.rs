@@ -7,7 +7,7 @@ use memscope_common::record::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    address_space::{CodeRange, Observation, ProcessView, WalkedCopy, range_of},
+    address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
     decode::{CopiedStack, Record, StackFrames},
     stacks::{FoundStack, StackTable},
 };
@@ -47,7 +47,9 @@ pub struct TargetStart {
 #[derive(Debug)]
 struct Target {
     process: Process,
-    code: Vec<CodeRange>,
+    space: AddressSpace,
+    /// Since when its address space is that of its present image.
+    image_since_ns: u64,
     /// What was seen is known to be old.
     outdated: bool,
     looked_at_ns: u64,
@@ -130,7 +132,8 @@ impl<V: ProcessView> Collector<V> {
                 from_start: start.from_start,
                 probed_late: false,
             },
-            code: Vec::new(),
+            space: AddressSpace::default(),
+            image_since_ns: start.time_ns,
             outdated: true,
             looked_at_ns: start.time_ns,
             ended: false,
@@ -180,6 +183,50 @@ impl<V: ProcessView> Collector<V> {
         for target in outdated {
             self.look(target, now_ns, &mut give);
         }
+    }
+
+    /// The kernel has told that code was mapped into a target. To be said before any record made
+    /// by that code comes; later ones of the code that was there before find that all the same.
+    pub fn mapped(
+        &mut self,
+        target: u16,
+        time_ns: u64,
+        range: CodeRange,
+        mut give: impl FnMut(Item),
+    ) {
+        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else {
+            return;
+        };
+        define_module(&mut self.known_modules, &range, &mut give);
+        // That of a later image is for its own entry, once its exec has come.
+        let is_of_image = time_ns < target.space.next_exec_ns() && time_ns >= target.image_since_ns;
+        if is_of_image && note_allocator(&mut target.process, &range) {
+            give(Item::Process(target.process.clone()));
+        }
+        target.space.map(time_ns, range);
+    }
+
+    /// The kernel has told that a target emptied its address space, for an exec whose own record
+    /// is still to come.
+    pub fn replaced(&mut self, target: u16, time_ns: u64) {
+        // The exec that began the present image has no record if it came before the trace.
+        if let Some(target) = self.targets.get_mut(&target)
+            && time_ns > target.image_since_ns
+        {
+            target.space.replaced(time_ns);
+        }
+    }
+
+    /// The kernel could not tell of all that was mapped; so it has to be looked for.
+    pub fn mappings_lost(&mut self) {
+        for target in self.targets.values_mut() {
+            target.outdated = true;
+        }
+    }
+
+    /// How many ranges of code were forgotten for want of room, of all targets.
+    pub fn forgotten_ranges(&self) -> u64 {
+        self.targets.values().map(|target| target.space.forgotten()).sum()
     }
 
     /// Takes the next record.
@@ -347,8 +394,11 @@ impl<V: ProcessView> Collector<V> {
         // as it uses the same ones; if it does not, `probed_late` says so.
         target.process.from_start = true;
         target.process.probed_late = false;
-        target.process.allocators.clear();
-        target.code.clear();
+        // Records of the old image have all come, as they share the ring with this one. Of the
+        // new image the kernel may have told already.
+        target.image_since_ns = target.space.exec(header.time_ns);
+        let until_ns = target.space.next_exec_ns();
+        target.process.allocators = target.space.allocators_of(target.image_since_ns, until_ns);
         target.outdated = true;
         give(Item::Process(target.process.clone()));
         Some(new_id)
@@ -364,7 +414,7 @@ impl<V: ProcessView> Collector<V> {
         }
         self.look_if_outdated(&header.header, give);
         let mut outcome = outcome_of(header.outcome);
-        if header.flags & STACK_TABLES_OLD != 0 {
+        if header.flags & STACK_TABLES_OLD != 0 && !self.walked_what_was_there(stack) {
             outcome = StackOutcome::TablesOutdated;
         }
         let walked = WalkedCopy {
@@ -405,8 +455,9 @@ impl<V: ProcessView> Collector<V> {
 
     fn walk_copy(&mut self, stack: &CopiedStack) -> Option<WalkedCopy> {
         let target = stack.copy.header.target;
-        let code = &self.targets.get(&target)?.code;
-        self.view.walk_copy(target, stack, &|avma| range_of(code, avma))
+        let space = &self.targets.get(&target)?.space;
+        let time_ns = stack.copy.header.time_ns;
+        self.view.walk_copy(target, stack, &|avma| space.range_at(avma, time_ns))
     }
 
     /// What a walk has found, by ids.
@@ -437,6 +488,18 @@ impl<V: ProcessView> Collector<V> {
         FoundStack { outcome, frames }
     }
 
+    /// Whether all that a stack passed was mapped when its tables were made and until it
+    /// was walked: libraries were unmapped meanwhile, but none of these.
+    fn walked_what_was_there(&self, stack: &StackFrames) -> bool {
+        let header = &stack.header;
+        let Some(target) = self.targets.get(&header.header.target) else { return false };
+        stack.frames_avma.iter().all(|return_avma| {
+            let call_avma = return_avma.saturating_sub(1);
+            let (made_ns, walked_ns) = (header.tables_read_ns, header.header.time_ns);
+            target.space.is_unchanged_since(call_avma, made_ns, walked_ns)
+        })
+    }
+
     fn frame(&mut self, location: Location, give: &mut impl FnMut(Item)) -> FrameId {
         let next = FrameId(self.frames.len() as u32);
         *self.frames.entry(location).or_insert_with(|| {
@@ -445,7 +508,7 @@ impl<V: ProcessView> Collector<V> {
         })
     }
 
-    /// Where a return address points; none if no code is there.
+    /// Where a return address points that was on a stack at that time; none if no code was there.
     fn locate(
         &mut self,
         header: &Header,
@@ -457,7 +520,8 @@ impl<V: ProcessView> Collector<V> {
         // the return address may lie behind the end of the code.
         let call_avma = return_avma.checked_sub(1)?;
         self.look_for(call_avma, header, give);
-        let range = range_of(&self.targets.get(&header.target)?.code, call_avma)?;
+        let space = &self.targets.get(&header.target)?.space;
+        let range = space.range_at(call_avma, header.time_ns)?;
         Some(match &range.module {
             Some(module) => Location::Module {
                 module: module.id,
@@ -477,14 +541,14 @@ impl<V: ProcessView> Collector<V> {
     /// whether it is known since.
     fn look_for(&mut self, avma: u64, header: &Header, give: &mut impl FnMut(Item)) -> bool {
         let Some(target) = self.targets.get(&header.target) else { return false };
-        if range_of(&target.code, avma).is_some()
+        if target.space.range_at(avma, header.time_ns).is_some()
             || header.time_ns.saturating_sub(target.looked_at_ns) <= LOOK_AGAIN_NS
         {
             return false;
         }
         self.look(header.target, header.time_ns, give);
         let target = self.targets.get(&header.target);
-        target.is_some_and(|target| range_of(&target.code, avma).is_some())
+        target.is_some_and(|target| target.space.range_at(avma, header.time_ns).is_some())
     }
 
     /// Looks at a target and tells what is new.
@@ -507,24 +571,16 @@ impl<V: ProcessView> Collector<V> {
         mut give: impl FnMut(Item),
     ) {
         let Some(target) = self.targets.get_mut(&target) else { return };
-        let Observation { comm, exe, code } = observation;
+        let Observation { comm, exe, code, begun_ns, done_ns } = observation;
         target.looked_at_ns = now_ns;
         for range in &code {
-            if let Some(module) = &range.module
-                && self.known_modules.insert(module.id)
-            {
-                give(Item::Module(module.as_ref().clone()));
-            }
+            define_module(&mut self.known_modules, range, &mut give);
         }
-        let mut allocators: Vec<String> = Vec::new();
-        for range in code.iter().filter(|range| range.is_allocator) {
-            if let Some(module) = &range.module
-                && !allocators.contains(&module.path)
-            {
-                allocators.push(module.path.clone());
-            }
+        target.space.observe(&code, begun_ns, done_ns);
+        if begun_ns < target.image_since_ns || done_ns >= target.space.next_exec_ns() {
+            // It shows another image than the one that records speak of now.
+            return;
         }
-        target.code = code;
         let before = target.process.clone();
         let process = &mut target.process;
         // Of a process that is exiting its names can no longer be read.
@@ -533,7 +589,9 @@ impl<V: ProcessView> Collector<V> {
                 *known = found;
             }
         }
-        process.allocators = allocators;
+        for range in &code {
+            note_allocator(process, range);
+        }
         if *process != before {
             give(Item::Process(process.clone()));
         }
@@ -555,6 +613,23 @@ fn outcome_of(outcome: u16) -> StackOutcome {
         OUTCOME_TABLES_REPLACED => StackOutcome::TablesReplaced,
         OUTCOME_NULL_RETURN => StackOutcome::NullReturn,
         _ => StackOutcome::UnknownReason,
+    }
+}
+
+/// Lists the allocator that a range belongs to; whether it is a new one. None is taken off the list
+/// when it is unmapped, as blocks came from it all the same.
+fn note_allocator(process: &mut Process, range: &CodeRange) -> bool {
+    let module = range.module.as_ref().filter(|_| range.is_allocator);
+    let new = module.filter(|module| !process.allocators.contains(&module.path));
+    process.allocators.extend(new.map(|module| module.path.clone()));
+    new.is_some()
+}
+
+fn define_module(known: &mut FxHashSet<ModuleId>, range: &CodeRange, give: &mut impl FnMut(Item)) {
+    if let Some(module) = &range.module
+        && known.insert(module.id)
+    {
+        give(Item::Module(module.as_ref().clone()));
     }
 }
 

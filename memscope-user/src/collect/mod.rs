@@ -11,7 +11,7 @@ mod decode;
 mod order;
 mod stacks;
 
-pub use address_space::{CodeRange, Observation, ProcessView, WalkedCopy};
+pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
 pub use collector::{Collector, CopiedStacks, ProbeDefinition, TargetStart};
 pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
 pub use order::Order;

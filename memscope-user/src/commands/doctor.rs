@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use crate::{
     cli::DoctorOptions,
-    kernel::{Kernel, KernelConfig, features, kernel_and_arch, missing_capabilities},
+    kernel::{
+        Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
+    },
     target::{
         FunctionKind, MappedFile, ModuleFacts, TargetError, TargetProcess, is_of_interest,
         plan_probes,
     },
-    text::harmless,
+    text::{bytes, count, harmless},
 };
 
 /// Size of the ring for trying whether everything loads.
@@ -27,6 +29,10 @@ struct Diagnosis {
     /// Whether the eBPF programs could be loaded just now, and if not, why.
     programs_load: bool,
     programs_error: Option<String>,
+    /// The programs, as loaded.
+    programs: Vec<ProgramState>,
+    /// Memory of their maps with the ring of the trial, `TRIAL_RING_BYTES`.
+    map_bytes: Option<u64>,
     process: Option<ProcessDiagnosis>,
     can_trace: bool,
 }
@@ -37,6 +43,14 @@ struct FeatureState {
     available: bool,
     required: bool,
     purpose: &'static str,
+}
+
+#[derive(Serialize)]
+struct ProgramState {
+    name: String,
+    verified_instructions: Option<u32>,
+    translated_bytes: Option<u32>,
+    machine_code_bytes: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -73,6 +87,7 @@ struct ProbeDiagnosis {
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let process = options.pid.map(diagnose_process).transpose()?;
     let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     let (kernel, arch) = kernel_and_arch();
     let features: Vec<FeatureState> = features()
         .into_iter()
@@ -92,6 +107,9 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
+        // The kernel side is still loaded: its maps are the only ones held.
+        map_bytes: loaded.as_ref().ok().and_then(|_kernel| held_map_bytes()),
+        programs,
         programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
         process,
     };
@@ -103,6 +121,22 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         write!(out, "{}", as_text(&diagnosis))?;
     }
     Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
+    let facts = kernel.programs().unwrap_or_else(|error| {
+        log::warn!("the kernel says nothing about its programs: {error}");
+        Vec::new()
+    });
+    facts
+        .into_iter()
+        .map(|facts| ProgramState {
+            name: facts.name,
+            verified_instructions: facts.verified_instructions,
+            translated_bytes: facts.translated_bytes,
+            machine_code_bytes: facts.machine_code_bytes,
+        })
+        .collect()
 }
 
 fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
@@ -187,6 +221,7 @@ fn as_text(diagnosis: &Diagnosis) -> String {
         mark(diagnosis.programs_load, true),
         harmless(programs)
     ));
+    lines.extend(program_lines(diagnosis));
     if let Some(process) = &diagnosis.process {
         lines.extend(process_lines(process));
     }
@@ -197,6 +232,28 @@ fn as_text(diagnosis: &Diagnosis) -> String {
     };
     lines.push(verdict.to_owned());
     lines.join("\n") + "\n"
+}
+
+fn program_lines(diagnosis: &Diagnosis) -> Vec<String> {
+    let shown =
+        |number: Option<u32>| number.map_or_else(|| "unknown".to_owned(), |n| count(n.into()));
+    let mut lines: Vec<String> = diagnosis
+        .programs
+        .iter()
+        .map(|program| {
+            format!(
+                "       {:<20} {:>7} instructions verified, {:>6} bytes of machine code",
+                program.name,
+                shown(program.verified_instructions),
+                shown(program.machine_code_bytes)
+            )
+        })
+        .collect();
+    if let Some(map_bytes) = diagnosis.map_bytes {
+        let (maps, ring) = (bytes(map_bytes), bytes(TRIAL_RING_BYTES.into()));
+        lines.push(format!("       maps: {maps}, with a ring buffer of {ring}"));
+    }
+    lines
 }
 
 fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {

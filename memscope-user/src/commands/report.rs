@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::{open_recording, warn_of_damage};
 use crate::{
     cli::ReportOptions,
-    reports::{analyze, check},
+    reports::{Wrappers, analyze, check},
     store::RecordingEnd,
 };
 
@@ -24,7 +24,10 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<ExitCode> {
     check(&analysis).with_context(|| format!("{} cannot be trusted", options.file.display()))?;
     warn_of_damage(&options.file, analysis.damage_count, analysis.end == RecordingEnd::Truncated);
     let path = options.file.to_string_lossy();
-    let report = options.view.report(&analysis, &path, Some(options.top));
+    // Programs that read JSON get every frame and every site.
+    let wrappers =
+        if options.json || options.show_wrappers { Wrappers::Shown } else { Wrappers::Folded };
+    let report = options.view.report(&analysis, &path, Some(options.top), wrappers);
     let mut out = io::stdout().lock();
     if options.json {
         serde_json::to_writer_pretty(&mut out, &report).context("cannot write the report")?;

@@ -57,10 +57,10 @@ pub fn features() -> Vec<Feature> {
     };
     vec![
         Feature {
-            name: "kernel_5_15",
-            available: at_least(5, 15),
+            name: "kernel_5_17",
+            available: at_least(5, 17),
             required: true,
-            purpose: "Linux 5.15 or later: probes with cookies",
+            purpose: "Linux 5.17 or later: loops in BPF programs (bpf_loop), probes with cookies",
         },
         Feature {
             name: "btf",

@@ -70,7 +70,7 @@ pub struct AttachRequest<'a> {
 
 /// The loaded programs and everything attached; dropping it removes all of it.
 pub struct Kernel {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }

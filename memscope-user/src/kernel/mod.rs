@@ -4,15 +4,19 @@
 //! Nothing it makes outlives the process: all programs, maps and links are held by
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
+mod facts;
 mod features;
 mod load;
+mod mmap_events;
 mod offsets;
 mod plain;
 mod ring;
 mod tables;
 
+pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
+pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use ring::{EventRing, RingError};
 pub use tables::{PlacedTable, TableUse, WalkableCode};
 
@@ -114,6 +118,20 @@ pub enum KernelError {
     RingSize {
         /// What was given.
         bytes: u64,
+    },
+    /// It cannot be told which CPUs there are.
+    #[error("cannot read which CPUs are online")]
+    Cpus(#[source] io::Error),
+    /// The kernel does not report new code.
+    #[error(
+        "the kernel refused perf events of new mappings on CPU {cpu}: it takes CAP_PERFMON, and a kernel with perf events"
+    )]
+    MmapEvents {
+        /// The CPU.
+        cpu: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The log of the eBPF side cannot be read.
     #[error("cannot read the log of the eBPF side")]

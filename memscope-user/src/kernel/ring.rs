@@ -6,7 +6,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::plain::Plain;
 
@@ -66,16 +66,23 @@ impl EventRing {
         count
     }
 
-    /// Sleeps until much has come together, at most for the given time. Waking up is
-    /// costly for the target, so it happens by time unless the ring fills quickly.
+    /// Sleeps until much has come together, here or behind one of the other descriptors, at most
+    /// for the given time. Waking up is costly for the target, so it happens by time unless the
+    /// ring fills quickly.
     ///
     /// # Errors
     ///
     /// If the operating system refuses.
-    pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
+    pub fn wait<'a>(
+        &mut self,
+        at_most: Duration,
+        others: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> Result<(), RingError> {
         self.consumer.set(0, Plain(self.state(true)), 0).map_err(RingError::Consumer)?;
         let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)], timeout) {
+        let mut watched = vec![PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)];
+        watched.extend(others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(RingError::Wait(error.into())),
         }

@@ -76,6 +76,31 @@ impl Lifetimes {
         self.max_ns = self.max_ns.max(lifetime_ns);
     }
 
+    /// Counts all blocks of another distribution too.
+    pub fn merge(&mut self, other: &Self) {
+        if other.total == 0 {
+            return;
+        }
+        if self.total == 0 {
+            *self = other.clone();
+            return;
+        }
+        let first = self.first_bucket.min(other.first_bucket);
+        let end = |one: &Self| one.first_bucket + one.counts.len();
+        let mut counts = vec![0; end(self).max(end(other)) - first];
+        for one in [&*self, other] {
+            let places = counts.iter_mut().skip(one.first_bucket - first);
+            for (place, count) in places.zip(&one.counts) {
+                *place += count;
+            }
+        }
+        self.first_bucket = first;
+        self.counts = counts;
+        self.total += other.total;
+        self.min_ns = self.min_ns.min(other.min_ns);
+        self.max_ns = self.max_ns.max(other.max_ns);
+    }
+
     /// The distribution in five numbers; none if no block ended.
     #[must_use]
     pub fn summary(&self) -> Option<LifetimeSummary> {
@@ -130,6 +155,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn two_merged_are_as_one(left: Vec<u64>, right: Vec<u64>) {
+            let of = |values: &[u64]| {
+                let mut lifetimes = Lifetimes::default();
+                values.iter().for_each(|value| lifetimes.add(*value));
+                lifetimes
+            };
+            let mut merged = of(&left);
+            merged.merge(&of(&right));
+            let all = of(&[left, right].concat());
+            prop_assert_eq!(merged.summary(), all.summary());
+            prop_assert_eq!(merged.counts, all.counts);
+        }
+
         #[test]
         fn quantiles_are_within_their_error(mut values in prop::collection::vec(any::<u64>(), 1..200), small in any::<bool>()) {
             if small {

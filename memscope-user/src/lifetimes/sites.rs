@@ -78,6 +78,22 @@ pub struct Resident {
 }
 
 impl Site {
+    /// Adds what is known of another site, for those who want to see both as one.
+    pub fn merge(&mut self, other: &Self) {
+        let (sums, others) = (&mut self.sums, &other.sums);
+        sums.allocations += others.allocations;
+        sums.allocated_bytes = sums.allocated_bytes.wrapping_add(others.allocated_bytes);
+        sums.frees += others.frees;
+        sums.freed_bytes = sums.freed_bytes.wrapping_add(others.freed_bytes);
+        sums.temporary_allocations += others.temporary_allocations;
+        sums.unseen_ends += others.unseen_ends;
+        sums.unseen_end_bytes = sums.unseen_end_bytes.wrapping_add(others.unseen_end_bytes);
+        sums.failed_allocations += others.failed_allocations;
+        self.at_peak.blocks += other.at_peak.blocks;
+        self.at_peak.bytes = self.at_peak.bytes.wrapping_add(other.at_peak.bytes);
+        self.lifetimes.merge(&other.lifetimes);
+    }
+
     fn resident(&self) -> Resident {
         if self.gone {
             return Resident::default();

@@ -7,14 +7,17 @@ use serde::{Serialize, Serializer};
 use super::Definitions;
 use crate::model::{FrameId, Location, ModuleId, StackId, StackOutcome};
 
+/// What stands in place of a file where a just-in-time compiler has made the code.
+const GENERATED_CODE: &str = "[jit]";
+
 /// One source function of a call chain. A frame of the machine gives several if
 /// the compiler merged functions into one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ResolvedFrame<'a> {
     /// Its name; none without a symbol table or debug information. Untrusted text.
     pub function: Option<&'a str>,
-    /// Path of the file it is in; none for code in memory that no file is mapped
-    /// to. Untrusted text.
+    /// Path of the file it is in, `[jit]` for generated code that its compiler has
+    /// named; none for other code in memory that no file is mapped to. Untrusted text.
     pub module: Option<&'a str>,
     /// Where in that file; without a file, the address in the process. 0 if the
     /// frame's definition is missing from the recording.
@@ -71,9 +74,11 @@ pub fn base_name(path: &str) -> &str {
     path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
 }
 
-/// Functions of the languages' runtime libraries between the program and the
-/// allocator, by the beginning of their demangled name.
-const WRAPPER_PREFIXES: [&str; 24] = [
+/// Functions between the program and the allocator that do nothing but hand a request on,
+/// by the beginning of their demangled name: what the languages make of `new` and what
+/// their containers have it called by. What a program calls itself, such as
+/// `std::vector<…>::push_back` and `alloc::vec::Vec<…>::push`, is none of them.
+const WRAPPER_PREFIXES: [&str; 22] = [
     "operator new",
     "__gnu_cxx::new_allocator<",
     "__gnu_cxx::__alloc_traits<",
@@ -92,20 +97,31 @@ const WRAPPER_PREFIXES: [&str; 24] = [
     "__rustc::__r",
     "__rdl_",
     "__rg_",
-    "alloc::",
-    "<alloc::",
+    "alloc::alloc::",
+    "alloc::raw_vec::",
     "std::alloc::",
     "<std::alloc::",
-    "<alloc[",
-    "alloc[",
 ];
+
+/// Beginning of the names of Rust's collections, which say less of a site in one line
+/// than what calls them.
+const COLLECTION_PREFIXES: [&str; 4] = ["alloc::", "<alloc::", "alloc[", "<alloc["];
 
 fn is_allocator_wrapper(function: &str) -> bool {
     // A template function's name begins with its return type: `void* f<…>(…)`.
     let name = function.strip_prefix("void* ").unwrap_or(function);
     WRAPPER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || (name.starts_with('<') && name.contains(" as alloc::"))
+        || (name.starts_with('<')
+            && ["alloc::alloc::Global as core::alloc::", "alloc::raw_vec::"]
+                .iter()
+                .any(|part| name[1..].starts_with(part)))
         || (name.starts_with('<') && name.contains(" as core::alloc::"))
+}
+
+fn is_library(function: &str) -> bool {
+    is_allocator_wrapper(function)
+        || COLLECTION_PREFIXES.iter().any(|prefix| function.starts_with(prefix))
+        || (function.starts_with('<') && function.contains(" as alloc::"))
 }
 
 /// A call chain with names.
@@ -138,11 +154,12 @@ impl<'a> ResolvedStack<'a> {
         wrapper_count(&self.frames)
     }
 
-    /// A name for the whole: that of the first function outside the wrappers.
+    /// A name for the whole: that of the first function outside the wrappers and Rust's
+    /// collections.
     /// Untrusted text.
     #[must_use]
     pub fn title(&self) -> Cow<'a, str> {
-        let frame = self.frames.get(self.wrapper_count());
+        let frame = self.frames.get(title_position(&self.frames));
         frame.map_or(Cow::Borrowed("[no frames]"), ResolvedFrame::name)
     }
 }
@@ -150,6 +167,12 @@ impl<'a> ResolvedStack<'a> {
 /// See [`ResolvedStack::wrapper_count`].
 pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
     frames.iter().position(|frame| !frame.is_allocator_wrapper()).unwrap_or(0)
+}
+
+/// See [`ResolvedStack::title`].
+pub(super) fn title_position(frames: &[ResolvedFrame<'_>]) -> usize {
+    let program = |frame: &ResolvedFrame<'_>| !frame.function.is_some_and(is_library);
+    frames.iter().position(program).unwrap_or_else(|| wrapper_count(frames))
 }
 
 /// What stands in place of the missing callers where a chain does not reach the
@@ -186,9 +209,12 @@ pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<Module
 
 fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<ResolvedFrame<'a>>) {
     let (module, offset) = place(definitions, frame);
-    let module =
-        module.and_then(|module| definitions.modules.get(&module)).map(|module| &*module.path);
     let functions = definitions.symbols.get(&frame).map(Vec::as_slice).unwrap_or_default();
+    let module = match module {
+        Some(module) => definitions.modules.get(&module).map(|module| &*module.path),
+        // Only the map of a just-in-time compiler gives names where no file is.
+        None => (!functions.is_empty()).then_some(GENERATED_CODE),
+    };
     if functions.is_empty() {
         frames.push(ResolvedFrame {
             function: None,
@@ -224,9 +250,10 @@ mod tests {
             "__rustc::__rust_alloc",
             "__rdl_alloc",
             "alloc::alloc::alloc",
-            "alloc::vec::Vec<T>::with_capacity",
+            "alloc::raw_vec::RawVec<T,A>::grow_one",
+            "<alloc::raw_vec::RawVec<T>>::grow_one",
             "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
-            "<T as alloc::slice::hack::ConvertVec>::to_vec",
+            "<std::alloc::System as core::alloc::GlobalAlloc>::alloc",
         ] {
             assert!(is_allocator_wrapper(wrapper), "{wrapper}");
         }
@@ -238,8 +265,17 @@ mod tests {
             "PyMem_Malloc",
             "<server::Conn as core::fmt::Debug>::fmt",
             "std::vector<int>::push_back(int const&)",
+            "Pool::operator new(unsigned long)",
+            "xmalloc",
         ] {
-            assert!(!is_allocator_wrapper(program), "{program}");
+            assert!(!is_allocator_wrapper(program) && !is_library(program), "{program}");
+        }
+        for collection in [
+            "alloc::vec::Vec<T>::with_capacity",
+            "<T as alloc::slice::hack::ConvertVec>::to_vec",
+            "<alloc::string::String as core::clone::Clone>::clone",
+        ] {
+            assert!(!is_allocator_wrapper(collection) && is_library(collection), "{collection}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! How tables of sites look in a terminal of 80 to 100 columns.
 
 use super::{
-    Analysis,
-    frames::{ResolvedFrame, base_name, missing_callers, wrapper_count},
+    Analysis, Wrappers,
+    frames::{ResolvedFrame, base_name, missing_callers},
     row::SiteRow,
 };
 use crate::{model::StackOutcome, text};
@@ -47,7 +47,10 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
         rest.push_str(&source);
     }
     if let (Some(_), Some(module)) = (frame.function, frame.module) {
-        rest.push_str(&format!("  [{}]", cut(&text::harmless(base_name(module)), 30)));
+        let module = cut(&text::harmless(base_name(module)), 30);
+        // What is no file has its brackets already.
+        let bare = module.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        rest.push_str(&format!("  [{}]", bare.unwrap_or(&module)));
     }
     if frame.inlined {
         rest.push_str("  (inlined)");
@@ -57,11 +60,11 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
 }
 
 /// The row's process, if there are several, and its call chain, folded.
-pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
+pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, wrappers: Wrappers, analysis: &Analysis) {
     if analysis.definitions.processes.len() > 1 {
         line!(out, "{INDENT}in {}", row.process.text());
     }
-    let wrappers = wrapper_count(&row.frames);
+    let wrappers = wrappers.hidden(&row.frames);
     let width = WIDTH - INDENT.len();
     for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
@@ -79,6 +82,16 @@ pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, analysis: &Analysis) {
     }
     if !tail.is_empty() {
         line!(out, "{INDENT}{}", tail.join("  "));
+    }
+}
+
+/// Says that there is more than is shown, if there is.
+pub(super) fn folded(out: &mut String, rows: &[SiteRow<'_>], wrappers: Wrappers) {
+    if rows.iter().any(|row| wrappers.hidden(&row.frames) > 0) {
+        line!(
+            out,
+            "\nFunctions that only hand requests on to the allocator are folded (--show-wrappers)."
+        );
     }
 }
 
@@ -125,6 +138,8 @@ mod tests {
             "f  a.c:7  [server]  (inlined)"
         );
         assert_eq!(frame_text(&frame(None, None), 94), "server+0x10  (inlined)");
+        let generated = ResolvedFrame { module: Some("[jit]"), ..frame(Some("f"), None) };
+        assert_eq!(frame_text(&generated, 94), "f  [jit]  (inlined)");
         let long = "x".repeat(400);
         let shown = frame_text(&frame(Some(&long), Some("/src/a.c")), 94);
         assert_eq!(shown.chars().count(), 94);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust,
+    Analysis, Trust, Wrappers,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -23,24 +23,27 @@ pub struct LeaksReport<'a> {
     /// How far to trust all this, with the bounds of `live_blocks`.
     pub trust: Trust,
     #[serde(skip)]
+    wrappers: Wrappers,
+    #[serde(skip)]
     analysis: &'a Analysis,
 }
 
 impl<'a> LeaksReport<'a> {
     /// The `top` first sites by live bytes, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, wrappers: Wrappers) -> Self {
         let rank = |site: &Site| {
             let blocks = site.sums.live_blocks();
             (blocks > 0).then(|| (site.sums.live_bytes(), blocks))
         };
-        let (rows, site_count) = ranked(analysis, top, rank);
+        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
         Self {
             site_count,
             live_blocks: analysis.totals.live_blocks,
             live_bytes: analysis.totals.live_bytes,
             rows,
             trust: Trust::of(analysis),
+            wrappers,
             analysis,
         }
     }
@@ -66,7 +69,7 @@ impl<'a> LeaksReport<'a> {
                 ages(row),
                 freed_text(row.frees),
             );
-            layout::stack(&mut out, row, self.analysis);
+            layout::stack(&mut out, row, self.wrappers, self.analysis);
         }
         if self.live_blocks > 0 {
             line!(
@@ -78,6 +81,7 @@ impl<'a> LeaksReport<'a> {
                 "see which blocks the program can still reach. Old blocks of a growing site are suspects."
             );
         }
+        layout::folded(&mut out, &self.rows, self.wrappers);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust,
+    Analysis, Trust, Wrappers,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -26,6 +26,8 @@ pub struct PeakReport<'a> {
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
+    wrappers: Wrappers,
+    #[serde(skip)]
     analysis: &'a Analysis,
 }
 
@@ -40,11 +42,11 @@ pub(super) fn peak_after_ns(analysis: &Analysis) -> Option<u64> {
 impl<'a> PeakReport<'a> {
     /// The `top` first sites by bytes live at the peak, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, wrappers: Wrappers) -> Self {
         let rank = |site: &Site| {
             (site.at_peak.blocks > 0).then_some((site.at_peak.bytes, site.at_peak.blocks))
         };
-        let (rows, site_count) = ranked(analysis, top, rank);
+        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
         Self {
             peak_after_ns: peak_after_ns(analysis),
             peak_live_blocks: analysis.totals.peak_live_blocks,
@@ -52,6 +54,7 @@ impl<'a> PeakReport<'a> {
             site_count,
             rows,
             trust: Trust::of(analysis),
+            wrappers,
             analysis,
         }
     }
@@ -80,8 +83,9 @@ impl<'a> PeakReport<'a> {
                 counted(row.at_peak_blocks, "block"),
                 text::bytes(row.live_bytes),
             );
-            layout::stack(&mut out, row, self.analysis);
+            layout::stack(&mut out, row, self.wrappers, self.analysis);
         }
+        layout::folded(&mut out, &self.rows, self.wrappers);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     Analysis,
+    folding::{MergedSite, Wrappers, merged},
     frames::{ResolvedFrame, ResolvedStack},
     origin::ProcessName,
 };
@@ -89,8 +90,13 @@ impl<'a> SiteRow<'a> {
     /// Puts together what is known of the site with this number.
     #[must_use]
     pub fn of(analysis: &'a Analysis, number: usize, site: &Site) -> Self {
+        Self::of_merged(analysis, &MergedSite::of(analysis, number, site))
+    }
+
+    fn of_merged(analysis: &'a Analysis, merged: &MergedSite<'_>) -> Self {
+        let (number, site) = (merged.number, &*merged.site);
         let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
-        let ages = u32::try_from(number).ok().and_then(|number| analysis.live_ages.get(&number));
+        let ages = merged.ages;
         let age = |allocated_ns: u64| analysis.ended_at_ns.saturating_sub(allocated_ns);
         Self {
             site: number,
@@ -122,18 +128,16 @@ impl<'a> SiteRow<'a> {
 pub(super) fn ranked<'a, K: Ord>(
     analysis: &'a Analysis,
     top: Option<usize>,
+    wrappers: Wrappers,
     rank: impl Fn(&Site) -> Option<K>,
 ) -> (Vec<SiteRow<'a>>, usize) {
-    let mut order: Vec<_> = analysis
-        .sites
-        .iter()
-        .enumerate()
-        .filter_map(|(number, site)| Some((Reverse(rank(site)?), number, site)))
-        .collect();
-    order.sort_by(|(left, left_number, _), (right, right_number, _)| {
-        left.cmp(right).then(left_number.cmp(right_number))
+    let sites = merged(analysis, wrappers);
+    let mut order: Vec<_> =
+        sites.iter().filter_map(|merged| Some((Reverse(rank(&merged.site)?), merged))).collect();
+    order.sort_by(|(left, left_site), (right, right_site)| {
+        left.cmp(right).then(left_site.number.cmp(&right_site.number))
     });
     let all = order.len();
     let shown = order.iter().take(top.unwrap_or(all));
-    (shown.map(|(_, number, site)| SiteRow::of(analysis, *number, site)).collect(), all)
+    (shown.map(|(_, merged)| SiteRow::of_merged(analysis, merged)).collect(), all)
 }

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust,
+    Analysis, Trust, Wrappers,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -40,13 +40,20 @@ pub struct SitesReport<'a> {
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
+    wrappers: Wrappers,
+    #[serde(skip)]
     analysis: &'a Analysis,
 }
 
 impl<'a> SitesReport<'a> {
     /// The `top` first sites in an order, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, order: SiteOrder, top: Option<usize>) -> Self {
+    pub fn of(
+        analysis: &'a Analysis,
+        order: SiteOrder,
+        top: Option<usize>,
+        wrappers: Wrappers,
+    ) -> Self {
         let rank = |site: &Site| {
             let sums = &site.sums;
             match order {
@@ -57,7 +64,7 @@ impl<'a> SitesReport<'a> {
                 SiteOrder::Temporary => Some((sums.temporary_allocations, sums.allocated_bytes)),
             }
         };
-        let (rows, site_count) = ranked(analysis, top, rank);
+        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
         Self {
             order,
             site_count,
@@ -66,6 +73,7 @@ impl<'a> SitesReport<'a> {
             temporary_allocations: analysis.totals.temporary_allocations,
             rows,
             trust: Trust::of(analysis),
+            wrappers,
             analysis,
         }
     }
@@ -84,8 +92,9 @@ impl<'a> SitesReport<'a> {
         layout::heading(&mut out, what, self.rows.len(), self.site_count);
         for (position, row) in self.rows.iter().enumerate() {
             line!(out, "\n{:>3}. {}", position + 1, self.numbers(row));
-            layout::stack(&mut out, row, self.analysis);
+            layout::stack(&mut out, row, self.wrappers, self.analysis);
         }
+        layout::folded(&mut out, &self.rows, self.wrappers);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

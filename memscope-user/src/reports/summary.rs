@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, SiteOrder, SitesReport, Trust,
-    frames::wrapper_count,
+    Analysis, SiteOrder, SitesReport, Trust, Wrappers,
+    frames::title_position,
     layout::{counted, cut, frame_text, line},
     origin::{self, ProcessName},
     peak::peak_after_ns,
@@ -72,9 +72,9 @@ pub struct SummaryReport<'a> {
 impl<'a> SummaryReport<'a> {
     /// Sums up a recording; `recording` is what it is called, such as its path.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, recording: &'a str) -> Self {
+    pub fn of(analysis: &'a Analysis, recording: &'a str, wrappers: Wrappers) -> Self {
         let totals = &analysis.totals;
-        let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP)).rows;
+        let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP), wrappers).rows;
         most_live.retain(|row| row.live_blocks > 0);
         let processes = analysis.definitions.processes.keys();
         Self {
@@ -96,7 +96,8 @@ impl<'a> SummaryReport<'a> {
             peak_after_ns: peak_after_ns(analysis),
             probe_hits: analysis.counters.as_ref().map(|counters| counters.hits),
             most_live,
-            most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP)).rows,
+            most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
+                .rows,
             trust: Trust::of(analysis),
             analysis,
         }
@@ -220,7 +221,7 @@ fn tell_sites(
             counted(blocks, "block")
         );
         let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
-        let frame = row.frames.get(wrapper_count(&row.frames));
+        let frame = row.frames.get(title_position(&row.frames));
         let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
         line!(out, "{numbers} {}", cut(&title, room));
     }

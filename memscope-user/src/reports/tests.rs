@@ -1,7 +1,7 @@
 //! The reports on small recordings, with exact numbers and exact text.
 
 use super::{
-    Report, View, check,
+    Report, View, Wrappers, check,
     testing::{ENDED_AT_NS, analysis, analysis_of, items},
 };
 use crate::{
@@ -49,7 +49,7 @@ fn sites_by_live_bytes() {
     let analysis = analysis(SERVER);
     check(&analysis).unwrap();
     check_text(
-        &View::Sites.report(&analysis, "r", Some(2)),
+        &View::Sites.report(&analysis, "r", Some(2), Wrappers::Folded),
         "
         Sites by bytes live at the end: the first 2 of 3 sites
 
@@ -63,6 +63,8 @@ fn sites_by_live_bytes() {
               server+0x500
               main  main.c:4  [server]
 
+        Functions that only hand requests on to the allocator are folded (--show-wrappers).
+
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
 }
@@ -71,7 +73,7 @@ fn sites_by_live_bytes() {
 fn sites_by_allocated_bytes() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Allocated.report(&analysis, "r", Some(1)),
+        &View::Allocated.report(&analysis, "r", Some(1), Wrappers::Folded),
         "
         Sites by bytes allocated: the first 1 of 3 sites
 
@@ -81,6 +83,8 @@ fn sites_by_allocated_bytes() {
               handle  handle.c:3  [server]
               main  main.c:4  [server]
 
+        Functions that only hand requests on to the allocator are folded (--show-wrappers).
+
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
 }
@@ -89,7 +93,7 @@ fn sites_by_allocated_bytes() {
 fn sites_by_temporary_allocations() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Temporary.report(&analysis, "r", None),
+        &View::Temporary.report(&analysis, "r", None, Wrappers::Folded),
         "
         Sites by temporary allocations (freed with no other allocation in between): 2 sites
 
@@ -103,6 +107,8 @@ fn sites_by_temporary_allocations() {
               parse  parse.c:6  [server]
               main  main.c:4  [server]
 
+        Functions that only hand requests on to the allocator are folded (--show-wrappers).
+
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
 }
@@ -111,7 +117,7 @@ fn sites_by_temporary_allocations() {
 fn leaks() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Leaks.report(&analysis, "r", None),
+        &View::Leaks.report(&analysis, "r", None, Wrappers::Folded),
         "
         Live at the end, 4.39 KiB in 3 blocks: 2 sites
 
@@ -128,6 +134,8 @@ fn leaks() {
         Live is not lost: caches and pools are live too, and memscope follows no pointers to
         see which blocks the program can still reach. Old blocks of a growing site are suspects.
 
+        Functions that only hand requests on to the allocator are folded (--show-wrappers).
+
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
 }
@@ -136,7 +144,7 @@ fn leaks() {
 fn peak() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Peak.report(&analysis, "r", None),
+        &View::Peak.report(&analysis, "r", None, Wrappers::Folded),
         "
         Live at the peak, 7.81 KiB in 3 blocks, 1.02 µs after the start: 1 site
 
@@ -146,6 +154,8 @@ fn peak() {
               handle  handle.c:3  [server]
               main  main.c:4  [server]
 
+        Functions that only hand requests on to the allocator are folded (--show-wrappers).
+
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
 }
@@ -154,7 +164,7 @@ fn peak() {
 fn summary() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Summary.report(&analysis, "server.memscope", None),
+        &View::Summary.report(&analysis, "server.memscope", None, Wrappers::Folded),
         "
         server.memscope
           process    server (pid 1001) /usr/bin/server, libc.so.6, exited with 0
@@ -199,7 +209,7 @@ fn the_summary_fits_a_terminal_at_its_worst() {
     text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nlost 9");
     let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
     analysis.damage_count = 3;
-    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None).text();
+    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None, Wrappers::Folded).text();
     let rows: usize = shown.lines().map(|line| line.chars().count().div_ceil(80).max(1)).sum();
     assert!(rows <= 24, "{rows} rows:\n{shown}");
     let last = shown.lines().last().unwrap();
@@ -215,20 +225,20 @@ fn nothing_recorded_shows_nothing() {
     let analysis = analysis("");
     check(&analysis).unwrap();
     for view in View::ALL {
-        let report = view.report(&analysis, "r", None);
+        let report = view.report(&analysis, "r", None, Wrappers::Folded);
         let text = report.text();
         assert!(text.trim_end().ends_with("Complete: all 0 events recorded, 0 lost."), "{text}");
         assert!(!text.contains(" 1. "), "{view:?}: {text}");
         serde_json::to_string(&report).unwrap();
     }
-    let summary = View::Summary.report(&analysis, "r", None).text();
+    let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
     assert!(summary.contains("No allocation was recorded; the probes had 0 hits."), "{summary}");
 }
 
 #[test]
 fn several_processes_are_told_apart() {
     let analysis = analysis("!process 2 worker\n1 malloc 1 = 0x10 @a\n2:7 malloc 2 = 0x10 @b");
-    let text = View::Sites.report(&analysis, "r", None).text();
+    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
     assert!(text.contains("\n      in worker (pid 1002)\n"), "{text}");
     assert!(text.contains("\n      in server (pid 1001)\n"), "{text}");
 }
@@ -238,7 +248,7 @@ fn long_chains_are_folded_and_broken_ones_marked() {
     let analysis = analysis(
         "!stack a depth_limit a b c d e f g h i j k\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @b\n!stack b frames_lost",
     );
-    let text = View::Sites.report(&analysis, "r", None).text();
+    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
     assert!(
         text.contains("      h  h.c:8  [server]\n      … 3 more  [callers unknown: depth limit]\n"),
         "{text}"
@@ -251,7 +261,9 @@ fn what_the_recording_does_not_define_is_unknown_and_no_name() {
     let items = items("7:1 malloc 1 = 0x10 @a");
     let only: Vec<_> = items.into_iter().filter(|item| matches!(item, Item::Event(_))).collect();
     let analysis = analysis_of(&only, RecordingEnd::Truncated);
-    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None) else { panic!() };
+    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None, Wrappers::Folded) else {
+        panic!()
+    };
     let row = &sites.rows[0];
     assert_eq!((row.process.pid, row.stack, row.frames.len()), (None, "frames_lost", 0));
     assert_eq!(row.process.text(), "[unknown process 7]");
@@ -260,7 +272,7 @@ fn what_the_recording_does_not_define_is_unknown_and_no_name() {
 #[test]
 fn code_outside_any_file_has_an_address() {
     let analysis = analysis("!stack a complete ?? main\n1 malloc 1 = 0x10 @a");
-    let text = View::Sites.report(&analysis, "r", None).text();
+    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
     assert!(text.contains("\n      [unknown]+0x7fff0000\n"), "{text}");
 }
 
@@ -281,7 +293,7 @@ fn foreign_names_do_not_reach_the_terminal() {
     }
     let analysis = analysis_of(&items, super::testing::regular_end());
     for view in View::ALL {
-        let text = view.report(&analysis, "\x1b[0m.memscope", None).text();
+        let text = view.report(&analysis, "\x1b[0m.memscope", None, Wrappers::Folded).text();
         assert!(
             !text.contains(|character: char| character.is_control() && character != '\n'),
             "{text:?}"
@@ -292,7 +304,7 @@ fn foreign_names_do_not_reach_the_terminal() {
 #[test]
 fn json_of_a_report_names_its_view_and_units() {
     let analysis = analysis(SERVER);
-    let report = View::Leaks.report(&analysis, "r", Some(1));
+    let report = View::Leaks.report(&analysis, "r", Some(1), Wrappers::Folded);
     let json: serde_json::Value = serde_json::to_value(&report).unwrap();
     assert_eq!(json["view"], "leaks");
     assert_eq!(json["live_bytes"], 4500);
@@ -304,7 +316,7 @@ fn json_of_a_report_names_its_view_and_units() {
     assert_eq!(row["frames"][0]["function"], "operator new(unsigned long)");
     assert_eq!(row["frames"][0]["offset"], "0x100");
     assert_eq!(json["trust"]["complete"], true);
-    let sites = View::Temporary.report(&analysis, "r", None);
+    let sites = View::Temporary.report(&analysis, "r", None, Wrappers::Folded);
     assert_eq!(serde_json::to_value(&sites).unwrap()["order"], "temporary");
 }
 
@@ -317,4 +329,57 @@ fn duration_of_a_cut_recording_reaches_to_its_last_event() {
     });
     assert_eq!(last, Some(5000));
     assert_eq!(analysis_of(&items, RecordingEnd::Truncated).duration_ns(), 4000);
+}
+
+/// Three sites that differ in nothing but what stands between `keep` and the allocator,
+/// and one that differs in more.
+const WRAPPED: &str = "
+    !stack one complete operator_new(unsigned_long) keep main
+    !stack two complete operator_new(unsigned_long) operator_new[](unsigned_long) keep main
+    !stack three complete keep main
+    !stack cut depth_limit keep main
+    !exit 1 0
+    +1990
+    1 malloc 1000 = 0x10 @one
+    1 malloc 200 = 0x20 @two
+    1 free 0x20
+    1 malloc 30 = 0x30 @three
+    2 malloc 4 = 0x40 @three
+    1 free 0x40
+    1 malloc 5 = 0x50 @cut";
+
+#[test]
+fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
+    let analysis = analysis(WRAPPED);
+    check(&analysis).unwrap();
+    let Report::Sites(folded) = View::Sites.report(&analysis, "r", None, Wrappers::Folded) else {
+        panic!()
+    };
+    assert_eq!((folded.site_count, folded.rows.len()), (2, 2));
+    let row = &folded.rows[0];
+    assert_eq!((row.site, row.allocations, row.allocated_bytes), (0, 4, 1234));
+    assert_eq!((row.frees, row.freed_bytes, row.live_blocks, row.live_bytes), (2, 204, 2, 1030));
+    assert_eq!((row.at_peak_blocks, row.at_peak_bytes), (2, 1200));
+    let lifetimes = row.lifetime_ns.unwrap();
+    assert_eq!((lifetimes.min, lifetimes.max), (10, 10));
+    let age = |began_ns: u64| Some(ENDED_AT_NS - began_ns);
+    assert_eq!((row.oldest_live_age_ns, row.newest_live_age_ns), (age(2000), age(2030)));
+    assert_eq!((folded.rows[1].site, folded.rows[1].live_bytes), (3, 5));
+    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
+    assert!(!text.contains("operator new") && text.contains("--show-wrappers"), "{text}");
+
+    let Report::Sites(shown) = View::Sites.report(&analysis, "r", None, Wrappers::Shown) else {
+        panic!()
+    };
+    assert_eq!(shown.site_count, 4);
+    for (sum, total) in [
+        (shown.rows.iter().map(|row| row.live_bytes).sum::<u64>(), folded.live_bytes),
+        (folded.rows.iter().map(|row| row.live_bytes).sum(), analysis.totals.live_bytes),
+        (folded.rows.iter().map(|row| row.allocations).sum(), analysis.totals.allocations),
+        (folded.rows.iter().map(|row| row.at_peak_bytes).sum(), analysis.totals.peak_live_bytes),
+    ] {
+        assert_eq!(sum, total);
+    }
+    let text = View::Sites.report(&analysis, "r", None, Wrappers::Shown).text();
+    assert!(text.contains("operator new[](unsigned long)") && !text.contains("--show-wrappers"));
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport};
+use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport, Wrappers};
 
 /// A question to a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,21 +59,27 @@ impl View {
     }
 
     /// Answers the question. `recording` is what the recording is called, such as
-    /// its path; `top` limits the number of sites.
+    /// its path; `top` limits the number of sites. With folded wrappers, sites that differ
+    /// in nothing else are one.
     #[must_use]
     pub fn report<'a>(
         self,
         analysis: &'a Analysis,
         recording: &'a str,
         top: Option<usize>,
+        wrappers: Wrappers,
     ) -> Report<'a> {
         match self {
-            Self::Summary => Report::Summary(SummaryReport::of(analysis, recording)),
-            Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top)),
-            Self::Allocated => Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top)),
-            Self::Temporary => Report::Sites(SitesReport::of(analysis, SiteOrder::Temporary, top)),
-            Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top)),
-            Self::Peak => Report::Peak(PeakReport::of(analysis, top)),
+            Self::Summary => Report::Summary(SummaryReport::of(analysis, recording, wrappers)),
+            Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top, wrappers)),
+            Self::Allocated => {
+                Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top, wrappers))
+            }
+            Self::Temporary => {
+                Report::Sites(SitesReport::of(analysis, SiteOrder::Temporary, top, wrappers))
+            }
+            Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
+            Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
         }
     }
 }

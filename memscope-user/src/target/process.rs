@@ -184,8 +184,8 @@ impl TargetProcess {
         let MappedFile::File { identity, path } = &mapping.file else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no file is mapped there"));
         };
-        let link =
-            format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start_avma, mapping.end_avma);
+        let CodeMapping { start_avma, end_avma, .. } = mapping;
+        let link = format!("/proc/{}/map_files/{start_avma:x}-{end_avma:x}", self.pid);
         let mut in_root = PathBuf::from(format!("/proc/{}/root", self.pid));
         in_root.push(path.trim_start_matches('/'));
         // map_files needs CAP_CHECKPOINT_RESTORE, where the path will often do; and

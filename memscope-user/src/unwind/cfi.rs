@@ -21,6 +21,9 @@ use super::{
 /// executed for each function that refers to it.
 pub(super) const MAX_COMMON_ENTRY_BYTES: usize = 4096;
 
+/// Most rows of one function; the rest is marked as unsupported.
+const MAX_FUNCTION_ROWS: usize = 1 << 20;
+
 /// Rules by number, each once.
 #[derive(Debug)]
 pub(super) struct Rules {
@@ -211,8 +214,8 @@ impl<'data, S: Frames<'data>> Evaluation<'data, '_, S> {
         self.scope
             .rows_left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .map_err(|_| TooManyRows)?;
-        let number = |rows: usize| u32::try_from(rows).map_err(|_| TooManyRows);
+            .or(Err(TooManyRows))?;
+        let number = |rows: usize| u32::try_from(rows).or(Err(TooManyRows));
         let rows = (number(first)?, number(self.part.rows.len())?);
         self.part.functions.push(Function { start, end, rows });
         Ok(())
@@ -250,9 +253,14 @@ impl<'data, S: Frames<'data>> Evaluation<'data, '_, S> {
                 };
                 let offset = row.start_address().wrapping_sub(self.scope.base_svma);
                 let row_end = row.end_address().wrapping_sub(self.scope.base_svma);
-                let Some(offset) = u32::try_from(offset).ok().filter(|offset| *offset < end) else {
+                let Ok(offset) = u32::try_from(offset) else { break true };
+                if self.part.rows.len().saturating_sub(first) >= MAX_FUNCTION_ROWS {
                     break true;
-                };
+                }
+                if offset >= end {
+                    // Rows that begin just at the end hold nowhere.
+                    break offset > end;
+                }
                 if row_end <= u64::from(offset) {
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! Functions in order of their addresses, with what lies between them.
 
-use std::{num::NonZero, thread};
+use std::{num::NonZero, ops::Range, thread};
 
 use gimli::{DebugFrame, EhFrame};
 use memscope_common::unwind::{RULE_END, RULE_NONE};
@@ -39,15 +39,17 @@ pub(super) fn table(file: &CallFrames<'_>) -> Result<UnwindTable, UnwindError> {
         rows_left: &rows_left,
         is_known: &|_, _| false,
     };
-    let mut problems = Problems::default();
+    let mut problems =
+        Problems { broken_sections: file.unreadable_sections, ..Problems::default() };
     let mut parts = Vec::new();
     for section in &file.eh_frame {
         parts.extend(shares::<EhFrame<_>>(&section.bytes, &scope(section))?);
     }
     let mut extents = visible(extents(&parts, 0), &mut problems);
     let preferred = parts.len();
+    let covered = covered(&extents);
     for section in &file.debug_frame {
-        let is_known = |start, end| is_covered(&extents, start, end);
+        let is_known = |start, end| is_covered(&covered, start, end);
         let scope = Scope { is_known: &is_known, ..scope(section) };
         parts.extend(shares::<DebugFrame<_>>(&section.bytes, &scope)?);
     }
@@ -70,7 +72,9 @@ pub(super) fn table(file: &CallFrames<'_>) -> Result<UnwindTable, UnwindError> {
         }
         reached = extent.end;
     }
-    writer.gap(reached, u32::try_from(end_svma.saturating_sub(base_svma)).unwrap_or(u32::MAX));
+    let end = u32::try_from(end_svma.saturating_sub(base_svma)).unwrap_or(u32::MAX);
+    writer.gap(reached, end);
+    writer.push(end.max(reached), RULE_NONE);
     if writer.rows.len() > MAX_ROWS {
         return Err(UnwindError::TooManyRows);
     }
@@ -156,16 +160,22 @@ fn at_or_before(extents: &[Extent], offset: u32) -> usize {
     extents.partition_point(|extent| extent.start <= offset).saturating_sub(1)
 }
 
-/// Whether a range lies in functions, without a gap.
-fn is_covered(extents: &[Extent], start: u32, end: u32) -> bool {
-    let mut reached = start;
-    for extent in extents.iter().skip(at_or_before(extents, start)) {
-        if extent.start > reached || reached >= end {
-            break;
+/// Where there are functions without a gap.
+fn covered(extents: &[Extent]) -> Vec<Range<u32>> {
+    let mut covered: Vec<Range<u32>> = Vec::new();
+    for extent in extents {
+        match covered.last_mut() {
+            Some(last) if last.end == extent.start => last.end = extent.end,
+            _ => covered.push(extent.start..extent.end),
         }
-        reached = reached.max(extent.end);
     }
-    reached >= end
+    covered
+}
+
+fn is_covered(covered: &[Range<u32>], start: u32, end: u32) -> bool {
+    let after = covered.partition_point(|range| range.start <= start);
+    let range = after.checked_sub(1).and_then(|at| covered.get(at));
+    range.is_some_and(|range| end <= range.end)
 }
 
 /// What of a function lies outside of others.
@@ -222,7 +232,8 @@ impl Writer {
         if self.rows.last().is_some_and(|last| last.offset == offset) {
             self.rows.pop();
         }
-        if self.rows.last().is_none_or(|last| last.rule != rule) {
+        // Before the first row, too, nothing is known.
+        if self.rows.last().map_or(RULE_NONE, |last| last.rule) != rule {
             self.rows.push(UnwindRow { offset, rule });
         }
     }

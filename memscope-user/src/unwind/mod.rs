@@ -12,11 +12,13 @@
 //!           └── digest ──▶ cache (a file per table)┘
 //! ```
 
+mod cache;
 mod cfi;
 mod copied;
 mod elf;
 mod layout;
 mod rule;
+mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,9 @@ use std::fmt;
 
 pub use copied::{CodeAt, CopiedWalk, FrameInfo, MappedCode, walk_copy};
 use memscope_common::unwind::{CFA_END, CFA_NONE, CFA_UNSUPPORTED, Rule};
+
+pub use cache::{CacheError, TableCache};
+pub use tables::{TableCounts, Tables};
 
 /// Largest section of call frame information that is read, uncompressed. The largest
 /// known, of browsers and of compilers, have some 30 MiB.

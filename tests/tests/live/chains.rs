@@ -38,7 +38,7 @@ fn through_the_library(site: &Value) -> bool {
 
 /// Exact functions, files, lines and inlined frames. A library function without frame pointer hides its
 /// caller in this version; then that one frame is missing, nothing is wrong, and the chain is not called complete.
-fn assert_chains(export: &Export, figures: &Figures, source: &str) -> usize {
+pub(crate) fn assert_chains(export: &Export, figures: &Figures, source: &str) -> usize {
     let chains = figures.chains();
     let mut exact = 0;
     for chain in &chains {

@@ -74,7 +74,12 @@ fn range(start_avma: u64, module_id: Option<u32>) -> CodeRange {
 }
 
 fn observation(comm: &str, code: Vec<CodeRange>) -> Observation {
-    Observation { comm: comm.to_owned(), exe: format!("/bin/{comm}"), code }
+    Observation {
+        comm: comm.to_owned(),
+        exe: format!("/bin/{comm}"),
+        code,
+        ..Observation::default()
+    }
 }
 
 fn header(kind: u8, image: u16, time_ns: u64) -> Header {
@@ -157,8 +162,20 @@ impl Bench {
         bench
     }
 
-    fn now_sees(&self, observation: Option<Observation>) {
-        *self.seen.lock().unwrap() = observation;
+    fn sees_at(&self, time_ns: u64, observation: Observation) {
+        let seen = Observation { begun_ns: time_ns, done_ns: time_ns, ..observation };
+        *self.seen.lock().unwrap() = Some(seen);
+    }
+
+    fn map(&mut self, time_ns: u64, range: CodeRange) {
+        self.collector.mapped(TARGET, time_ns, range, |item| self.items.push(item));
+    }
+
+    /// Where the only frame of a stack is.
+    fn place(&mut self, time_ns: u64, return_avma: u64) -> Location {
+        let stack = stack(time_ns, time_ns, OUTCOME_FRAME_POINTERS_ENDED, &[return_avma]);
+        let frames = self.take_stack(&stack).frames;
+        self.location(frames[0])
     }
 
     /// What a record adds.
@@ -253,10 +270,8 @@ fn frames_that_are_no_code_end_the_stack() {
 #[test]
 fn new_libraries_are_looked_for_when_the_loader_has_changed_something() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    bench.now_sees(Some(observation(
-        "first",
-        vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))],
-    )));
+    let code = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
+    bench.sees_at(3, observation("first", code));
     bench.take(&Record::CodeChanged(CodeChanged { header: header(KIND_CODE_CHANGED, 0, 1) }));
     let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x30_010]));
     assert_eq!(
@@ -268,7 +283,7 @@ fn new_libraries_are_looked_for_when_the_loader_has_changed_something() {
 #[test]
 fn unknown_code_is_looked_for_now_and_then() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    bench.now_sees(Some(observation("first", vec![range(0x40_000, None)])));
+    bench.sees_at(LOOK_AGAIN_NS + 20, observation("first", vec![range(0x40_000, None)]));
     let early = bench.take_stack(&stack(5, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010, 0x40_010]));
     assert_eq!(early.frames.len(), 1, "looked at a moment ago");
     let later = LOOK_AGAIN_NS + 10;
@@ -375,7 +390,7 @@ fn records_of_nobody_are_counted_and_passed_over() {
 #[test]
 fn a_process_that_is_gone_keeps_what_was_seen_of_it() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    bench.now_sees(None);
+    *bench.seen.lock().unwrap() = None;
     bench.take(&Record::CodeChanged(CodeChanged { header: header(KIND_CODE_CHANGED, 0, 1) }));
     let stack = bench.take_stack(&stack(2, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x10_010]));
     assert!(matches!(bench.location(stack.frames[0]), Location::Module { .. }));
@@ -390,6 +405,111 @@ fn a_process_that_is_gone_keeps_what_was_seen_of_it() {
             reason: EndReason::Exit(Some(0))
         })]
     );
+}
+
+fn in_module(id: u32) -> Location {
+    Location::Module { module: ModuleId(id), file_offset: 0x4010 }
+}
+
+#[test]
+fn a_library_that_is_gone_when_its_records_come_is_found_all_the_same() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.map(10, range(0x30_000, Some(2)));
+    bench.map(20, range(0x30_000, Some(3)));
+    bench.sees_at(30, observation("first", vec![range(0x10_000, Some(0))]));
+    bench.take(&Record::CodeChanged(CodeChanged { header: header(KIND_CODE_CHANGED, 0, 12) }));
+    assert_eq!(bench.place(15, 0x30_010), in_module(2));
+    assert_eq!(bench.place(25, 0x30_010), in_module(3), "it took the place of the other");
+    assert!(matches!(bench.place(35, 0x30_010), Location::Unmapped { .. }), "seen to be gone");
+    let modules = bench.items.iter().filter(|item| matches!(item, Item::Module(_)));
+    assert_eq!(modules.count(), 3);
+}
+
+#[test]
+fn records_of_an_old_image_are_looked_up_in_it_though_the_new_one_is_known() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.map(10, range(0x30_000, Some(2)));
+    bench.collector.replaced(TARGET, 20);
+    bench.map(21, range(0x30_000, Some(3)));
+    bench.map(22, range(0x10_000, Some(0)));
+    bench.collector.replaced(TARGET, 40);
+    assert_eq!(bench.place(15, 0x30_010), in_module(2), "of the old image");
+    // Both images are gone when their records come.
+    *bench.seen.lock().unwrap() = None;
+    let items = bench.take(&exec(1, 24, 0));
+    assert!(
+        matches!(items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"]),
+        "{items:?}"
+    );
+    let mut of_new = stack(30, 9, OUTCOME_FRAME_POINTERS_ENDED, &[0x30_010, 0x10_010]);
+    if let Record::Stack(stack) = &mut of_new {
+        stack.header.header.image = 1;
+    }
+    let frames = bench.take_stack(&of_new).frames;
+    let places: Vec<Location> = frames.iter().map(|frame| bench.location(*frame)).collect();
+    assert_eq!(places, [in_module(3), in_module(0)]);
+    let items = bench.take(&exec(2, 44, 0));
+    assert!(
+        matches!(items.last(), Some(Item::Process(process)) if process.allocators.is_empty()),
+        "of the third nothing was mapped yet: {items:?}"
+    );
+}
+
+#[test]
+fn an_allocator_that_is_mapped_is_listed_at_once() {
+    let mut bench = Bench::new(vec![]);
+    bench.map(10, range(0x10_000, Some(0)));
+    assert!(
+        matches!(bench.items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"])
+    );
+    let known = bench.items.len();
+    bench.map(20, range(0x50_000, Some(0)));
+    assert_eq!(bench.items.len(), known, "nothing new");
+}
+
+#[test]
+fn an_exec_from_before_the_trace_is_none_of_the_target() {
+    let mut bench = Bench::new(vec![]);
+    let start =
+        TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 100, from_start: true };
+    bench.sees_at(101, observation("first", vec![]));
+    bench.collector.start_target(&start, |item| bench.items.push(item));
+    bench.collector.replaced(TARGET, 90);
+    bench.map(110, range(0x10_000, Some(0)));
+    assert!(
+        matches!(bench.items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"]),
+        "it belongs to the image that runs: {:?}",
+        bench.items.last()
+    );
+}
+
+#[test]
+fn what_shows_a_later_image_is_not_taken_for_this_one() {
+    let mut bench = Bench::new(vec![]);
+    bench.collector.replaced(TARGET, 20);
+    let later = observation("later", vec![range(0x10_000, Some(0))]);
+    let seen = Observation { begun_ns: 25, done_ns: 26, ..later };
+    bench.collector.saw(TARGET, seen, 25, |item| bench.items.push(item));
+    assert!(
+        !bench
+            .items
+            .iter()
+            .any(|item| matches!(item, Item::Process(process) if process.comm == "later"))
+    );
+    let items = bench.take(&exec(1, 24, 0));
+    assert!(
+        matches!(items.last(), Some(Item::Process(process)) if process.allocators == ["/lib/0.so"]),
+        "{items:?}"
+    );
+}
+
+#[test]
+fn after_a_loss_of_mappings_the_targets_are_looked_at() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let code = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
+    bench.sees_at(20, observation("first", code));
+    bench.collector.mappings_lost();
+    assert_eq!(bench.place(15, 0x30_010), in_module(2));
 }
 
 #[test]
@@ -415,7 +535,7 @@ fn copied_stacks_are_walked_and_those_with_the_same_frames_are_one() {
 fn code_that_a_copied_stack_leads_to_is_looked_for() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     let both = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
-    bench.now_sees(Some(observation("first", both)));
+    bench.sees_at(LOOK_AGAIN_NS + 10, observation("first", both));
     let early = bench.take_stack(&copied_stack(5, 100, &[0x10_010, 0x30_010]));
     assert_eq!((early.frames.len(), early.outcome), (2, StackOutcome::UnknownCode));
     let later = LOOK_AGAIN_NS + 10;

@@ -2,6 +2,7 @@
 
 mod copies;
 mod modules;
+mod naming;
 mod output;
 mod pipeline;
 mod session;
@@ -32,7 +33,8 @@ use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, kernel_and_arch},
     model::{Capture, EndingReason},
-    reports::{Report, SummaryReport},
+    reports::{Report, SummaryReport, Wrappers},
+    symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
 };
 
@@ -110,7 +112,10 @@ fn begin(
     ring_bytes: u32,
     invoker: Option<&Invoker>,
 ) -> anyhow::Result<Begun> {
-    let (mut session, notices) = Session::start(kernel, ring_bytes, output.file()?, capture)
+    let debuginfod =
+        options.debuginfod.then(|| Debuginfod::from_environment(invoker)).transpose()?;
+    let file = output.file()?;
+    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, debuginfod)
         .with_context(|| cannot_save(output))?;
     if options.command.is_empty() {
         for target in targets {
@@ -193,9 +198,14 @@ async fn follow(
                 }
             }
             Some(notice) = notices.recv() => {
-                if let Err(error) = session.act_on(notice) {
-                    log::warn!("new code of a target is not traced: {error:#}");
+                let mut waiting = vec![notice];
+                // What is said again meanwhile needs to be done once.
+                while let Ok(notice) = notices.try_recv() {
+                    if !waiting.contains(&notice) {
+                        waiting.push(notice);
+                    }
                 }
+                session.act_on(&waiting);
             }
             signal = interrupts.next() => {
                 let Some(command) = command.as_ref().filter(|_| !asked) else { break EndingReason::Interrupted };
@@ -262,7 +272,7 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let path = output.path().display().to_string();
     let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
-    eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path)).text());
+    eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path, Wrappers::Folded)).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
     if let Some(failure) = recorded.failure {

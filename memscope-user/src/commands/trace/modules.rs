@@ -3,23 +3,29 @@
 
 use std::{
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::copies::FrameInfos;
+use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
     collect::{CodeRange, CopiedStack, Observation, ProbeDefinition, ProcessView, WalkedCopy},
+    kernel::{AddressSpaceEvent, MmapEvent},
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
         CodeMapping, CodeSegment, FileIdentity, FunctionKind, MappedFile, ModuleFacts,
-        PlannedProbe, TargetProcess, is_of_interest, plan_probes,
+        PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
     },
 };
+
+/// Most files of which the draining thread remembers that it has opened them; beyond, they are
+/// opened again.
+const MAX_REMEMBERED_FILES: usize = 1 << 16;
 
 /// A mapped file.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub(super) struct LoadedModule {
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
     code: Vec<CodeSegment>,
     loader_state_svma: Option<u64>,
+    /// See [`root_of`].
+    root: Option<File>,
 }
 
 impl LoadedModule {
@@ -127,6 +135,16 @@ impl ModuleCache {
         process: &TargetProcess,
         mapping: &CodeMapping,
     ) -> Option<Arc<LoadedModule>> {
+        self.load_opened(process.pid(), mapping, || open_file(process, mapping))
+    }
+
+    /// As [`Self::load`]; `open` gives the file if it is needed.
+    fn load_opened(
+        &mut self,
+        pid: u32,
+        mapping: &CodeMapping,
+        open: impl FnOnce() -> Option<File>,
+    ) -> Option<Arc<LoadedModule>> {
         let (key, path) = match &mapping.file {
             MappedFile::File { identity, path } => (ModuleKey::File(*identity), path.as_str()),
             MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
@@ -135,16 +153,7 @@ impl ModuleCache {
         if let Some(known) = self.by_key.get(&key) {
             return Some(Arc::clone(known));
         }
-        let file = match &mapping.file {
-            MappedFile::File { .. } => match process.open_mapped(mapping) {
-                Ok(file) => Some(file),
-                Err(error) => {
-                    log::debug!("cannot open {path}, mapped by process {}: {error}", process.pid());
-                    None
-                }
-            },
-            _ => None,
-        };
+        let file = open();
         let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_of_interest));
         let facts = match facts {
             Some(Ok(facts)) => facts,
@@ -165,6 +174,7 @@ impl ModuleCache {
             probes: self.number(plan_probes(&facts)),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
+            root: root_of(pid),
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -192,8 +202,37 @@ impl ModuleCache {
     pub(super) fn symbol_source(&self, module: ModuleId) -> Option<SymbolSource> {
         let module = self.by_id.get(module.index())?;
         let file = module.file.as_ref()?.try_clone().ok()?;
-        Some(SymbolSource::new(file, PathBuf::from(&module.module.path), module.code.clone()))
+        let root = module.root.as_ref().and_then(|root| root.try_clone().ok());
+        let path = PathBuf::from(&module.module.path);
+        Some(SymbolSource::new(file, path, module.code.clone(), root))
     }
+}
+
+/// The root directory of a process that sees other file systems than memscope does, as in
+/// a container; held open, so that it can be searched even when the process has ended.
+fn root_of(pid: u32) -> Option<File> {
+    let identity = |path: &str| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let own = [identity("/proc/self/root/"), identity("/proc/self/ns/mnt")];
+    let theirs =
+        [identity(&format!("/proc/{pid}/root/")), identity(&format!("/proc/{pid}/ns/mnt"))];
+    if own == theirs {
+        return None;
+    }
+    File::open(format!("/proc/{pid}/root/")).ok()
+}
+
+/// The file behind a mapping, if there is one and it can be opened.
+fn open_file(process: &TargetProcess, mapping: &CodeMapping) -> Option<File> {
+    let MappedFile::File { path, .. } = &mapping.file else { return None };
+    process
+        .open_mapped(mapping)
+        .inspect_err(|error| {
+            log::debug!("cannot open {path}, mapped by process {}: {error}", process.pid());
+        })
+        .ok()
 }
 
 /// The modules of a process in which there is something to probe, each once.
@@ -215,12 +254,15 @@ pub(super) fn probed_modules_of(
     probed
 }
 
+/// The targets of a trace, by their indices.
+pub(super) type SharedProcesses = Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>;
+
 /// The collector's eyes: looks at a target and tells the attaching thread when there
 /// are allocators that were not there before.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TargetView {
     pub(super) modules: SharedModules,
-    pub(super) processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
+    pub(super) processes: SharedProcesses,
     pub(super) notices: UnboundedSender<Notice>,
     /// What copied stacks are walked by.
     pub(super) frame_infos: FrameInfos,
@@ -238,6 +280,20 @@ pub(super) enum Notice {
 }
 
 impl TargetView {
+    /// What a target has mapped, to the collector. An allocator is told to the attaching thread.
+    pub(super) fn code_range_of_event(&self, mapped: TargetMapping) -> CodeRange {
+        let TargetMapping { target, mapping, file, .. } = mapped;
+        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = processes.get(&target).map_or(0, |process| process.pid());
+        drop(processes);
+        let loaded = lock(&self.modules).load_opened(pid, &mapping, || file);
+        let range = code_range(&mapping, loaded);
+        if range.is_allocator {
+            self.notice(Notice::Allocators(target));
+        }
+        range
+    }
+
     fn notice(&self, notice: Notice) {
         if self.notices.send(notice).is_err() {
             // The trace is ending: nothing is attached any more.
@@ -250,23 +306,131 @@ impl TargetView {
 pub(super) fn observation_of(
     modules: &SharedModules,
     process: &TargetProcess,
-    mappings: &[CodeMapping],
+    seen: &SeenMappings,
 ) -> Observation {
     let mut cache = lock(modules);
-    let range = |mapping: &CodeMapping| {
-        let loaded = cache.load(process, mapping);
-        CodeRange {
-            start_avma: mapping.start_avma,
-            end_avma: mapping.end_avma,
-            file_offset: mapping.file_offset,
-            is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
-            module: loaded.map(|loaded| Arc::clone(&loaded.module)),
-        }
-    };
+    let range = |mapping| code_range(mapping, cache.load(process, mapping));
     Observation {
-        code: mappings.iter().map(range).collect(),
+        code: seen.mappings.iter().map(range).collect(),
         comm: process.comm().unwrap_or_default(),
         exe: process.exe().unwrap_or_default(),
+        begun_ns: seen.begun_ns,
+        done_ns: seen.done_ns,
+    }
+}
+
+fn code_range(mapping: &CodeMapping, loaded: Option<Arc<LoadedModule>>) -> CodeRange {
+    CodeRange {
+        start_avma: mapping.start_avma,
+        end_avma: mapping.end_avma,
+        file_offset: mapping.file_offset,
+        is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
+        module: loaded.map(|loaded| Arc::clone(&loaded.module)),
+    }
+}
+
+/// The executable memory of a process, and when it was looked at.
+#[derive(Debug)]
+pub(super) struct SeenMappings {
+    pub(super) mappings: Vec<CodeMapping>,
+    /// `CLOCK_MONOTONIC` before and after.
+    begun_ns: u64,
+    done_ns: u64,
+}
+
+/// Looks at the executable memory of a process.
+pub(super) fn mappings_of(process: &TargetProcess) -> Result<SeenMappings, TargetError> {
+    let begun_ns = monotonic_ns();
+    let mappings = process.code_mappings()?;
+    Ok(SeenMappings { mappings, begun_ns, done_ns: monotonic_ns() })
+}
+
+/// What a target has mapped, as the kernel told it.
+#[derive(Debug)]
+pub(super) struct TargetMapping {
+    pub(super) target: u16,
+    pub(super) time_ns: u64,
+    pub(super) mapping: CodeMapping,
+    /// The file, opened as soon as possible; none if somebody has it already.
+    file: Option<File>,
+}
+
+/// What has happened to the address space of a target, as the kernel told it.
+#[derive(Debug)]
+pub(super) enum TargetEvent {
+    Mapped(TargetMapping),
+    Replaced { target: u16, time_ns: u64 },
+}
+
+/// Finds those among the kernel's reports that concern targets, and holds the files they
+/// speak of before they are gone.
+#[derive(Debug)]
+pub(super) struct EventFilter {
+    processes: SharedProcesses,
+    /// Files that were opened here before, and are in the hands of the collecting thread.
+    opened: FxHashSet<FileIdentity>,
+}
+
+impl EventFilter {
+    pub(super) fn new(processes: SharedProcesses) -> Self {
+        Self { processes, opened: FxHashSet::default() }
+    }
+
+    /// What of a report concerns targets. A number that has been given to another process since a
+    /// target ended is taken for the target's, which can do no harm: all records of
+    /// that are from before.
+    pub(super) fn take(&mut self, event: &AddressSpaceEvent, mut give: impl FnMut(TargetEvent)) {
+        let targets: Vec<(u16, Arc<TargetProcess>)> = self
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|(_, process)| process.pid() == event.pid())
+            .map(|(target, process)| (*target, Arc::clone(process)))
+            .collect();
+        for (target, process) in targets {
+            give(match event {
+                AddressSpaceEvent::Mapped(event) => {
+                    let mapping = mapping_of_event(event);
+                    let file = self.open_once(&process, &mapping);
+                    let time_ns = event.time_ns;
+                    TargetEvent::Mapped(TargetMapping { target, time_ns, mapping, file })
+                }
+                AddressSpaceEvent::Replaced { time_ns, .. } => {
+                    TargetEvent::Replaced { target, time_ns: *time_ns }
+                }
+            });
+        }
+    }
+
+    fn open_once(&mut self, process: &TargetProcess, mapping: &CodeMapping) -> Option<File> {
+        let MappedFile::File { identity, .. } = &mapping.file else { return None };
+        if self.opened.contains(identity) {
+            return None;
+        }
+        let file = open_file(process, mapping)?;
+        if self.opened.len() == MAX_REMEMBERED_FILES {
+            self.opened.clear();
+        }
+        self.opened.insert(*identity);
+        Some(file)
+    }
+}
+
+/// The mapping that an event speaks of, in the words of `/proc/PID/maps`.
+fn mapping_of_event(event: &MmapEvent) -> CodeMapping {
+    let path = event.path.clone();
+    let file = match (event.identity, path) {
+        (Some(identity), path) => MappedFile::File { identity, path: path.unwrap_or_default() },
+        (None, Some(name)) if name.starts_with("[v") => MappedFile::Kernel(name),
+        // Stack and heap are memory like other, if code is in them.
+        (None, _) => MappedFile::Anonymous,
+    };
+    CodeMapping {
+        start_avma: event.start_avma,
+        end_avma: event.start_avma.saturating_add(event.length_bytes),
+        file_offset: event.file_offset,
+        file,
     }
 }
 
@@ -274,8 +438,8 @@ impl ProcessView for TargetView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
         let process =
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
-        let mappings = process.code_mappings().ok()?;
-        let observation = observation_of(&self.modules, &process, &mappings);
+        let seen = mappings_of(&process).ok()?;
+        let observation = observation_of(&self.modules, &process, &seen);
         if observation.code.iter().any(|range| range.is_allocator) {
             self.notice(Notice::Allocators(target));
         }

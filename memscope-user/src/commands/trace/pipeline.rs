@@ -1,7 +1,7 @@
 //! The threads between the ring and the recording. Each owns what it works on:
 //!
 //! ```text
-//! drain:    ring → decode ──┐ records
+//! drain:    ring → decode ──┐ mappings, records
 //! main:     control ────────┴─▶ pipeline: order → collect → lifetimes, store
 //! symbols:  names ◀─ frames ──────┘  ▲
 //!                └──── names ────────┘
@@ -12,6 +12,7 @@
 
 use std::{
     io::Write,
+    os::fd::BorrowedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,17 +23,21 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use super::modules::{Notice, SharedModules, TargetView, lock};
+use super::{
+    modules::{EventFilter, Notice, SharedModules, TargetEvent, TargetView},
+    naming::{SymbolJob, symbolize},
+};
 use crate::{
     collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
-    kernel::EventRing,
-    model::{Counters, Event, FrameId, FrameSymbols, Item, Location, ModuleId},
+    kernel::{EventRing, MmapEvents},
+    model::{Counters, Event, FrameSymbols, Item},
     reports::Analyzer,
     store::{StoreError, Writer},
-    symbols::{SymbolSource, Symbolizer},
+    symbols::Debuginfod,
+    target::MappedFile,
 };
 
 /// Records handed over at once.
@@ -41,15 +46,21 @@ const BATCH_RECORDS: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 /// Batches that may wait for the pipeline.
 const WAITING_BATCHES: usize = 64;
+/// How often the generated code of a target is looked for.
+const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 /// How long records may wait in the ring of a quiet target.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-/// Frames named at once.
-const SYMBOL_BATCH: usize = 256;
+/// How often lost reports of new code make the collector look at all targets.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What reaches the pipeline.
 pub(super) enum Input {
+    /// Before the records of code that was mapped.
+    Mapped(Vec<TargetEvent>),
+    /// The kernel has not told of all that was mapped.
+    MappingsLost,
     Records(Vec<Record>),
     Control(Control),
     Symbols(Vec<FrameSymbols>),
@@ -118,6 +129,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         ring: EventRing,
         view: TargetView,
         modules: SharedModules,
+        debuginfod: Option<Debuginfod>,
         writer: Writer<W>,
     ) -> anyhow::Result<Self> {
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
@@ -125,14 +137,15 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let (jobs, job_receiver) = mpsc::channel();
         let (progress_sender, progress) = watch::channel(Progress::default());
         let drain_state = Arc::new(DrainState::default());
+        let mappings = Mappings::open(&view);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
             let notices = view.notices.clone();
-            move || drain(ring, &state, &input, &after_drain_receiver, &notices)
+            move || drain(ring, mappings, &state, &input, &after_drain_receiver, &notices)
         })?;
         let symbols = spawn("memscope-symbols", {
             let input = input.clone();
-            move || symbolize(&job_receiver, &modules, &input)
+            move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
             Collect::new(view, writer, jobs, progress_sender).run(&receiver)
@@ -183,8 +196,99 @@ fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
     thread.join().map_err(|_panic| anyhow::anyhow!("a thread of memscope has panicked"))
 }
 
+/// What the kernel tells of new code in the targets.
+struct Mappings {
+    /// None if the kernel refuses; then new code is noticed later.
+    events: Option<MmapEvents>,
+    filter: EventFilter,
+    /// Losses that the collecting thread knows of, and when it was told last.
+    told_lost: u64,
+    notices: UnboundedSender<Notice>,
+    /// Targets that have generated code of which the attaching thread does not know yet.
+    generating: FxHashSet<u16>,
+    told_generating_at: Instant,
+    told_at: Instant,
+}
+
+impl Mappings {
+    fn open(view: &TargetView) -> Self {
+        let events = MmapEvents::open()
+            .map_err(anyhow::Error::from)
+            .inspect_err(|error| {
+                log::warn!("libraries that are unloaded soon may stay without names: {error:#}");
+            })
+            .ok();
+        Self {
+            events,
+            filter: EventFilter::new(Arc::clone(&view.processes)),
+            told_lost: 0,
+            notices: view.notices.clone(),
+            generating: FxHashSet::default(),
+            told_generating_at: Instant::now(),
+            told_at: Instant::now(),
+        }
+    }
+
+    /// Has tables made for what was mapped. Compilers of generated code change their memory
+    /// all the time; frame pointers do for it meanwhile, so it is told now and then.
+    fn notice(&mut self, events: &[TargetEvent]) {
+        let mut changed: FxHashSet<u16> = FxHashSet::default();
+        for event in events {
+            match event {
+                TargetEvent::Mapped(mapped) if mapped.mapping.file == MappedFile::Anonymous => {
+                    self.generating.insert(mapped.target);
+                }
+                TargetEvent::Mapped(mapped) => {
+                    changed.insert(mapped.target);
+                }
+                TargetEvent::Replaced { .. } => {}
+            }
+        }
+        if !self.generating.is_empty() && self.told_generating_at.elapsed() > GENERATING_INTERVAL {
+            self.told_generating_at = Instant::now();
+            changed.extend(self.generating.drain());
+        }
+        for target in changed {
+            if self.notices.send(Notice::CodeChanged(target)).is_err() {
+                log::debug!("after the end: code has changed");
+            }
+        }
+    }
+
+    /// Hands over what was told until now.
+    fn send(&mut self, input: &SyncSender<Input>) -> anyhow::Result<()> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let mut mapped = Vec::new();
+        events.drain(|event| self.filter.take(&event, |event| mapped.push(event)));
+        if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
+            (self.told_lost, self.told_at) = (events.lost(), Instant::now());
+            send(input, Input::MappingsLost)?;
+        }
+        self.notice(&mapped);
+        if mapped.is_empty() { Ok(()) } else { send(input, Input::Mapped(mapped)) }
+    }
+
+    fn say_lost(&self) {
+        let lost = self.events.as_ref().map_or(0, MmapEvents::lost);
+        if lost > 0 {
+            log::warn!(
+                "{lost} reports of the kernel on new code, of whatever process, were lost: libraries that were unloaded soon may be without names"
+            );
+        }
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.events.iter().flat_map(MmapEvents::as_fds)
+    }
+}
+
+fn send(input: &SyncSender<Input>, what: Input) -> anyhow::Result<()> {
+    input.send(what).ok().context("the collecting thread has ended")
+}
+
 fn drain(
     mut ring: EventRing,
+    mut mappings: Mappings,
     state: &DrainState,
     input: &SyncSender<Input>,
     after_drain: &Receiver<Control>,
@@ -214,66 +318,36 @@ fn drain(
             });
             state.received.fetch_add(count as u64, Ordering::AcqRel);
             state.malformed.fetch_add(malformed, Ordering::AcqRel);
+            // After the batch was read and before it is handed over: so the collector knows of
+            // every mapping that was made before a record of the batch.
+            mappings.send(input)?;
             if count == 0 {
                 break;
             }
-            input.send(Input::Records(batch)).ok().context("the collecting thread has ended")?;
+            send(input, Input::Records(batch))?;
         }
         for control in controls {
-            input.send(Input::Control(control)).ok().context("the collecting thread has ended")?;
+            send(input, Input::Control(control))?;
         }
         if stop {
+            mappings.say_lost();
             return Ok(());
         }
-        ring.wait(POLL_INTERVAL)?;
-    }
-}
-
-/// A frame that wants a name.
-struct SymbolJob {
-    frame: FrameId,
-    module: ModuleId,
-    file_offset: u64,
-}
-
-fn symbolize(jobs: &Receiver<SymbolJob>, modules: &SharedModules, output: &SyncSender<Input>) {
-    let symbolizer = Symbolizer::new();
-    let mut sources: FxHashMap<ModuleId, Option<SymbolSource>> = FxHashMap::default();
-    while let Ok(first) = jobs.recv() {
-        let mut by_module: FxHashMap<ModuleId, Vec<SymbolJob>> = FxHashMap::default();
-        for job in std::iter::once(first).chain(jobs.try_iter().take(SYMBOL_BATCH)) {
-            by_module.entry(job.module).or_default().push(job);
-        }
-        let mut named = Vec::new();
-        for (module, jobs) in by_module {
-            let source =
-                sources.entry(module).or_insert_with(|| lock(modules).symbol_source(module));
-            let Some(source) = source else { continue };
-            let offsets: Vec<u64> = jobs.iter().map(|job| job.file_offset).collect();
-            let functions = symbolizer.functions(source, &offsets);
-            named.extend(
-                jobs.iter()
-                    .zip(functions)
-                    .filter(|(_, functions)| !functions.is_empty())
-                    .map(|(job, functions)| FrameSymbols { frame: job.frame, functions }),
-            );
-        }
-        if output.send(Input::Symbols(named)).is_err() {
-            return;
-        }
+        ring.wait(POLL_INTERVAL, mappings.fds())?;
     }
 }
 
 /// State of the collecting thread.
 struct Collect<W> {
     collector: Collector<TargetView>,
+    view: TargetView,
     sink: Sink<W>,
     order: Order,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
 
-/// Where items go: to the live analysis, the recording, and frames to be named.
+/// Where items go: to the live analysis, the recording, and what is to be named.
 struct Sink<W> {
     analyzer: Analyzer,
     writer: Writer<W>,
@@ -291,17 +365,14 @@ impl<W: Write> Sink<W> {
         {
             self.failure = Some(Arc::new(error));
         }
-        match item {
-            Item::Event(event) => self.events += u64::from(!matches!(event, Event::Loss { .. })),
-            Item::Frame(frame) => {
-                if let Location::Module { module, file_offset } = frame.location
-                    && let Some(jobs) = &self.jobs
-                    && jobs.send(SymbolJob { frame: frame.id, module, file_offset }).is_err()
-                {
-                    log::debug!("the symbol thread has ended");
-                }
-            }
-            _ => {}
+        if let Item::Event(event) = item {
+            self.events += u64::from(!matches!(event, Event::Loss { .. }));
+        }
+        if let Some(jobs) = &self.jobs
+            && let Some(job) = SymbolJob::of(item)
+            && jobs.send(job).is_err()
+        {
+            log::debug!("the symbol thread has ended");
         }
     }
 
@@ -322,7 +393,8 @@ impl<W: Write> Collect<W> {
         progress: watch::Sender<Progress>,
     ) -> Self {
         Self {
-            collector: Collector::new(view),
+            collector: Collector::new(view.clone()),
+            view,
             sink: Sink {
                 analyzer: Analyzer::default(),
                 writer,
@@ -350,6 +422,8 @@ impl<W: Write> Collect<W> {
                     let sink = &mut self.sink;
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
+                Ok(Input::Mapped(events)) => self.mapped(events),
+                Ok(Input::MappingsLost) => self.collector.mappings_lost(),
                 Ok(Input::Symbols(symbols)) => {
                     for symbols in symbols {
                         self.sink.take(&Item::Symbols(symbols));
@@ -364,6 +438,10 @@ impl<W: Write> Collect<W> {
             }
         }
         self.publish();
+        let forgotten = self.collector.forgotten_ranges();
+        if forgotten > 0 {
+            log::warn!("{forgotten} mappings of code were too many to be remembered");
+        }
         let copied = self.collector.copied_stacks();
         log::info!(
             "{} stacks were walked from copies, {} of them completely",
@@ -379,6 +457,22 @@ impl<W: Write> Collect<W> {
             writer: self.sink.writer,
             failure: self.sink.failure,
             nonsense: self.collector.nonsense(),
+        }
+    }
+
+    fn mapped(&mut self, events: Vec<TargetEvent>) {
+        for event in events {
+            match event {
+                TargetEvent::Mapped(mapped) => {
+                    let (target, time_ns) = (mapped.target, mapped.time_ns);
+                    let range = self.view.code_range_of_event(mapped);
+                    let sink = &mut self.sink;
+                    self.collector.mapped(target, time_ns, range, |item| sink.take(&item));
+                }
+                TargetEvent::Replaced { target, time_ns } => {
+                    self.collector.replaced(target, time_ns);
+                }
+            }
         }
     }
 

@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -17,7 +17,10 @@ use tokio::{
 
 use super::{
     copies::FrameInfos,
-    modules::{LoadedModule, Notice, SharedModules, TargetView, observation_of, probed_modules_of},
+    modules::{
+        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
+        observation_of, probed_modules_of,
+    },
     monotonic_ns,
     pipeline::{Collected, Control, Input, Pipeline, Progress},
     tables::bring_tables,
@@ -28,7 +31,9 @@ use crate::{
     model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
-    target::TargetProcess,
+    symbols::Debuginfod,
+    target::{TargetError, TargetProcess},
+    unwind::{TableCache, Tables},
 };
 
 /// How long calls that are under way when recording ends are waited for.
@@ -50,9 +55,10 @@ pub(super) struct Session {
     kernel: Kernel,
     pipeline: Pipeline<File>,
     modules: SharedModules,
-    processes: Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>,
+    processes: SharedProcesses,
     targets: Vec<Target>,
     defined: FxHashSet<ModuleId>,
+    tables: Tables,
 }
 
 /// What a trace leaves.
@@ -72,10 +78,11 @@ impl Session {
         ring_bytes: u32,
         output: File,
         capture: &Capture,
+        debuginfod: Option<Debuginfod>,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
         let modules = SharedModules::default();
-        let processes = Arc::default();
+        let processes = SharedProcesses::default();
         let (notices_sender, notices) = unbounded_channel();
         let view = TargetView {
             modules: Arc::clone(&modules),
@@ -84,7 +91,10 @@ impl Session {
             frame_infos: FrameInfos::default(),
         };
         let writer = Writer::new(output, capture)?;
-        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), writer)?;
+        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), debuginfod, writer)?;
+        let cache = TableCache::open()
+            .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
+            .ok();
         let session = Self {
             kernel,
             pipeline,
@@ -92,6 +102,7 @@ impl Session {
             processes,
             targets: Vec::new(),
             defined: FxHashSet::default(),
+            tables: Tables::new(cache),
         };
         Ok((session, notices))
     }
@@ -126,9 +137,9 @@ impl Session {
     /// A command that was held is let go, having loaded all it will run at first.
     pub(super) fn started(&mut self, target: u16) -> anyhow::Result<()> {
         if let Some(state) = self.targets.iter().find(|state| state.index == target)
-            && let Ok(mappings) = state.process.code_mappings()
+            && let Ok(seen) = mappings_of(&state.process)
         {
-            let seen = observation_of(&self.modules, &state.process, &mappings);
+            let seen = observation_of(&self.modules, &state.process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
         if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
@@ -187,14 +198,15 @@ impl Session {
             return Ok(0);
         };
         let (process, running) = (Arc::clone(&state.process), state.running);
-        let mappings = process.code_mappings()?;
-        let new: Vec<Arc<LoadedModule>> = probed_modules_of(&self.modules, &process, &mappings)
-            .into_iter()
-            .filter(|module| !state.attached.contains(&module.module.id))
-            .collect();
+        let seen = mappings_of(&process)?;
+        let new: Vec<Arc<LoadedModule>> =
+            probed_modules_of(&self.modules, &process, &seen.mappings)
+                .into_iter()
+                .filter(|module| !state.attached.contains(&module.module.id))
+                .collect();
         if !new.is_empty() {
             // Told, not left to be looked at: a short command would be gone by then.
-            let seen = observation_of(&self.modules, &process, &mappings);
+            let seen = observation_of(&self.modules, &process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
         for module in &new {
@@ -215,19 +227,27 @@ impl Session {
         Ok(new.len())
     }
 
-    /// Does what the collector has found to be necessary.
-    pub(super) fn act_on(&mut self, notice: Notice) -> anyhow::Result<()> {
-        let target = match notice {
-            Notice::Allocators(target) => target,
-            Notice::CodeChanged(target) => return self.bring_tables(target),
-            Notice::ProbesGone(target) => {
-                if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
-                    state.attached.clear();
+    /// Does what was found to be necessary.
+    pub(super) fn act_on(&mut self, notices: &[Notice]) {
+        for notice in notices {
+            let done = match *notice {
+                Notice::Allocators(target) => self.attach_new_modules(target).map(drop),
+                Notice::CodeChanged(target) => self.bring_tables(target),
+                Notice::ProbesGone(target) => {
+                    if let Some(state) = self.targets.iter_mut().find(|state| state.index == target)
+                    {
+                        state.attached.clear();
+                    }
+                    self.attach_new_modules(target).map(drop)
                 }
-                target
+            };
+            match done {
+                Ok(()) => {}
+                // Its last libraries were mapped as it ended.
+                Err(error) if is_about_exit(&error) => log::debug!("{error:#}"),
+                Err(error) => log::warn!("new code of a target is not traced: {error:#}"),
             }
-        };
-        self.attach_new_modules(target).map(drop)
+        }
     }
 
     /// Has a target's stacks walked by the tables of what it has mapped now.
@@ -236,7 +256,7 @@ impl Session {
         else {
             return Ok(());
         };
-        bring_tables(&mut self.kernel, &self.modules, &state.process, target)
+        bring_tables(&mut self.kernel, &self.tables, &self.modules, &state.process, target)
     }
 
     fn attach_module(
@@ -348,6 +368,14 @@ impl Session {
         let failure = writer.finish(&ending).err().map(Arc::new);
         Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure, attached: kernel })
     }
+}
+
+/// Whether something could not be done because the process has exited.
+fn is_about_exit(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(TargetError::Exited { .. } | TargetError::NoSuchProcess { .. })
+    )
 }
 
 /// Records that arrived damaged were recorded by the kernel side, and are lost all the same.

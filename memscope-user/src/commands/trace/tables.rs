@@ -1,11 +1,6 @@
 //! Brings unwind tables of what the targets have mapped into the kernel.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
-
-use anyhow::Context as _;
+use std::{fs::File, sync::Arc, time::Instant};
 
 use super::{
     modules::{LoadedModule, SharedModules, lock},
@@ -13,8 +8,8 @@ use super::{
 };
 use crate::{
     kernel::{Kernel, WalkableCode},
-    target::{CodeMapping, MappedFile, TargetProcess},
-    unwind::UnwindTable,
+    target::{CodeMapping, TargetProcess},
+    unwind::{Tables, UnwindTable},
 };
 
 /// A mapping and what is behind it.
@@ -24,6 +19,7 @@ type Mapped = (CodeMapping, Option<Arc<LoadedModule>>);
 /// mapped there from now on.
 pub(super) fn bring_tables(
     kernel: &mut Kernel,
+    tables: &Tables,
     modules: &SharedModules,
     process: &TargetProcess,
     target: u16,
@@ -42,7 +38,7 @@ pub(super) fn bring_tables(
             })
             .collect()
     };
-    place_new(kernel, process, &mapped)?;
+    place_new(kernel, tables, process, &mapped)?;
     let code: Vec<WalkableCode> = mapped
         .iter()
         .map(|(mapping, module)| walkable(kernel, mapping, module.as_deref()))
@@ -67,6 +63,7 @@ fn walkable(kernel: &Kernel, mapping: &CodeMapping, module: Option<&LoadedModule
 /// Makes the tables that are not there yet, several at once.
 fn place_new(
     kernel: &mut Kernel,
+    tables: &Tables,
     process: &TargetProcess,
     mapped: &[Mapped],
 ) -> anyhow::Result<()> {
@@ -83,59 +80,58 @@ fn place_new(
         return Ok(());
     }
     let begun = Instant::now();
-    let waiting = Mutex::new(new.iter());
-    let made = Mutex::new(Vec::new());
-    let workers =
-        std::thread::available_parallelism().map_or(1, |count| count.get()).min(new.len());
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((mapping, module)) = next else { return };
-                    let table = make(process, mapping, module);
-                    made.lock().unwrap_or_else(PoisonError::into_inner).push((*module, table));
-                }
-            });
-        }
-    });
-    let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
-    for (module, table) in made {
-        let path = &module.module.path;
-        let table = match table {
-            Ok(table) => table,
-            Err(error) => {
-                log::debug!("no unwind table of {path}: {error:#}");
-                UnwindTable::default()
-            }
-        };
-        log::debug!(
-            "{path}: {} rows, {} rules; {}",
-            table.rows.len(),
-            table.rules.len(),
-            table.problems
-        );
-        if kernel.place_table(module.module.id, &table)?.is_none() && !table.rows.is_empty() {
-            log::warn!("no room for the unwind table of {path}: stacks will end there");
-        }
+    let (files, images): (Vec<_>, Vec<_>) =
+        new.into_iter().partition(|(_, module)| module.file.is_some());
+    let open: Vec<&File> = files.iter().filter_map(|(_, module)| module.file.as_ref()).collect();
+    let made = files.iter().map(|(_, module)| *module).zip(tables.load_all(&open));
+    let images =
+        images.into_iter().map(|(mapping, module)| (module, image_table(tables, process, mapping)));
+    let mut placed_files = 0_u64;
+    for (module, table) in
+        made.map(|(module, table)| (module, table.map_err(Into::into))).chain(images)
+    {
+        placed_files += 1;
+        place(kernel, module, table)?;
     }
-    log::info!("unwind tables of {} files made in {} ms", new.len(), begun.elapsed().as_millis());
+    let used = kernel.table_use();
+    log::info!(
+        "unwind tables of {placed_files} files made in {} ms; in all {} rows, {} rules, {} of kernel memory",
+        begun.elapsed().as_millis(),
+        used.rows,
+        used.rules,
+        crate::text::bytes(used.bytes)
+    );
     Ok(())
 }
 
-fn make(
+fn place(
+    kernel: &mut Kernel,
+    module: &LoadedModule,
+    table: anyhow::Result<Arc<UnwindTable>>,
+) -> anyhow::Result<()> {
+    let path = &module.module.path;
+    let table = table.unwrap_or_else(|error| {
+        log::debug!("no unwind table of {path}: {error:#}");
+        Arc::default()
+    });
+    log::debug!(
+        "{path}: {} rows, {} rules; {}",
+        table.rows.len(),
+        table.rules.len(),
+        table.problems
+    );
+    if kernel.place_table(module.module.id, &table)?.is_none() && !table.rows.is_empty() {
+        log::warn!("no room for the unwind table of {path}: stacks will end there");
+    }
+    Ok(())
+}
+
+/// The table of what the kernel has mapped, such as the vDSO.
+fn image_table(
+    tables: &Tables,
     process: &TargetProcess,
     mapping: &CodeMapping,
-    module: &LoadedModule,
-) -> anyhow::Result<UnwindTable> {
-    if let Some(file) = &module.file {
-        // SAFETY: if the file is cut while it is read, this process gets a SIGBUS.
-        let bytes = unsafe { memmap2::Mmap::map(file) }.context("cannot read it")?;
-        return Ok(UnwindTable::from_elf(&bytes)?);
-    }
-    let MappedFile::Kernel(_) = &mapping.file else {
-        anyhow::bail!("it cannot be opened");
-    };
+) -> anyhow::Result<Arc<UnwindTable>> {
     let image = process.read_memory(mapping.start_avma, mapping.end_avma - mapping.start_avma)?;
-    Ok(UnwindTable::from_elf(&image)?)
+    Ok(tables.load_image(&image)?)
 }

@@ -1,12 +1,11 @@
 //! The functions of a file with their call frame information, held in memory.
 
-use std::{cell::Cell, fs::File, ops::Range};
+use std::{fs::File, ops::Range};
 
 use gimli::{
     BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, FrameDescriptionEntry,
     UnwindOffset,
 };
-use object::ReadCache;
 
 use super::super::{
     UnwindError,
@@ -75,9 +74,8 @@ impl FrameInfo {
     ///
     /// If it is no ELF file, for another machine, or over a limit.
     pub fn from_file(file: &File) -> Result<Self, UnwindError> {
-        let left_bytes: Cell<u64> = Parts::limit();
-        let cache = ReadCache::new(file);
-        Self::of(CallFrames::read(Parts::new(&cache, &left_bytes))?)
+        let parts = Parts::of(file);
+        Self::of(CallFrames::read(&parts)?)
     }
 
     /// Reads an ELF file, or the vDSO's image.

@@ -1,0 +1,103 @@
+//! Which functions of a call chain a reader wants to see, and sites that differ only in
+//! the others.
+
+use std::{borrow::Cow, collections::hash_map::Entry};
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    Analysis, LiveAge,
+    frames::{ResolvedFrame, ResolvedStack, wrapper_count},
+};
+use crate::{
+    lifetimes::Site,
+    model::{ProcessId, StackOutcome},
+};
+
+/// What happens to functions that only hand requests on to the allocator, see
+/// [`ResolvedFrame::is_allocator_wrapper`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrappers {
+    /// They are not shown, and sites that differ in nothing else are one.
+    Folded,
+    /// They are shown as all others.
+    Shown,
+}
+
+impl Wrappers {
+    /// How many of the innermost frames are not shown.
+    pub(super) fn hidden(self, frames: &[ResolvedFrame<'_>]) -> usize {
+        match self {
+            Self::Folded => wrapper_count(frames),
+            Self::Shown => 0,
+        }
+    }
+}
+
+/// Sites that a reader cannot tell apart, as one.
+pub(super) struct MergedSite<'a> {
+    /// Number of the first.
+    pub(super) number: usize,
+    /// The only one, or the sum of all.
+    pub(super) site: Cow<'a, Site>,
+    /// Ages of the live blocks of all.
+    pub(super) ages: Option<LiveAge>,
+}
+
+impl<'a> MergedSite<'a> {
+    /// A site by itself.
+    pub(super) fn of(analysis: &Analysis, number: usize, site: &'a Site) -> Self {
+        let ages = u32::try_from(number).ok().and_then(|number| analysis.live_ages.get(&number));
+        Self { number, site: Cow::Borrowed(site), ages: ages.copied() }
+    }
+
+    fn add(&mut self, other: &MergedSite<'_>) {
+        self.site.to_mut().merge(&other.site);
+        self.ages = match (self.ages, other.ages) {
+            (Some(left), Some(right)) => Some(LiveAge {
+                oldest_allocated_ns: left.oldest_allocated_ns.min(right.oldest_allocated_ns),
+                newest_allocated_ns: left.newest_allocated_ns.max(right.newest_allocated_ns),
+            }),
+            (left, right) => left.or(right),
+        };
+    }
+}
+
+/// All sites, in the order in which they were first seen.
+pub(super) fn merged(analysis: &Analysis, wrappers: Wrappers) -> Vec<MergedSite<'_>> {
+    let sites = analysis.sites.iter().enumerate();
+    let sites = sites.map(|(number, site)| MergedSite::of(analysis, number, site));
+    if wrappers == Wrappers::Shown {
+        return sites.collect();
+    }
+    let mut all: Vec<MergedSite<'_>> = Vec::new();
+    let mut known: FxHashMap<VisibleChain<'_>, usize> = FxHashMap::default();
+    for site in sites {
+        match known.entry(visible_chain(analysis, &site.site)) {
+            Entry::Occupied(first) => {
+                if let Some(first) = all.get_mut(*first.get()) {
+                    first.add(&site);
+                }
+            }
+            Entry::Vacant(place) => {
+                place.insert(all.len());
+                all.push(site);
+            }
+        }
+    }
+    all
+}
+
+/// What a reader sees of a site.
+type VisibleChain<'a> = (ProcessId, StackOutcome, Vec<ResolvedFrame<'a>>);
+
+fn visible_chain<'a>(analysis: &'a Analysis, site: &Site) -> VisibleChain<'a> {
+    let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
+    let hidden = stack.wrapper_count();
+    let mut frames: Vec<ResolvedFrame<'_>> = stack.frames.into_iter().skip(hidden).collect();
+    // Of a function with a name its line is shown, and not where in the file it is.
+    for frame in frames.iter_mut().filter(|frame| frame.function.is_some()) {
+        frame.offset = 0;
+    }
+    (site.key.process, stack.outcome, frames)
+}
