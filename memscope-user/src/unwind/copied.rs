@@ -61,8 +61,9 @@ pub enum CodeAt {
 /// What came of a walk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopiedWalk {
-    /// Return addresses, innermost first; of a function that a signal has interrupted, where
-    /// that was. At least one, at most [`MAX_FRAMES`].
+    /// Innermost first; at least one, at most [`MAX_FRAMES`]. One byte before each lies the
+    /// instruction being executed: they are return addresses, or one more than where a
+    /// signal came in.
     pub frames_avma: Vec<u64>,
     /// Why they end.
     pub outcome: StackOutcome,
@@ -86,8 +87,13 @@ pub fn walk_copy(copy: &StackCopy, bytes: &[u8], code: &mut impl MappedCode) -> 
     };
     let mut frames_avma = Vec::new();
     while frames_avma.len() < MAX_FRAMES {
-        frames_avma.push(walk.registers.pc_avma);
-        let Err(stop) = walk.step(code) else { continue };
+        let before = walk.registers.lookup_avma();
+        let pc_avma = walk.registers.pc_avma;
+        let result = walk.step(code);
+        // Nothing was called just before what a signal handler returns to.
+        let instruction_avma = if result == Ok(Through::Signal) { pc_avma } else { before };
+        frames_avma.push(instruction_avma.wrapping_add(1));
+        let Err(stop) = result else { continue };
         let unknown_avma = match stop {
             Stop::UnknownCode { avma } => Some(avma),
             _ => None,
@@ -102,6 +108,13 @@ pub fn walk_copy(copy: &StackCopy, bytes: &[u8], code: &mut impl MappedCode) -> 
         used_frame_pointers: walk.used_frame_pointers,
         unknown_avma: None,
     }
+}
+
+/// How a caller was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Through {
+    Call,
+    Signal,
 }
 
 /// Why a walk ends.
@@ -168,7 +181,7 @@ impl Walk<'_> {
     }
 
     /// Goes to the caller.
-    fn step(&mut self, code: &mut impl MappedCode) -> Result<(), Stop> {
+    fn step(&mut self, code: &mut impl MappedCode) -> Result<Through, Stop> {
         let avma = self.registers.lookup_avma();
         match code.code_at(avma) {
             CodeAt::Unknown => Err(Stop::UnknownCode { avma }),
@@ -186,12 +199,14 @@ impl Walk<'_> {
         }
     }
 
-    fn without_information(&mut self, code: &mut impl MappedCode) -> Result<(), Stop> {
+    fn without_information(&mut self, code: &mut impl MappedCode) -> Result<Through, Stop> {
         if code.word_at(self.registers.pc_avma) == Some(SIGRETURN_CODE) {
-            return self.registers.leave_signal(|avma| self.memory.word(avma));
+            self.registers.leave_signal(|avma| self.memory.word(avma))?;
+            return Ok(Through::Signal);
         }
         self.used_frame_pointers = true;
-        self.by_frame_pointer()
+        self.by_frame_pointer()?;
+        Ok(Through::Call)
     }
 
     /// A link of the chain is the caller's frame pointer and above it the return address;
@@ -218,7 +233,7 @@ impl Walk<'_> {
         entry: &Entry<'info, S>,
         svma: u64,
         bias_avma: u64,
-    ) -> Result<(), Stop> {
+    ) -> Result<Through, Stop> {
         let Entry { section, bases, function } = entry;
         let row = function
             .unwind_info_for_address(section, bases, &mut self.context, svma)
@@ -227,7 +242,8 @@ impl Walk<'_> {
             Row { section, function, row, memory: &self.memory, registers: &self.registers }
                 .caller(bias_avma)?;
         self.registers = caller;
-        Ok(())
+        let is_signal = function.is_signal_trampoline();
+        Ok(if is_signal { Through::Signal } else { Through::Call })
     }
 }
 
