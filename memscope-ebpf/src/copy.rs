@@ -21,7 +21,7 @@ use crate::{
 /// Copies per target: one each this often in the long run …
 const INTERVAL_NS: u64 = 400_000;
 /// … and this many at once: what is allocated while a library's tables are being made.
-const BURST: u64 = 4096;
+const BURST: u64 = 8192;
 
 /// [`StackCopy`] with room for the stack.
 #[repr(C)]
