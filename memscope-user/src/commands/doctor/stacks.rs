@@ -9,7 +9,7 @@ use crate::{
     model::ModuleId,
     target::{CodeMapping, CodeSegment, MappedFile, TargetProcess},
     text::{bytes, count, duration_ns, harmless, percent},
-    unwind::{Tables, UnwindTable},
+    unwind::{Problems, Tables, UnwindTable},
 };
 
 /// The kernel's own code in a process that calls nothing: stacks never lead there. The
@@ -52,8 +52,6 @@ pub(super) struct StackDiagnosis {
     kernel_bytes: Option<u64>,
     /// Files whose tables the kernel side has no room for; none if that could not be tried.
     files_refused: Option<u64>,
-    #[serde(skip)]
-    tables: Vec<Arc<UnwindTable>>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -69,6 +67,8 @@ struct FileDiagnosis {
     uncovered_code_bytes: u64,
     /// What the table lacks.
     problems: Option<String>,
+    #[serde(skip)]
+    table: Arc<UnwindTable>,
 }
 
 type Loaded = Result<Arc<UnwindTable>, String>;
@@ -93,7 +93,7 @@ impl StackDiagnosis {
                 ),
                 None => Err("it cannot be opened".to_owned()),
             };
-            diagnosis.add(&file.path, table, &code_of(file));
+            diagnosis.add(FileDiagnosis::of(&file.path, table, &code_of(file)));
         }
         for mapping in mappings {
             let length_bytes = mapping.end_avma.saturating_sub(mapping.start_avma);
@@ -106,7 +106,8 @@ impl StackDiagnosis {
                         .and_then(|image| Ok(tables.load_image(&image)?))
                         .map_err(told);
                     // It is linked at 0 and mapped whole; what is no code has no rows.
-                    diagnosis.add(name, table, &[0..length_bytes]);
+                    let code = 0..length_bytes;
+                    diagnosis.add(FileDiagnosis::of(name, table, std::slice::from_ref(&code)));
                 }
                 MappedFile::Kernel(name) if WITHOUT_CALLS.contains(&name.as_str()) => {}
                 MappedFile::Kernel(_) | MappedFile::Anonymous => {
@@ -119,45 +120,20 @@ impl StackDiagnosis {
         diagnosis
     }
 
-    /// `code` is what is mapped of it, in the file's own numbering.
-    fn add(&mut self, path: &str, table: Loaded, code: &[Range<u64>]) {
-        let (table, error) = match table {
-            Ok(table) if table.rows.is_empty() => {
-                (table, Some("it has no unwind information".to_owned()))
-            }
-            Ok(table) => (table, None),
-            Err(error) => (Arc::default(), Some(error)),
-        };
-        let problems = table.problems != crate::unwind::Problems::default();
-        let mut file = FileDiagnosis {
-            path: path.to_owned(),
-            has_table: error.is_none(),
-            error,
-            rows: table.rows.len() as u64,
-            rules: table.rules.len() as u64,
-            rows_not_followed: table.rows_not_followed(),
-            problems: problems.then(|| table.problems.to_string()),
-            ..FileDiagnosis::default()
-        };
-        for range in code {
-            let covered = table.covered_bytes(range);
-            file.covered_code_bytes += covered;
-            file.uncovered_code_bytes += range.end.saturating_sub(range.start) - covered;
-        }
+    fn add(&mut self, file: FileDiagnosis) {
         self.files_with_table += u64::from(file.has_table);
         self.rows += file.rows;
         self.rows_not_followed += file.rows_not_followed;
         self.covered_code_bytes += file.covered_code_bytes;
         self.uncovered_code_bytes += file.uncovered_code_bytes;
-        self.tables.push(table);
         self.files.push(file);
     }
 
     /// Brings the tables into the kernel, to see what room they take there.
     pub(super) fn place(&mut self, kernel: &mut Kernel) -> Result<(), KernelError> {
         let before = kernel.table_use();
-        for (number, table) in self.tables.iter().enumerate() {
-            kernel.place_table(ModuleId(number as u32), table)?;
+        for (number, file) in self.files.iter().enumerate() {
+            kernel.place_table(ModuleId(number as u32), &file.table)?;
         }
         let after = kernel.table_use();
         self.kernel_bytes = Some(after.bytes.saturating_sub(before.bytes));
@@ -205,6 +181,31 @@ impl StackDiagnosis {
 }
 
 impl FileDiagnosis {
+    /// `code` is what is mapped of it, in the file's own numbering.
+    fn of(path: &str, table: Loaded, code: &[Range<u64>]) -> Self {
+        let (table, error) = match table {
+            Ok(table) if table.rows.is_empty() => {
+                (table, Some("it has no unwind information".to_owned()))
+            }
+            Ok(table) => (table, None),
+            Err(error) => (Arc::default(), Some(error)),
+        };
+        let covered_code_bytes = code.iter().map(|range| table.covered_bytes(range)).sum();
+        let code_bytes: u64 = code.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        Self {
+            path: path.to_owned(),
+            has_table: error.is_none(),
+            error,
+            rows: table.rows.len() as u64,
+            rules: table.rules.len() as u64,
+            rows_not_followed: table.rows_not_followed(),
+            covered_code_bytes,
+            uncovered_code_bytes: code_bytes.saturating_sub(covered_code_bytes),
+            problems: (table.problems != Problems::default()).then(|| table.problems.to_string()),
+            table,
+        }
+    }
+
     /// None if nothing is wrong with it.
     fn line(&self) -> Option<String> {
         let path = harmless(&self.path);

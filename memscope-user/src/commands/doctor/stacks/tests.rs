@@ -1,11 +1,7 @@
 use memmap2::MmapMut;
-use memscope_common::unwind::{CFA_SP, CFA_UNSUPPORTED, Rule};
 
 use super::*;
-use crate::{
-    commands::doctor::code_files,
-    unwind::{Problems, UnwindRow},
-};
+use crate::commands::doctor::code_files;
 
 fn of_this_process() -> StackDiagnosis {
     let process = TargetProcess::open(std::process::id()).unwrap();
@@ -44,51 +40,52 @@ fn executable_memory_without_a_file_is_generated_code() {
     assert!(after.lines()[0].starts_with("  no   stacks: "), "{:?}", after.lines());
 }
 
-fn table(problems: Problems) -> UnwindTable {
-    let cfa_sp = Rule { cfa_offset: 8, ..Rule::of_kind(CFA_SP) };
-    let row = |offset, rule| UnwindRow { offset, rule };
-    UnwindTable {
-        base_svma: 0x1000,
-        rows: vec![row(0x10, 1), row(0x40, 0), row(0x80, 2), row(0xa0, 0)],
-        rules: vec![Rule::of_kind(0), cfa_sp, Rule::of_kind(CFA_UNSUPPORTED)],
-        problems,
-    }
-}
-
 #[test]
 fn only_files_with_something_wrong_are_told() {
     let mut diagnosis = StackDiagnosis { tables_ns: 34_000_000, ..StackDiagnosis::default() };
-    let mut good = table(Problems::default());
-    good.rows.truncate(2);
-    diagnosis.add("/good", Ok(Arc::new(good)), std::slice::from_ref(&(0x1000..0x1040)));
+    let good = FileDiagnosis {
+        path: "/good".to_owned(),
+        has_table: true,
+        rows: 1200,
+        covered_code_bytes: 3000,
+        uncovered_code_bytes: 1000,
+        ..FileDiagnosis::default()
+    };
+    diagnosis.add(good);
     assert_eq!(
         diagnosis.lines(),
         [
-            "  yes  stacks: 1 of 1 files have unwind tables (2 rows, 0 that cannot be followed); 0 B of generated code",
-            "       tables cover 75.0 % of 64 B of code in files; elsewhere frame pointers are followed",
+            "  yes  stacks: 1 of 1 files have unwind tables (1,200 rows, 0 that cannot be followed); 0 B of generated code",
+            "       tables cover 75.0 % of 3.91 KiB of code in files; elsewhere frame pointers are followed",
             "       tables ready in 34.0 ms (0 from the cache); they take an unknown amount of kernel memory",
         ]
     );
-    let lacking = Problems { overlapping_functions: 2, ..Problems::default() };
-    diagnosis.add("/bad\n", Ok(Arc::new(table(lacking))), &[0x1000..0x1100, 0x2000..0x2080]);
-    diagnosis.add("/none", Err("it cannot be opened".to_owned()), &[0..0x80, 0..0]);
-    diagnosis.add("/empty", Ok(Arc::default()), &[]);
+    diagnosis.add(FileDiagnosis {
+        path: "/bad\n".to_owned(),
+        has_table: true,
+        rows: 10,
+        rows_not_followed: 3,
+        problems: Some("2 overlapping functions".to_owned()),
+        covered_code_bytes: 1000,
+        ..FileDiagnosis::default()
+    });
+    let code = [0..0x800, 0x1000..0x1808];
+    let missing = FileDiagnosis::of("/none", Err("it cannot be opened".to_owned()), &code);
+    assert_eq!((missing.covered_code_bytes, missing.uncovered_code_bytes), (0, 0x1008));
+    diagnosis.add(missing);
+    diagnosis.add(FileDiagnosis::of("/empty", Ok(Arc::default()), &[]));
     diagnosis.generated_code_bytes = 4096;
     (diagnosis.kernel_bytes, diagnosis.files_refused) = (Some(1 << 20), Some(1));
     assert_eq!(
         diagnosis.lines(),
         [
-            "  no   stacks: 2 of 4 files have unwind tables (6 rows, 1 that cannot be followed); 4.00 KiB of generated code",
-            "       tables cover 22.2 % of 576 B of code in files; elsewhere frame pointers are followed",
+            "  no   stacks: 2 of 4 files have unwind tables (1,210 rows, 3 that cannot be followed); 4.00 KiB of generated code",
+            "       tables cover 43.9 % of 8.89 KiB of code in files; elsewhere frame pointers are followed",
             "       tables ready in 34.0 ms (0 from the cache); they take 1.00 MiB of kernel memory",
             "       files whose tables have no room in the kernel: 1; frame pointers are followed there",
-            "       /bad\\u{a}: rows that cannot be followed: 1; 2 overlapping functions",
+            "       /bad\\u{a}: rows that cannot be followed: 3; 2 overlapping functions",
             "       no table: /none: it cannot be opened; frame pointers are followed",
             "       no table: /empty: it has no unwind information; frame pointers are followed",
         ]
-    );
-    assert_eq!(
-        (diagnosis.covered_code_bytes, diagnosis.uncovered_code_bytes),
-        (48 + 80, 576 - 128)
     );
 }
