@@ -179,7 +179,12 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     let mut tools = Tools { state, rules, cache };
     // SAFETY: the callback is given what it expects, which outlives the loop.
     unsafe {
-        bpf_loop(MAX_FRAMES as u32, walk_one as *mut c_void, (&raw mut tools).cast::<c_void>(), 0);
+        bpf_loop(
+            (MAX_FRAMES / FRAMES_AT_ONCE) as u32,
+            walk_some as *mut c_void,
+            (&raw mut tools).cast::<c_void>(),
+            0,
+        );
     }
     // SAFETY: as above.
     if unsafe { read_volatile(space) } != word {
@@ -189,14 +194,28 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     list.read_at_ns
 }
 
-/// Notes the frame and goes to its caller; 1 ends the loop.
+/// Frames walked by one call of the loop's callback, as calling it takes its time.
+const FRAMES_AT_ONCE: usize = 4;
+
+/// Goes some frames further; 1 ends the loop.
 ///
 /// # Safety
 ///
 /// `tools` is what [`walk_up`] gives to the loop.
-unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
+unsafe extern "C" fn walk_some(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: see above; the loop calls one callback at a time.
     let tools = unsafe { &mut *tools };
+    for _ in 0..FRAMES_AT_ONCE {
+        if walk_one(tools) != 0 {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Notes the frame and goes to its caller; 1 if there is none.
+#[inline(always)]
+fn walk_one(tools: &mut Tools) -> i64 {
     let state = tools.state;
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };

@@ -72,7 +72,7 @@ static inline uint64_t number(int argc, char **argv, int index, uint64_t fallbac
 /* One line, by one write, so that lines of several processes do not mix. */
 __attribute__((format(printf, 1, 2))) static inline void say(const char *format, ...)
 {
-    char line[4096];
+    char line[8192];
     va_list values;
     va_start(values, format);
     int length = vsnprintf(line, sizeof line - 1, format, values);

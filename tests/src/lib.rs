@@ -16,6 +16,7 @@ pub mod floor;
 pub mod oracle;
 pub mod process;
 pub mod programs;
+pub mod stacks;
 pub mod verifier;
 
 pub use oracle::{OracleCall, OracleCounts, OracleFunction, OracleImage, OracleTotals};

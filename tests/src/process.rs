@@ -157,6 +157,12 @@ impl Figures {
         lines.map(|(_, values)| values.split(' ').collect()).collect()
     }
 
+    /// What follows the key on every line with it, in order.
+    pub fn texts(&self, key: &str) -> Vec<&str> {
+        let lines = self.lines.iter().filter(|(name, _)| name == key);
+        lines.map(|(_, values)| values.as_str()).collect()
+    }
+
     /// The `chain` lines of the chain programs.
     pub fn chains(&self) -> Vec<ExpectedChain> {
         let lines = self.lines.iter().filter(|(name, _)| name == "chain");

@@ -99,7 +99,7 @@ pub fn memscope_binary() -> PathBuf {
     path
 }
 
-fn sources() -> PathBuf {
+pub(crate) fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
 }
 
@@ -233,7 +233,7 @@ fn link(command: &mut Command, extension: &str, library: &Path) {
 /// Everything that decides what the compiler makes: the command, and the files it reads.
 fn stamp(command: &Command, source: &str) -> String {
     let mut stamp = format!("{command:?}\n");
-    for name in [source, "common.h", "threads.h"] {
+    for name in [source, "common.h", "threads.h", "stacks.h", "stacks_steps.h"] {
         let metadata =
             fs::metadata(sources().join(name)).expect("the sources of the test programs are there");
         let modified = metadata.modified().expect("this file system keeps modification times");
@@ -247,7 +247,7 @@ fn stamp(command: &Command, source: &str) -> String {
 
 /// Runs the compiler unless its result is there already. Safe against other test processes doing the same, and a
 /// program that is up to date is never replaced (a test may be running it).
-fn compile(
+pub(crate) fn compile(
     mut command: Command,
     source: &str,
     variant: Variant,

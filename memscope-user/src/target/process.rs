@@ -199,7 +199,7 @@ impl TargetProcess {
     ///
     /// # Errors
     ///
-    /// If it is more than [`MAX_IMAGE_BYTES`], or not there.
+    /// If it is more than a megabyte, or not there.
     pub fn read_memory(&self, start_avma: u64, length_bytes: u64) -> io::Result<Vec<u8>> {
         if length_bytes > MAX_IMAGE_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too much to read at once"));
