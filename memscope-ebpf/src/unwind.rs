@@ -331,3 +331,6 @@ impl CachePlace {
         self.key | u64::from(rule & 0x7fff)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -371,6 +371,3 @@ impl<'info, S: cfi::Frames<'info>> Row<'_, 'info, S> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

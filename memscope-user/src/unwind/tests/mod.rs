@@ -1,6 +1,7 @@
 //! Tables of made-up files, of files of this machine, and of damaged ones.
 
 mod cache;
+mod copied;
 mod image;
 mod readelf;
 
