@@ -213,14 +213,13 @@ fn cached_tables() -> BTreeMap<PathBuf, Vec<u8>> {
     tables.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// A bit in the middle is another, or the second half is missing, or all of it, or all is zero.
-fn damaged(bytes: &[u8], how: usize) -> Vec<u8> {
+/// A bit in the middle is another, or the second half is missing.
+fn damaged(bytes: &[u8], cut: bool) -> Vec<u8> {
     let (middle, mut damaged) = (bytes.len() / 2, bytes.to_vec());
-    match how {
-        0 => damaged[middle] ^= 4,
-        1 => damaged.truncate(middle),
-        2 => damaged.clear(),
-        _ => damaged.fill(0),
+    if cut {
+        damaged.truncate(middle);
+    } else {
+        damaged[middle] ^= 4;
     }
     damaged
 }
@@ -233,14 +232,14 @@ fn stacks_are_complete_though_the_cached_tables_are_damaged() {
     assert_complete("cc1, first", 5000, &command);
     let tables = cached_tables();
     assert!(!tables.is_empty(), "the compiler's table is cached");
-    for how in 0..4 {
+    for cut in [false, true] {
         for (path, bytes) in &tables {
-            fs::write(path, damaged(bytes, how)).unwrap();
+            fs::write(path, damaged(bytes, cut)).unwrap();
         }
-        assert_complete(&format!("cc1, damage {how}"), 5000, &command);
+        assert_complete(if cut { "cc1, table cut" } else { "cc1, bit changed" }, 5000, &command);
         let made_again =
             cached_tables().iter().filter(|(path, bytes)| tables[*path] == **bytes).count();
-        assert!(made_again > 0, "damage {how}: the table is made again and kept");
+        assert!(made_again > 0, "the table is made again and kept");
     }
     for (path, bytes) in &tables {
         fs::write(path, bytes).unwrap();
