@@ -189,7 +189,7 @@ impl AddressSpace {
     /// Takes what was seen when the process was looked at.
     pub fn observe(&mut self, code: &[CodeRange], begun_ns: u64, done_ns: u64) {
         for range in code {
-            self.insert(range.clone(), self.unseen_until_ns.min(begun_ns), begun_ns);
+            self.insert_seen(range.clone(), begun_ns, done_ns);
         }
         self.end_missing(begun_ns, done_ns);
         self.unseen_until_ns = self.unseen_until_ns.max(begun_ns.saturating_add(1));
@@ -316,6 +316,38 @@ impl AddressSpace {
             self.end(new, self.emptied_ns);
             return;
         }
+        self.insert_over(new, Self::lay_over);
+    }
+
+    /// A range that was mapped at some moment between `begun_ns` and `done_ns`, it is not
+    /// known when. What has come and gone meanwhile the kernel tells, before or after this.
+    fn insert_seen(&mut self, range: CodeRange, begun_ns: u64, done_ns: u64) {
+        if begun_ns < self.emptied_ns {
+            self.insert(range, self.unseen_until_ns.min(begun_ns), begun_ns);
+            return;
+        }
+        let earliest_ns = self.unseen_until_ns.min(begun_ns);
+        let new = Span {
+            range,
+            earliest_ns,
+            seen_ns: done_ns,
+            last_seen_ns: done_ns,
+            until_ns: u64::MAX,
+        };
+        self.insert_over(new, |space, old, new| {
+            if (begun_ns..=done_ns).contains(&old.seen_ns) {
+                // That is known better: this is the same, or was there before or after it.
+                space.keep(old);
+            } else if old.seen_ns < begun_ns && old.range.agrees_with(&new.range) {
+                space.lay_over(old, Span { seen_ns: begun_ns, last_seen_ns: begun_ns, ..new });
+            } else {
+                space.lay_over(old, new);
+            }
+        });
+    }
+
+    /// Adds a range; `decide` is asked about each part of it that something is known of.
+    fn insert_over(&mut self, new: Span, decide: impl Fn(&mut Self, Span, Span)) {
         let mut start = new.range.start_avma;
         for key in self.overlapping(&new.range) {
             let bounds = self.live.get(&key).and_then(|old| old.range.overlap(&new.range));
@@ -324,7 +356,7 @@ impl AddressSpace {
                 self.keep(new.part((start, bounds.0)));
             }
             if let Some(old) = self.cut(key, bounds) {
-                self.lay_over(old, new.part(bounds));
+                decide(self, old, new.part(bounds));
             }
             start = bounds.1;
         }

@@ -100,6 +100,30 @@ fn what_is_mapped_while_maps_is_read_is_not_taken_for_missing() {
 }
 
 #[test]
+fn what_took_a_place_while_maps_was_read_was_not_there_before_its_event() {
+    let seen = |space: &mut AddressSpace| space.observe(&[pages(1, 2, Some(2))], 50, 60);
+    let event = |space: &mut AddressSpace| space.map(55, pages(1, 2, Some(2)));
+    for event_first in [false, true] {
+        let mut space = AddressSpace::default();
+        space.map(30, pages(1, 2, Some(1)));
+        if event_first {
+            event(&mut space);
+            seen(&mut space);
+        } else {
+            seen(&mut space);
+            event(&mut space);
+        }
+        assert_eq!(history(&space, 1, &[49, 52, 55, 61]), [1, 1, 2, 2], "{event_first}");
+    }
+    // What was read was there before the event; that it is gone is known from the event.
+    let mut space = AddressSpace::default();
+    space.map(30, pages(1, 2, Some(2)));
+    space.map(55, pages(1, 2, Some(1)));
+    seen(&mut space);
+    assert_eq!(history(&space, 1, &[52, 55, 61]), [2, 1, 1]);
+}
+
+#[test]
 fn a_late_event_finds_its_place() {
     let mut space = AddressSpace::default();
     space.map(10, pages(1, 2, Some(1)));
