@@ -116,6 +116,9 @@ pub struct WalkedCopy {
 /// ───┬────────┬───────────┬──────────┬───▶ time
 /// earliest   seen     last_seen    until
 /// ```
+///
+/// One that was only read, once, was there at an unknown moment after `last_seen` and before
+/// `seen`.
 #[derive(Clone, Debug)]
 struct Span {
     range: CodeRange,
@@ -330,8 +333,9 @@ impl AddressSpace {
         let new = Span {
             range,
             earliest_ns,
+            // It may have come as late as that, and have gone as early as this.
             seen_ns: done_ns,
-            last_seen_ns: done_ns,
+            last_seen_ns: begun_ns,
             until_ns: u64::MAX,
         };
         self.insert_over(new, |space, old, new| {

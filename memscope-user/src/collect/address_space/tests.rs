@@ -115,6 +115,13 @@ fn what_took_a_place_while_maps_was_read_was_not_there_before_its_event() {
         }
         assert_eq!(history(&space, 1, &[49, 52, 55, 61]), [1, 1, 2, 2], "{event_first}");
     }
+    // It took the place and lost it again while maps was read.
+    let mut space = AddressSpace::default();
+    space.map(30, pages(1, 2, Some(1)));
+    seen(&mut space);
+    event(&mut space);
+    space.map(58, pages(1, 2, Some(3)));
+    assert_eq!(history(&space, 1, &[52, 56, 58, 59, 60, 70]), [1, 2, 3, 3, 3, 3]);
     // What was read was there before the event; that it is gone is known from the event.
     let mut space = AddressSpace::default();
     space.map(30, pages(1, 2, Some(2)));

@@ -362,6 +362,15 @@ pub(super) enum TargetEvent {
     Replaced { target: u16, time_ns: u64 },
 }
 
+impl TargetEvent {
+    pub(super) fn time_ns(&self) -> u64 {
+        match self {
+            Self::Mapped(mapped) => mapped.time_ns,
+            Self::Replaced { time_ns, .. } => *time_ns,
+        }
+    }
+}
+
 /// Finds those among the kernel's reports that concern targets, and holds the files they
 /// speak of before they are gone.
 #[derive(Debug)]

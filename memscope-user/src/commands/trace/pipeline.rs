@@ -201,6 +201,7 @@ struct Mappings {
     /// None if the kernel refuses; then new code is noticed later.
     events: Option<MmapEvents>,
     filter: EventFilter,
+    held: Vec<TargetEvent>,
     /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
     notices: UnboundedSender<Notice>,
@@ -221,6 +222,7 @@ impl Mappings {
         Self {
             events,
             filter: EventFilter::new(Arc::clone(&view.processes)),
+            held: Vec::new(),
             told_lost: 0,
             notices: view.notices.clone(),
             generating: FxHashSet::default(),
@@ -258,8 +260,13 @@ impl Mappings {
     /// Hands over what was told until now.
     fn send(&mut self, input: &SyncSender<Input>) -> anyhow::Result<()> {
         let Some(events) = &mut self.events else { return Ok(()) };
-        let mut mapped = Vec::new();
-        events.drain(|event| self.filter.take(&event, |event| mapped.push(event)));
+        // Each processor tells what happened on it; what happened since the first was asked
+        // is kept until all have been asked again, to be told in the order of time.
+        let asked_ns = super::monotonic_ns();
+        events.drain(|event| self.filter.take(&event, |event| self.held.push(event)));
+        self.held.sort_by_key(TargetEvent::time_ns);
+        let ready = self.held.partition_point(|event| event.time_ns() <= asked_ns);
+        let mapped: Vec<TargetEvent> = self.held.drain(..ready).collect();
         if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
             (self.told_lost, self.told_at) = (events.lost(), Instant::now());
             send(input, Input::MappingsLost)?;
