@@ -8,7 +8,8 @@ use aya_ebpf::{
 };
 use memscope_common::record::{
     COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
-    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, StackCopy,
+    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD,
+    StackCopy,
 };
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 /// Copies per target: one each this often in the long run …
 const INTERVAL_NS: u64 = 400_000;
 /// … and this many at once: what is allocated while a library's tables are being made.
-const BURST: u64 = 4096;
+const BURST: u64 = 8192;
 
 /// [`StackCopy`] with room for the stack.
 #[repr(C)]
@@ -31,16 +32,19 @@ struct CopyRecord {
 
 /// Whether the collector could walk what could not be walked here: with tables that are not
 /// here yet, or by what the file says in full. Where there is no unwind information, or the
-/// stack itself is at fault, it could do no better. `walked_bytes` of the stack were walked:
-/// if that led beyond what would be copied, its frames are more than a copy would give.
+/// stack itself is at fault, it could do no better.
+///
+/// `walked_bytes` of the stack were walked: if that led beyond what would be copied, its
+/// frames are more than a copy would give. But by old tables it may have led anywhere.
 #[inline(always)]
-pub(crate) fn is_wanted(outcome: u16, walked_bytes: u64) -> bool {
+pub(crate) fn is_wanted(outcome: u16, flags: u16, walked_bytes: u64) -> bool {
     match outcome {
+        // None of its frames can be used.
+        OUTCOME_TABLES_REPLACED => true,
+        _ if flags & STACK_TABLES_OLD != 0 => true,
         OUTCOME_NO_TABLES | OUTCOME_UNKNOWN_CODE | OUTCOME_UNSUPPORTED_RULE => {
             walked_bytes < (MAX_COPY_BYTES - COPY_PART_BYTES) as u64
         }
-        // None of its frames can be used.
-        OUTCOME_TABLES_REPLACED => true,
         _ => false,
     }
 }

@@ -95,7 +95,7 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     let flags = walk.flags as u16;
     let mut stack = mix(mix(walk.hash, walk.outcome), walk.flags);
     let walked_bytes = walk.frame.sp_avma.wrapping_sub(caller.sp_avma);
-    if copy::is_wanted(outcome, walked_bytes) && copy::is_allowed(target, header.time_ns) {
+    if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
         let unique = mix(mix(stack, header.time_ns), caller.sp_avma);
         if copy::send(caller, header, unique, outcome, flags) {

@@ -86,12 +86,23 @@ pub fn count(value: u64) -> String {
 }
 
 /// `part` of `whole` in percent: `12.3 %`; a dash where there is no whole.
+///
+/// Only nothing is `0.0 %` and only all is `100.0 %`: next to them there is a second
+/// decimal, and `99.99 %` and `<0.01 %` are the last.
 #[must_use]
 pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "–".to_owned();
     }
-    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+    let of_ten_thousand = u128::from(part) * 10_000 / u128::from(whole);
+    match of_ten_thousand {
+        0 if part > 0 => "<0.01 %".to_owned(),
+        // One more than needed, because the other arm may round a little up or down.
+        1..6 | 9_994..10_000 => {
+            format!("{}.{:02} %", of_ten_thousand / 100, of_ten_thousand % 100)
+        }
+        _ => format!("{:.1} %", part as f64 * 100.0 / whole as f64),
+    }
 }
 
 /// Lower-case hexadecimal, two digits a byte.
@@ -114,6 +125,27 @@ mod tests {
         assert_eq!(harmless("\u{202e}evil"), "\\u{202e}evil");
         assert_eq!(harmless("naïve::<T>()"), "naïve::<T>()");
         assert_eq!(harmless(&"x".repeat(501)).chars().count(), 501);
+    }
+
+    #[test]
+    fn only_all_is_a_hundred_percent_and_only_nothing_none() {
+        let cases = [
+            (0, 7, "0.0 %"),
+            (7, 7, "100.0 %"),
+            (u64::MAX, u64::MAX, "100.0 %"),
+            (u64::MAX - 1, u64::MAX, "99.99 %"),
+            (1, u64::MAX, "<0.01 %"),
+            (99_970, 100_000, "99.97 %"),
+            (99_949, 100_000, "99.94 %"),
+            (99_939, 100_000, "99.9 %"),
+            (30, 100_000, "0.03 %"),
+            (59, 100_000, "0.05 %"),
+            (60, 100_000, "0.1 %"),
+            (8, 7, "114.3 %"),
+        ];
+        for (part, whole, expected) in cases {
+            assert_eq!(percent(part, whole), expected, "{part} of {whole}");
+        }
     }
 
     #[test]

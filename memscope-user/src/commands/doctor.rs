@@ -1,8 +1,12 @@
 //! `memscope doctor`: what this kernel and a process allow, and why not.
 
+mod stacks;
+
 use std::{io::Write as _, process::ExitCode};
 
 use serde::Serialize;
+
+use self::stacks::{CodeFile, StackDiagnosis};
 
 use crate::{
     cli::DoctorOptions,
@@ -10,10 +14,11 @@ use crate::{
         Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
     },
     target::{
-        FunctionKind, MappedFile, ModuleFacts, TargetError, TargetProcess, is_of_interest,
-        plan_probes,
+        CodeMapping, FileIdentity, FunctionKind, MappedFile, ModuleFacts, TargetError,
+        TargetProcess, is_of_interest, plan_probes,
     },
     text::{bytes, count, harmless},
+    unwind::{TableCache, Tables},
 };
 
 /// Size of the ring for trying whether everything loads.
@@ -63,6 +68,7 @@ struct ProcessDiagnosis {
     files: usize,
     files_unreadable: usize,
     allocators: Vec<AllocatorDiagnosis>,
+    stacks: StackDiagnosis,
 }
 
 #[derive(Serialize)]
@@ -85,9 +91,16 @@ struct ProbeDiagnosis {
 ///
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
-    let process = options.pid.map(diagnose_process).transpose()?;
-    let loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    let mut process = options.pid.map(diagnose_process).transpose()?;
+    let mut loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
+    // The kernel side is still loaded: its maps are the only ones held.
+    let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());
+    if let (Some(process), Ok(kernel)) = (&mut process, &mut loaded)
+        && let Err(error) = process.stacks.place(kernel)
+    {
+        log::warn!("what room the unwind tables take in the kernel is unknown: {error}");
+    }
     let (kernel, arch) = kernel_and_arch();
     let features: Vec<FeatureState> = features()
         .into_iter()
@@ -107,8 +120,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
-        // The kernel side is still loaded: its maps are the only ones held.
-        map_bytes: loaded.as_ref().ok().and_then(|_kernel| held_map_bytes()),
+        map_bytes,
         programs,
         programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
         process,
@@ -141,48 +153,69 @@ fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
 
 fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
     let process = TargetProcess::open(pid)?;
-    let mut diagnosis = ProcessDiagnosis {
+    let mappings = process.code_mappings()?;
+    let mut files = Vec::new();
+    let mut allocators = Vec::new();
+    for (file, facts) in code_files(&process, &mappings) {
+        allocators.extend(facts.as_ref().and_then(|facts| diagnose_allocator(&file.path, facts)));
+        files.push((file, facts.is_some()));
+    }
+    let files_unreadable = files.iter().filter(|(_, is_readable)| !is_readable).count();
+    let files: Vec<CodeFile> = files.into_iter().map(|(file, _)| file).collect();
+    let cache = TableCache::open()
+        .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
+        .ok();
+    Ok(ProcessDiagnosis {
         pid,
         comm: process.comm(),
         exe: process.exe(),
         threads: process.thread_count(),
-        files: 0,
-        files_unreadable: 0,
-        allocators: Vec::new(),
-    };
-    let mut seen = Vec::new();
-    for mapping in process.code_mappings()? {
+        files: files.len(),
+        files_unreadable,
+        allocators,
+        stacks: StackDiagnosis::of(&process, &files, &mappings, &Tables::new(cache)),
+    })
+}
+
+/// The files that are mapped as code, each once, and what is known of them.
+fn code_files(
+    process: &TargetProcess,
+    mappings: &[CodeMapping],
+) -> Vec<(CodeFile, Option<ModuleFacts>)> {
+    let mut identities: Vec<FileIdentity> = Vec::new();
+    let mut files: Vec<(CodeFile, Option<ModuleFacts>)> = Vec::new();
+    for mapping in mappings {
         let MappedFile::File { identity, path } = &mapping.file else {
             continue;
         };
-        if seen.contains(identity) {
+        let known = identities.iter().position(|known| known == identity);
+        if let Some((file, _)) = known.and_then(|known| files.get_mut(known)) {
+            file.mappings.push(mapping.clone());
             continue;
         }
-        seen.push(*identity);
-        diagnosis.files += 1;
-        let facts = process
-            .open_mapped(&mapping)
-            .ok()
-            .and_then(|file| ModuleFacts::read(&file, is_of_interest).ok());
-        let Some(facts) = facts else {
-            diagnosis.files_unreadable += 1;
-            continue;
-        };
-        let probes: Vec<ProbeDiagnosis> = plan_probes(&facts)
-            .iter()
-            .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
-            .map(|probe| ProbeDiagnosis {
-                function: probe.function.name,
-                file_offset: probe.file_offset,
-                emulated: probe.site.emulated,
-                reason: probe.site.reason,
-            })
-            .collect();
-        if !probes.is_empty() {
-            diagnosis.allocators.push(AllocatorDiagnosis { path: path.clone(), probes });
-        }
+        let file = process.open_mapped(mapping).ok();
+        let facts = file.as_ref().and_then(|file| ModuleFacts::read(file, is_of_interest).ok());
+        let segments = facts.as_ref().map(|facts| facts.code.clone()).unwrap_or_default();
+        let mappings = vec![mapping.clone()];
+        identities.push(*identity);
+        files.push((CodeFile { path: path.clone(), file, segments, mappings }, facts));
     }
-    Ok(diagnosis)
+    files
+}
+
+/// None if nothing of it is probed.
+fn diagnose_allocator(path: &str, facts: &ModuleFacts) -> Option<AllocatorDiagnosis> {
+    let probes: Vec<ProbeDiagnosis> = plan_probes(facts)
+        .iter()
+        .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
+        .map(|probe| ProbeDiagnosis {
+            function: probe.function.name,
+            file_offset: probe.file_offset,
+            emulated: probe.site.emulated,
+            reason: probe.site.reason,
+        })
+        .collect();
+    (!probes.is_empty()).then(|| AllocatorDiagnosis { path: path.to_owned(), probes })
 }
 
 fn as_text(diagnosis: &Diagnosis) -> String {
@@ -285,5 +318,6 @@ fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
             ));
         }
     }
+    lines.extend(process.stacks.lines());
     lines
 }

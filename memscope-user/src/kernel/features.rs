@@ -4,6 +4,8 @@ use std::path::Path;
 
 use caps::{CapSet, Capability};
 
+use super::{mmap_events::MmapEvents, offsets::kernel_offsets};
+
 /// Something that tracing needs, and whether it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Feature {
@@ -47,7 +49,7 @@ pub fn kernel_and_arch() -> (String, String) {
     )
 }
 
-/// What the kernel offers, without loading anything.
+/// What the kernel offers, without loading any program.
 #[must_use]
 pub fn features() -> Vec<Feature> {
     let exists = |path: &str| Path::new(path).exists();
@@ -79,6 +81,18 @@ pub fn features() -> Vec<Feature> {
             available: at_least(6, 11),
             required: false,
             purpose: "cheaper return probes (Linux 6.11)",
+        },
+        Feature {
+            name: "mmap_events",
+            available: MmapEvents::open().is_ok(),
+            required: false,
+            purpose: "perf events of new code (CAP_PERFMON): names and whole stacks in code that is loaded during the trace, however briefly",
+        },
+        Feature {
+            name: "uretprobe_addresses",
+            available: kernel_offsets().known != 0,
+            required: false,
+            purpose: "return addresses that other tracers' return probes replace (type information of the kernel): stacks through such functions",
         },
     ]
 }

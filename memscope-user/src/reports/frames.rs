@@ -198,6 +198,29 @@ pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
     }
 }
 
+/// An outcome in plain words, for a sentence that counts them.
+#[must_use]
+pub(super) const fn outcome_words(outcome: StackOutcome) -> &'static str {
+    match outcome {
+        StackOutcome::Complete => "complete",
+        StackOutcome::WithFramePointers => "partly by frame pointers",
+        StackOutcome::FramePointerBroken => "frame pointer broken",
+        StackOutcome::DepthLimit => "depth limit",
+        StackOutcome::FramesLost => "frames lost",
+        StackOutcome::UnknownReason => "unknown reason",
+        StackOutcome::NoTables => "no unwind tables yet",
+        StackOutcome::UnknownCode => "unknown code",
+        StackOutcome::UnsupportedRule => "unsupported unwind rule",
+        StackOutcome::StackUnreadable => "stack unreadable",
+        StackOutcome::NotUpward => "unwind rule leads down",
+        StackOutcome::TablesReplaced => "unwind tables replaced",
+        StackOutcome::TablesOutdated => "unwind tables outdated",
+        StackOutcome::NullReturn => "null return address",
+        StackOutcome::CopyTooShort => "stack copied in part",
+        StackOutcome::StackTableFull => "too many stacks",
+    }
+}
+
 /// Where a frame is: its module, and an offset in it or an address.
 pub(crate) fn place(definitions: &Definitions, frame: FrameId) -> (Option<ModuleId>, u64) {
     match definitions.frames.get(&frame).map(|frame| frame.location) {
@@ -276,6 +299,23 @@ mod tests {
             "<alloc::string::String as core::clone::Clone>::clone",
         ] {
             assert!(!is_allocator_wrapper(collection) && is_library(collection), "{collection}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_has_the_same_words_in_a_chain_and_in_the_summary() {
+        let mut seen = std::collections::BTreeSet::new();
+        for outcome in StackOutcome::ALL {
+            let words = outcome_words(outcome);
+            assert!(seen.insert(words), "{words} is twice there");
+            match missing_callers(outcome) {
+                Some("[callers unknown]") => assert_eq!(outcome, StackOutcome::UnknownReason),
+                Some(shown) => assert!(shown.ends_with(&format!("{words}]")), "{shown}: {words}"),
+                None => assert!(
+                    matches!(outcome, StackOutcome::Complete | StackOutcome::WithFramePointers),
+                    "{outcome:?}"
+                ),
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::{Analysis, layout::counted};
+use super::{Analysis, frames::outcome_words, layout::counted};
 use crate::{
     model::{Counters, LossCause, StackOutcome},
     store::RecordingEnd,
@@ -253,9 +253,8 @@ impl Trust {
         {
             let count = self.stacks.get(outcome.name()).copied().unwrap_or(0);
             if count > 0 {
-                let name = outcome.name().replace('_', " ");
                 // Writing to a String cannot fail.
-                write!(told, ", {} {name}", text::percent(count, all)).ok();
+                write!(told, ", {} {}", text::percent(count, all), outcome_words(*outcome)).ok();
             }
         }
         Some(told)

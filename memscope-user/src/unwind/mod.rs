@@ -140,6 +140,35 @@ impl UnwindTable {
             .copied()
             .unwrap_or(none)
     }
+
+    /// Rows that say that the caller cannot be found.
+    #[must_use]
+    pub fn rows_not_followed(&self) -> u64 {
+        let unsupported = self.rows.iter().filter(|row| self.cfa_of(row) == CFA_UNSUPPORTED);
+        unsupported.count() as u64
+    }
+
+    /// How many bytes of a range, in the file's own numbering, rows speak of.
+    #[must_use]
+    pub fn covered_bytes(&self, range: &std::ops::Range<u64>) -> u64 {
+        let svma_of = |row: &UnwindRow| self.base_svma.saturating_add(row.offset.into());
+        let after = self.rows.partition_point(|row| svma_of(row) <= range.start);
+        let rows = self.rows.get(after.saturating_sub(1)..).unwrap_or_default();
+        let ends = rows.iter().skip(1).map(svma_of).chain([u64::MAX]);
+        rows.iter()
+            .zip(ends)
+            .take_while(|(row, _)| svma_of(row) < range.end)
+            .filter(|(row, _)| self.cfa_of(row) != CFA_NONE)
+            .map(|(row, end)| end.min(range.end).saturating_sub(svma_of(row).max(range.start)))
+            .sum()
+    }
+
+    fn cfa_of(&self, row: &UnwindRow) -> u8 {
+        usize::try_from(row.rule)
+            .ok()
+            .and_then(|rule| self.rules.get(rule))
+            .map_or(CFA_NONE, |rule| rule.cfa)
+    }
 }
 
 /// The rules every table begins with.

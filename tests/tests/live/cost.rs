@@ -37,6 +37,9 @@ fn floor_of(pid: u32) -> Floor {
     let mut doctor = memscope();
     doctor.args(["doctor", "--json", "--pid", &pid.to_string()]);
     let diagnosis: Value = serde_json::from_str(&run(&mut doctor).stdout).unwrap();
+    let stacks = &diagnosis["process"]["stacks"];
+    assert_eq!(number(stacks, "files_refused"), 0);
+    assert!(number(stacks, "kernel_bytes") > 0 && number(stacks, "rows") > 20_000, "{stacks}");
     let libc = &diagnosis["process"]["allocators"][0];
     let file_offset = |function: &str| {
         let probes = libc["probes"].as_array().unwrap().iter();

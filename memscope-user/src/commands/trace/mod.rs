@@ -164,6 +164,20 @@ impl Interrupts {
     }
 }
 
+/// What the main thread does, new libraries wait for; it is little, but on a busy machine it
+/// would wait for its turn. Not before a command was started, which would inherit it.
+const MAIN_NICENESS: i32 = -10;
+
+/// Names can wait.
+const SYMBOLS_NICENESS: i32 = 10;
+
+/// Sets the niceness of the calling thread (in Linux each has its own, setpriority(2)).
+fn set_niceness(niceness: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
+        log::debug!("a thread keeps its priority: {error}");
+    }
+}
+
 /// Follows the targets until they end, time is over, or somebody asks for the end.
 ///
 /// A command is asked to end as well by the first signal, and traced until it has; the
@@ -174,6 +188,7 @@ async fn follow(
     log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
     let Begun { mut session, mut notices, mut command } = begun;
+    set_niceness(MAIN_NICENESS);
     let mut interrupts = Interrupts::new()?;
     let mut log = watch_log(log)?;
     let mut status = StatusLine::new(command.is_none());

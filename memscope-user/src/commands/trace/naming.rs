@@ -95,6 +95,7 @@ pub(super) fn symbolize(
     debuginfod: Option<Debuginfod>,
     output: &SyncSender<Input>,
 ) {
+    super::set_niceness(super::SYMBOLS_NICENESS);
     let mut naming = Naming {
         modules,
         symbolizer: Symbolizer::new(debuginfod),

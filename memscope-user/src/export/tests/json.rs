@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::RICH;
 use crate::{
     export::{ExportError, FIELDS, Origin, export_json},
-    model::{Ending, EndingReason, Item},
+    model::{Ending, EndingReason, Item, StackOutcome},
     reports::{
         BlockFate, analyze, replay_blocks,
         testing::{ENDED_AT_NS, STARTED_AT_NS, analysis, capture, items},
@@ -212,6 +212,10 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);
     assert_eq!(json["stacks"]["by_reason"]["frames_lost"], 1);
+    let reasons = json["stacks"]["by_reason"].as_object().unwrap();
+    let names = StackOutcome::ALL.iter().map(|outcome| outcome.name());
+    let of_all: BTreeSet<&str> = names.filter(|name| *name != "complete").collect();
+    assert_eq!(reasons.keys().map(String::as_str).collect::<BTreeSet<_>>(), of_all);
     let frames = &json["sites"][0]["frames"];
     assert_eq!(frames[1]["function"], "inner");
     assert_eq!((&frames[1]["inlined"], &frames[2]["inlined"]), (&true.into(), &false.into()));

@@ -1,7 +1,7 @@
 //! What is said of recordings that are not complete, and of wrong ones.
 
 use crate::{
-    model::{Counters, Item},
+    model::{Counters, Item, StackOutcome},
     reports::{
         Inconsistency, Report, Trust, View, Wrappers, check,
         testing::{analysis, analysis_of, items, regular_end},
@@ -75,6 +75,26 @@ fn a_recording_killed_before_it_said_what_was_lost_is_incomplete() {
         trust.sentence,
         "INCOMPLETE: cut off before its end; at least 4 events lost; stacks: 100.0 % complete."
     );
+}
+
+#[test]
+fn one_stack_in_ten_thousand_that_is_not_complete_is_told() {
+    let mut analysis = analysis("1 malloc 1 = 0x10 @a");
+    for (number, outcome) in StackOutcome::ALL.into_iter().enumerate() {
+        analysis.stack_outcomes.insert(outcome, number as u64);
+    }
+    analysis.stack_outcomes.insert(StackOutcome::Complete, 10_000_000);
+    let sentence = Trust::of(&analysis).sentence;
+    let told = sentence.split_once("; stacks: ").unwrap().1.trim_end_matches('.');
+    assert!(!told.contains(" 0.0 %") && !told.contains("100.0 %"), "{told}");
+    let (first, others) = told.split_once(", ").unwrap();
+    assert_eq!(first, "99.99 % complete");
+    let others: Vec<&str> = others.split(", ").collect();
+    assert_eq!(others.len(), StackOutcome::ALL.len() - 1, "each has its words");
+    assert_eq!(others[0], "<0.01 % partly by frame pointers");
+    analysis.stack_outcomes.insert(StackOutcome::Complete, 400_000);
+    let sentence = Trust::of(&analysis).sentence;
+    assert!(sentence.contains("stacks: 99.97 % complete, "), "{sentence}");
 }
 
 #[test]

@@ -501,3 +501,38 @@ proptest! {
         read(&Image { eh_frame: section, ..Image::default() });
     }
 }
+
+#[test]
+fn what_rows_speak_of_is_counted() {
+    let row = |offset, rule| UnwindRow { offset, rule };
+    let cfa_sp = Rule { cfa_offset: 8, ..Rule::of_kind(CFA_SP) };
+    let mut rules = FIRST_RULES.to_vec();
+    rules.push(cfa_sp);
+    let table = UnwindTable {
+        base_svma: 0x1000,
+        rows: vec![row(0x10, 3), row(0x40, 0), row(0x80, RULE_UNSUPPORTED), row(0xa0, 1)],
+        rules,
+        problems: Problems::default(),
+    };
+    assert_eq!(table.rows_not_followed(), 1);
+    for (range, covered) in [
+        (0..0x1010, 0),
+        (0x1000..0x1040, 0x30),
+        (0x1020..0x1030, 0x10),
+        (0x1038..0x1090, 0x8 + 0x10),
+        (0x1040..0x1080, 0),
+        (0x1000..0x1100, 0x30 + 0x20 + 0x60),
+        (0x2000..0x2008, 8),
+        (0x1020..0x1020, 0),
+        (0x1040..0x1020, 0),
+        (0..u64::MAX, 0x30 + (u64::MAX - 0x1080)),
+    ] {
+        assert_eq!(table.covered_bytes(&range), covered, "{range:x?}");
+        // The slow way.
+        if range.end < 0x3000 {
+            let known = range.clone().filter(|svma| table.rule_at(*svma).cfa != CFA_NONE);
+            assert_eq!(known.count() as u64, covered, "{range:x?}");
+        }
+    }
+    assert_eq!(UnwindTable::default().covered_bytes(&(0..0x1000)), 0);
+}
