@@ -1,8 +1,7 @@
 /*
- * copies [pause] LIBRARY… : loads libraries of copies_plugin.c, each of which allocates in its constructor, at a time when nobody
+ * copies LIBRARY… : loads libraries of copies_plugin.c, each of which allocates in its constructor, at a time when nobody
  * can know its code yet. Prints
  *   library <allocations of its constructor> <bytes of each>     for each
- * With `pause` it stays for a second, to be looked at.
  */
 #include "common.h"
 #include <dlfcn.h>
@@ -23,12 +22,9 @@ SEPARATE static void load(const char *path)
 int main(int argc, char **argv)
 {
     struct options options = take_options(&argc, argv);
-    int pauses = take_word(&argc, argv, "pause");
     begin(options);
     for (int index = 1; index < argc; index++)
         load(argv[index]);
-    if (pauses)
-        sleep(1);
     finish(options);
     return 0;
 }

@@ -443,7 +443,14 @@ impl<V: ProcessView> Collector<V> {
         }
         let walked = walked.unwrap_or_else(|| WalkedCopy {
             frames_avma: vec![copy.return_avma],
-            outcome: outcome_of(copy.outcome),
+            outcome: match outcome_of(copy.outcome) {
+                _ if copy.flags & STACK_TABLES_OLD != 0 => StackOutcome::TablesOutdated,
+                // Of a walk whose frames are not here.
+                StackOutcome::Complete | StackOutcome::WithFramePointers => {
+                    StackOutcome::UnknownReason
+                }
+                reason => reason,
+            },
             used_frame_pointers: false,
             unknown_avma: None,
         });

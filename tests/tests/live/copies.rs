@@ -42,8 +42,8 @@ fn stacks_of_code_that_is_new_are_complete() {
                 copy.to_str().unwrap().to_owned()
             })
             .collect();
-        let mut arguments: Vec<&str> = libraries.iter().map(String::as_str).collect();
-        arguments.push("pause");
+        let arguments: Vec<&str> = libraries.iter().map(String::as_str).collect();
+
         let program = programs::build("copies.c", variant);
         let finished = run(&mut scratch.trace_program(&["-v"], program, &arguments));
         finished.assert_code(0);

@@ -529,6 +529,16 @@ fn copied_stacks_are_walked_and_those_with_the_same_frames_are_one() {
     assert_eq!(stack_of(&bench.take(&allocation(0, 5, 200))), other.id);
     let cannot = bench.take_stack(&copied_stack(6, 201, &[0x10_010, 0x10_030, CANNOT_WALK]));
     assert_eq!((cannot.frames.len(), cannot.outcome), (1, StackOutcome::NoTables));
+    let mut by_old_tables = copied_stack(7, 202, &[0x10_020, CANNOT_WALK]);
+    if let Record::StackCopy(stack) = &mut by_old_tables {
+        (stack.copy.outcome, stack.copy.flags) = (OUTCOME_COMPLETE, STACK_TABLES_OLD);
+    }
+    assert_eq!(bench.take_stack(&by_old_tables).outcome, StackOutcome::TablesOutdated);
+    let mut nonsense = copied_stack(8, 203, &[0x10_030, CANNOT_WALK]);
+    if let Record::StackCopy(stack) = &mut nonsense {
+        stack.copy.outcome = OUTCOME_COMPLETE;
+    }
+    assert_eq!(bench.take_stack(&nonsense).outcome, StackOutcome::UnknownReason, "one frame");
 }
 
 #[test]
@@ -541,4 +551,30 @@ fn code_that_a_copied_stack_leads_to_is_looked_for() {
     let later = LOOK_AGAIN_NS + 10;
     let late = bench.take_stack(&copied_stack(later, 101, &[0x10_010, 0x30_010, 0x30_020]));
     assert_eq!((late.frames.len(), late.outcome), (3, StackOutcome::Complete));
+}
+
+/// Whatever was unmapped meanwhile, what the walk has led through was there all the time.
+#[test]
+fn stacks_walked_by_old_tables_are_trusted_where_nothing_has_changed() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0)), range(0x30_000, Some(1))]);
+    let made_ns = LOOK_AGAIN_NS;
+    let both = vec![range(0x10_000, Some(0)), range(0x30_000, Some(1))];
+    let seen = Observation { begun_ns: made_ns, done_ns: made_ns, ..observation("first", both) };
+    bench.collector.saw(TARGET, seen, made_ns, |item| bench.items.push(item));
+    let replaced_ns = made_ns + 10;
+    let mut outcome = |time_ns, identity, frames_avma: &[u64]| {
+        let mut walked = stack(time_ns, identity, OUTCOME_COMPLETE, frames_avma);
+        if let Record::Stack(stack) = &mut walked {
+            stack.header.flags = STACK_TABLES_OLD;
+            stack.header.tables_read_ns = made_ns;
+        }
+        bench.collector.mapped(TARGET, replaced_ns, range(0x30_000, Some(2)), |_| {});
+        bench.take_stack(&walked).outcome
+    };
+    assert_eq!(outcome(replaced_ns + 1, 9, &[0x10_010, 0x10_020]), StackOutcome::Complete);
+    assert_eq!(
+        outcome(replaced_ns + 1, 10, &[0x10_010, 0x30_020]),
+        StackOutcome::TablesOutdated,
+        "another library lies there"
+    );
 }

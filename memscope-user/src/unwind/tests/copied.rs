@@ -312,7 +312,7 @@ fn deep_stacks_are_cut_at_the_limit() {
 /// One that would take long to be executed is not.
 #[test]
 fn an_entry_of_excessive_length_is_not_executed() {
-    let nothing = vec![Cfi::RememberState, Cfi::RestoreState];
+    let nothing = [Cfi::RememberState, Cfi::RestoreState];
     let long: Vec<Cfi> = nothing.iter().cycle().take(1 << 19).cloned().collect();
     assert_ends(&long, &[(0, inside(OUTERMOST))], StackOutcome::UnsupportedRule);
 }
