@@ -126,6 +126,9 @@ struct Span {
     earliest_ns: u64,
     /// First moment of which it is known to be mapped.
     seen_ns: u64,
+    /// What is known to have been mapped after this moment came later than this range: `seen_ns`,
+    /// or of what was only read, when reading began.
+    newer_than_ns: u64,
     /// Last such moment.
     last_seen_ns: u64,
     /// From then on it is known not to be mapped.
@@ -143,7 +146,7 @@ impl Span {
         if time_ns < self.seen_ns {
             (false, self.earliest_ns)
         } else if time_ns < self.last_seen_ns {
-            (true, self.seen_ns)
+            (true, self.newer_than_ns)
         } else {
             (true, self.last_seen_ns)
         }
@@ -313,7 +316,14 @@ impl AddressSpace {
 
     /// A range that is known to be mapped at `seen_ns` and was not before `earliest_ns`.
     fn insert(&mut self, range: CodeRange, earliest_ns: u64, seen_ns: u64) {
-        let new = Span { range, earliest_ns, seen_ns, last_seen_ns: seen_ns, until_ns: u64::MAX };
+        let new = Span {
+            range,
+            earliest_ns,
+            seen_ns,
+            newer_than_ns: seen_ns,
+            last_seen_ns: seen_ns,
+            until_ns: u64::MAX,
+        };
         if seen_ns < self.emptied_ns {
             // Told late, of an image that is gone.
             self.end(new, self.emptied_ns);
@@ -334,6 +344,7 @@ impl AddressSpace {
             range,
             earliest_ns,
             // It may have come as late as that, and have gone as early as this.
+            newer_than_ns: begun_ns,
             seen_ns: done_ns,
             last_seen_ns: begun_ns,
             until_ns: u64::MAX,
@@ -343,7 +354,8 @@ impl AddressSpace {
                 // That is known better: this is the same, or was there before or after it.
                 space.keep(old);
             } else if old.seen_ns < begun_ns && old.range.agrees_with(&new.range) {
-                space.lay_over(old, Span { seen_ns: begun_ns, last_seen_ns: begun_ns, ..new });
+                let seen_ns = begun_ns;
+                space.lay_over(old, Span { seen_ns, last_seen_ns: seen_ns, ..new });
             } else {
                 space.lay_over(old, new);
             }
@@ -391,7 +403,7 @@ impl AddressSpace {
             let earliest_ns = new.earliest_ns.max(after_old_ns);
             self.end(old, time_ns);
             self.keep(Span { earliest_ns, ..new });
-        } else if time_ns < old.seen_ns {
+        } else if time_ns < old.newer_than_ns {
             self.end(late, old.seen_ns);
             let earliest_ns = old.earliest_ns.max(time_ns.saturating_add(1));
             self.keep(Span { earliest_ns, ..old });
@@ -399,7 +411,8 @@ impl AddressSpace {
             // Something else was there in between.
             let again_ns = old.last_seen_ns;
             let earliest_ns = time_ns.saturating_add(1);
-            let again = Span { earliest_ns, seen_ns: again_ns, ..old.clone() };
+            let again =
+                Span { earliest_ns, seen_ns: again_ns, newer_than_ns: again_ns, ..old.clone() };
             self.end(Span { last_seen_ns: time_ns, ..old }, time_ns);
             self.end(late, again_ns);
             self.keep(again);
@@ -425,7 +438,8 @@ impl AddressSpace {
             }
             if span.last_seen_ns > time_ns {
                 let seen_ns = span.last_seen_ns;
-                self.keep(Span { earliest_ns: time_ns, seen_ns, ..span.clone() });
+                let earliest_ns = time_ns;
+                self.keep(Span { earliest_ns, seen_ns, newer_than_ns: seen_ns, ..span.clone() });
             }
             let last_seen_ns = span.last_seen_ns.min(time_ns);
             self.end(Span { last_seen_ns, ..span }, time_ns);

@@ -122,6 +122,16 @@ fn what_took_a_place_while_maps_was_read_was_not_there_before_its_event() {
     event(&mut space);
     space.map(58, pages(1, 2, Some(3)));
     assert_eq!(history(&space, 1, &[52, 56, 58, 59, 60, 70]), [1, 2, 3, 3, 3, 3]);
+    // The same was read twice, but something else was there in between.
+    let mut space = AddressSpace::default();
+    space.map(30, pages(1, 2, Some(2)));
+    space.map(40, pages(1, 2, Some(1)));
+    seen(&mut space);
+    space.observe(&[pages(1, 2, Some(2))], 80, 81);
+    for (time_ns, module) in [(54, 2), (57, 1), (70, 2)] {
+        space.map(time_ns, pages(1, 2, Some(module)));
+    }
+    assert_eq!(history(&space, 1, &[52, 55, 58, 62, 69, 70, 90]), [1, 2, 1, 1, 1, 2, 2]);
     // What was read was there before the event; that it is gone is known from the event.
     let mut space = AddressSpace::default();
     space.map(30, pages(1, 2, Some(2)));
