@@ -14,6 +14,8 @@ const MAX_ENDED_RANGES: usize = 4096;
 /// (`vm.max_map_count`, 65,530). Unmapping is not told, so a process that maps and unmaps at
 /// ever new addresses would let them grow until it is looked at.
 const MAX_LIVE_RANGES: usize = 1 << 16;
+/// Most of the kernel's reports kept of a process; the oldest are forgotten.
+const MAX_TOLD: usize = 4096;
 /// Most execs known from the kernel before their records have come through the ring.
 const MAX_PENDING_EXECS: usize = 1024;
 
@@ -181,11 +183,43 @@ pub struct AddressSpace {
     /// Times of execs that the kernel has told and [`Self::exec`] has not met.
     pending_execs_ns: VecDeque<u64>,
     forgotten: u64,
+    /// What the kernel told, in the order of time.
+    told: VecDeque<Told>,
+}
+
+/// What the kernel told.
+#[derive(Clone, Debug)]
+struct Told {
+    time_ns: u64,
+    /// What was mapped; none for an exec, which unmapped everything.
+    range: Option<CodeRange>,
 }
 
 impl AddressSpace {
+    /// Something that the kernel had to tell was lost: what it told is no longer all there is
+    /// to know.
+    pub fn events_lost(&mut self) {
+        self.told.clear();
+    }
+
+    fn tell(&mut self, time_ns: u64, range: Option<CodeRange>) {
+        if self.told.len() == MAX_TOLD {
+            self.told.pop_front();
+        }
+        let place = self.told.partition_point(|told| told.time_ns <= time_ns);
+        self.told.insert(place, Told { time_ns, range });
+    }
+
+    /// What the kernel told last of an address, until a moment.
+    fn told_at(&self, avma: u64, time_ns: u64) -> Option<&Told> {
+        let after = self.told.partition_point(|told| told.time_ns <= time_ns);
+        let mut before = self.told.range(..after).rev();
+        before.find(|told| told.range.as_ref().is_none_or(|range| range.holds(avma)))
+    }
+
     /// Takes what the kernel tells: this was mapped at that time, over whatever was there.
     pub fn map(&mut self, time_ns: u64, range: CodeRange) {
+        self.tell(time_ns, Some(range.clone()));
         self.insert(range, time_ns, time_ns);
         if self.live.len() > MAX_LIVE_RANGES {
             self.forget_longest_unseen();
@@ -206,6 +240,7 @@ impl AddressSpace {
 
     /// Takes what the kernel tells: an exec emptied the address space at that time.
     pub fn replaced(&mut self, time_ns: u64) {
+        self.tell(time_ns, None);
         self.empty(time_ns);
         if self.pending_execs_ns.len() == MAX_PENDING_EXECS {
             self.pending_execs_ns.pop_front();
@@ -222,6 +257,7 @@ impl AddressSpace {
         if let Some(emptied_ns) = self.pending_execs_ns.drain(..passed).next_back() {
             return emptied_ns;
         }
+        self.tell(time_ns, None);
         self.empty(time_ns);
         time_ns
     }
@@ -247,7 +283,11 @@ impl AddressSpace {
 
     /// What was mapped at an address at a time.
     pub fn range_at(&self, avma: u64, time_ns: u64) -> Option<&CodeRange> {
-        self.span_at(avma, time_ns).map(|span| &span.range)
+        let span = self.span_at(avma, time_ns)?;
+        // The kernel tells exactly when, reading `maps` only about when; but of what was mapped
+        // before the trace it tells nothing.
+        let told = self.told_at(avma, time_ns).and_then(|told| told.range.as_ref());
+        Some(told.filter(|told| !told.agrees_with(&span.range)).unwrap_or(&span.range))
     }
 
     /// Whether it is known that the same position of the same file was mapped at an address at
@@ -257,6 +297,10 @@ impl AddressSpace {
         else {
             return false;
         };
+        let ranges = (self.range_at(avma, from_ns), self.range_at(avma, at_ns));
+        if !matches!(ranges, (Some(from), Some(at)) if from.agrees_with(at)) {
+            return false;
+        }
         // Of a range found missing it is not known whether it was still there then.
         let was_there =
             from.seen_ns <= from_ns && (from_ns <= from.last_seen_ns || std::ptr::eq(from, at));

@@ -221,6 +221,7 @@ impl<V: ProcessView> Collector<V> {
     pub fn mappings_lost(&mut self) {
         for target in self.targets.values_mut() {
             target.outdated = true;
+            target.space.events_lost();
         }
     }
 

@@ -149,6 +149,7 @@ fn a_late_event_finds_its_place() {
     assert_eq!(history(&space, 1, &[10, 20, 30]), [1, 2, 3]);
     space.observe(&[pages(1, 2, Some(3))], 50, 51);
     space.map(40, pages(1, 2, Some(4)));
+    space.map(45, pages(1, 2, Some(3)));
     assert_eq!(history(&space, 1, &[39, 40, 50]), [3, 4, 3], "the third was mapped again");
 }
 
