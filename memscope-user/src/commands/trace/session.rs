@@ -323,7 +323,11 @@ impl Session {
 
     /// Saves what the kernel side has counted; that, and how things stand.
     pub(super) fn save_counters(&self) -> anyhow::Result<(Counters, Progress)> {
-        let counters = self.kernel.counters()?;
+        let mut counters = self.kernel.counters()?;
+        // Records are being made while this is read, counted as attempted and not yet as
+        // recorded or lost, or the other way around. Left out here; at the end there are none.
+        counters.attempted =
+            counters.recorded + counters.lost.iter().map(|(_, lost)| lost).sum::<u64>();
         self.tell(Control::Counters(counters.clone()))?;
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
