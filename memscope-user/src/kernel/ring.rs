@@ -37,14 +37,13 @@ impl EventRing {
         Self { ring, consumer, ring_bytes }
     }
 
-    /// Half the ring is left for what comes while the reader wakes up; copies of stacks
-    /// may not take that half.
+    /// The reader is woken early, because copies of stacks fill the ring quickly; they may not
+    /// take more than half of it.
     fn state(&self, waiting: bool) -> Consumer {
-        let half = self.ring_bytes / 2;
         Consumer {
             waiting: waiting.into(),
-            watermark_bytes: half,
-            copy_limit_bytes: half,
+            watermark_bytes: self.ring_bytes / 8,
+            copy_limit_bytes: self.ring_bytes / 2,
             padding: 0,
         }
     }

@@ -164,9 +164,10 @@ impl Interrupts {
     }
 }
 
-/// What the main thread does, new libraries wait for; it is little, but on a busy machine it
-/// would wait for its turn. Not before a command was started, which would inherit it.
-const MAIN_NICENESS: i32 = -10;
+/// What the main thread does, new libraries wait for, and the ring for the draining one; it is
+/// little, but on a busy machine it would wait for its turn. The main thread takes it only
+/// once a command was started, which would inherit it.
+const URGENT_NICENESS: i32 = -10;
 
 /// Names can wait.
 const SYMBOLS_NICENESS: i32 = 10;
@@ -188,7 +189,7 @@ async fn follow(
     log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
     let Begun { mut session, mut notices, mut command } = begun;
-    set_niceness(MAIN_NICENESS);
+    set_niceness(URGENT_NICENESS);
     let mut interrupts = Interrupts::new()?;
     let mut log = watch_log(log)?;
     let mut status = StatusLine::new(command.is_none());

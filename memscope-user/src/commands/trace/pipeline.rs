@@ -45,7 +45,7 @@ const BATCH_RECORDS: usize = 4096;
 /// Bytes of records from which on no more is handed over at once: copies of stacks are large.
 const BATCH_BYTES: usize = 4 << 20;
 /// Batches that may wait for the pipeline.
-const WAITING_BATCHES: usize = 64;
+const WAITING_BATCHES: usize = 256;
 /// How often the generated code of a target is looked for.
 const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 /// How long records may wait in the ring of a quiet target.
@@ -301,6 +301,7 @@ fn drain(
     after_drain: &Receiver<Control>,
     notices: &UnboundedSender<Notice>,
 ) -> anyhow::Result<()> {
+    super::set_niceness(super::URGENT_NICENESS);
     loop {
         // Read before the ring: what is in it now was made before these were said.
         let stop = state.stop.load(Ordering::Acquire);
