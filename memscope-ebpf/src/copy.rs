@@ -6,10 +6,13 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_probe_read_user as read_user_bytes,
 };
-use memscope_common::record::{
-    COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
-    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD,
-    StackCopy,
+use memscope_common::{
+    control::COUNTER_LOST_STACK,
+    record::{
+        COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
+        OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD,
+        StackCopy,
+    },
 };
 
 use crate::{
@@ -91,7 +94,7 @@ pub(crate) fn send(
         flags,
         byte_count: 0,
     };
-    emit::send_filled::<CopyRecord>(|record| {
+    emit::send_filled::<CopyRecord>(COUNTER_LOST_STACK, |record| {
         let mut byte_count = 0;
         for part in 0..MAX_COPY_BYTES / COPY_PART_BYTES {
             let offset = part * COPY_PART_BYTES;

@@ -94,39 +94,39 @@ fn note_loss(cpu: *mut CpuCounters, cause: u32) {
 /// Sends one record, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
 pub(crate) fn send<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(record, cause, wake_up)
+    send_waking(cause, wake_up, write(record))
 }
 
 /// As [`send`], and wakes the reader at once: what it has to look at may be gone soon.
 #[inline(always)]
 pub(crate) fn send_urgent<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(record, cause, || u64::from(BPF_RB_FORCE_WAKEUP))
+    send_waking(cause, || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
+}
+
+/// As [`send`], for a record that is too large to be made elsewhere first: `fill` makes it
+/// in its place.
+#[inline(always)]
+pub(crate) fn send_filled<T: 'static>(cause: u32, fill: impl FnOnce(*mut T)) -> bool {
+    send_waking(cause, wake_up, fill)
 }
 
 #[inline(always)]
-fn send_waking<T: 'static>(record: T, cause: u32, wake_up: impl FnOnce() -> u64) -> bool {
+fn write<T>(record: T) -> impl FnOnce(*mut T) {
+    // SAFETY: it is called with room for a record, reserved in the ring.
+    move |place| unsafe { place.write(record) }
+}
+
+#[inline(always)]
+fn send_waking<T: 'static>(
+    cause: u32,
+    wake_up: impl FnOnce() -> u64,
+    fill: impl FnOnce(*mut T),
+) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
     count_on(cpu, COUNTER_ATTEMPTED);
     let Some(mut place) = EVENTS.reserve::<T>(0) else {
         note_loss(cpu, cause);
-        return false;
-    };
-    place.write(record);
-    place.submit(wake_up());
-    count_on(cpu, COUNTER_RECORDED);
-    true
-}
-
-/// Sends a record that is too large to be made elsewhere first; true if it was sent.
-/// It is no event of its own: that it is missing is counted as the loss of a stack.
-#[inline(always)]
-pub(crate) fn send_filled<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
-    let Some(cpu) = counters() else { return false };
-    tell_losses(cpu);
-    count_on(cpu, COUNTER_ATTEMPTED);
-    let Some(mut place) = EVENTS.reserve::<T>(0) else {
-        note_loss(cpu, COUNTER_LOST_STACK);
         return false;
     };
     fill(place.as_mut_ptr());

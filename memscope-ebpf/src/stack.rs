@@ -326,7 +326,9 @@ fn rule_here(walk: &mut Walk, cache: *mut RuleCache) -> u32 {
 
 #[inline(always)]
 fn rule_at(walk: &Walk, cache: *mut RuleCache, avma: u64) -> u32 {
-    let Some(place) = CachePlace::of(avma, walk.generation as u32) else { return 0 };
+    let Some(place) = CachePlace::of(avma, walk.generation as u32) else {
+        return search(walk, avma);
+    };
     // SAFETY: the index is below CACHE_WORDS; words are read and written whole.
     let slot = unsafe { &raw mut (*cache).words[place.index as usize & (CACHE_WORDS - 1)] };
     // SAFETY: as above.

@@ -95,6 +95,11 @@ impl<V: ProcessView> Collector<V> {
         }
     }
 
+    /// What it looks at the targets with.
+    pub fn view(&self) -> &V {
+        &self.view
+    }
+
     /// How many records spoke of targets or probes that there are not.
     pub fn nonsense(&self) -> u64 {
         self.nonsense

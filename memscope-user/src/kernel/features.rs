@@ -49,18 +49,14 @@ pub fn kernel_and_arch() -> (String, String) {
     )
 }
 
-/// What the kernel offers, without loading any program.
+/// What nothing works without. Asked at every start, so it asks for nothing else.
 #[must_use]
-pub fn features() -> Vec<Feature> {
+pub(super) fn required_features() -> Vec<Feature> {
     let exists = |path: &str| Path::new(path).exists();
-    let release = procfs::sys::kernel::Version::current().ok();
-    let at_least = |major, minor| {
-        release.as_ref().is_some_and(|version| (version.major, version.minor) >= (major, minor))
-    };
     vec![
         Feature {
             name: "kernel_5_17",
-            available: at_least(5, 17),
+            available: kernel_is_at_least(5, 17),
             required: true,
             purpose: "Linux 5.17 or later: loops in BPF programs (bpf_loop), probes with cookies",
         },
@@ -76,9 +72,21 @@ pub fn features() -> Vec<Feature> {
             required: true,
             purpose: "probes on user code (CONFIG_UPROBE_EVENTS): every event",
         },
+    ]
+}
+
+fn kernel_is_at_least(major: u8, minor: u8) -> bool {
+    procfs::sys::kernel::Version::current()
+        .is_ok_and(|version| (version.major, version.minor) >= (major, minor))
+}
+
+/// What the kernel offers, without loading any program.
+#[must_use]
+pub fn features() -> Vec<Feature> {
+    let optional = [
         Feature {
             name: "uretprobe_syscall",
-            available: at_least(6, 11),
+            available: kernel_is_at_least(6, 11),
             required: false,
             purpose: "cheaper return probes (Linux 6.11)",
         },
@@ -94,5 +102,6 @@ pub fn features() -> Vec<Feature> {
             required: false,
             purpose: "return addresses that other tracers' return probes replace (type information of the kernel): stacks through such functions",
         },
-    ]
+    ];
+    required_features().into_iter().chain(optional).collect()
 }

@@ -20,17 +20,17 @@ use memscope_common::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
-    Epoch, KernelError, features, missing_capabilities,
+    KernelError,
+    features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
     plain::Plain,
     ring::EventRing,
-    tables::{KernelTables, PlacedTable, TableUse, WalkableCode},
+    tables::KernelTables,
     take_map,
 };
 use crate::{
-    model::{Counters, LossCause, ModuleId, ProbeId},
+    model::{Counters, LossCause, ProbeId},
     target::{FunctionKind, PlannedProbe},
-    unwind::UnwindTable,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -86,9 +86,7 @@ impl Kernel {
         if !missing.is_empty() {
             return Err(KernelError::NotAllowed { missing });
         }
-        if let Some(feature) =
-            features().into_iter().find(|feature| feature.required && !feature.available)
-        {
+        if let Some(feature) = required_features().into_iter().find(|feature| !feature.available) {
             return Err(KernelError::Unsupported { what: feature.purpose });
         }
         if !config.ring_bytes.is_power_of_two() || config.ring_bytes < page_bytes() {
@@ -251,55 +249,15 @@ impl Kernel {
         self.targets.set(target.into(), Plain(block), 0).map_err(error)
     }
 
-    /// What has changed in a target's address space since the trace began.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn epoch(&self, target: u16) -> Result<Epoch, KernelError> {
-        self.tables.epoch(target)
-    }
-
-    /// A file's table as it was placed before; the inner one is none if there was no room.
+    /// The unwind tables that stacks are walked by.
     #[must_use]
-    pub fn placed_table(&self, module: ModuleId) -> Option<Option<PlacedTable>> {
-        self.tables.placed(module)
+    pub fn tables(&self) -> &KernelTables {
+        &self.tables
     }
 
-    /// Brings a file's unwind table into the kernel; none if there is no room for it.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel gives no memory.
-    pub fn place_table(
-        &mut self,
-        module: ModuleId,
-        table: &UnwindTable,
-    ) -> Result<Option<PlacedTable>, KernelError> {
-        self.tables.place(module, table)
-    }
-
-    /// From now on a target's stacks are walked by these tables: `code` is what was mapped
-    /// at `read_at_ns` (`CLOCK_MONOTONIC`), in order of addresses, and `epoch` was read
-    /// before that.
-    ///
-    /// # Errors
-    ///
-    /// If there is no room.
-    pub fn publish_tables(
-        &mut self,
-        target: u16,
-        epoch: &Epoch,
-        read_at_ns: u64,
-        code: &[WalkableCode],
-    ) -> Result<(), KernelError> {
-        self.tables.publish(target, epoch, read_at_ns, code)
-    }
-
-    /// What the tables take up.
-    #[must_use]
-    pub fn table_use(&self) -> TableUse {
-        self.tables.table_use()
+    /// The same, to be changed.
+    pub fn tables_mut(&mut self) -> &mut KernelTables {
+        &mut self.tables
     }
 
     /// A process has ended: what another process of the same number does is not its own.

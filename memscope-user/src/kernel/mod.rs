@@ -18,7 +18,7 @@ pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use ring::{EventRing, RingError};
-pub use tables::{PlacedTable, TableUse, WalkableCode};
+pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;
 

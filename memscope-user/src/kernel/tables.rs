@@ -61,7 +61,7 @@ pub struct TableUse {
 }
 
 /// The maps that the eBPF side walks by.
-pub(super) struct KernelTables {
+pub struct KernelTables {
     chunks: ArrayOfMaps<MapData, MapFd>,
     chunk_memory: Vec<(MapData, MmapMut)>,
     rules: MmapMut,
@@ -128,23 +128,36 @@ impl KernelTables {
         Ok(tables)
     }
 
-    pub(super) fn table_use(&self) -> TableUse {
+    /// What the tables take up.
+    #[must_use]
+    pub fn table_use(&self) -> TableUse {
         self.used
     }
 
-    /// What has changed in a target, as counted by the eBPF side.
-    pub(super) fn epoch(&self, target: u16) -> Result<Epoch, KernelError> {
+    /// What has changed in a target's address space since the trace began, as counted by
+    /// the eBPF side.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn epoch(&self, target: u16) -> Result<Epoch, KernelError> {
         let epoch = self.epochs.get(&target.into(), 0);
         Ok(epoch.map_err(|source| KernelError::Map { map: "EPOCHS", source })?.0)
     }
 
-    /// Whether a file was brought here before; the table is none if there was no room.
-    pub(super) fn placed(&self, module: ModuleId) -> Option<Option<PlacedTable>> {
+    /// A file's table, if the file was brought here before; the inner one is none if there
+    /// was no room.
+    #[must_use]
+    pub fn placed(&self, module: ModuleId) -> Option<Option<PlacedTable>> {
         self.placed.get(&module).copied()
     }
 
     /// Brings a file's table here; none if there is no room.
-    pub(super) fn place(
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no memory.
+    pub fn place(
         &mut self,
         module: ModuleId,
         table: &UnwindTable,
@@ -264,8 +277,13 @@ impl KernelTables {
     }
 
     /// From now on a target's stacks are walked by these tables. `code` is what was
-    /// mapped at `read_at_ns`, in order of addresses, and `epoch` was read before that.
-    pub(super) fn publish(
+    /// mapped at `read_at_ns` (`CLOCK_MONOTONIC`), in order of addresses, and `epoch` was
+    /// read before that.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room.
+    pub fn publish(
         &mut self,
         target: u16,
         epoch: &Epoch,

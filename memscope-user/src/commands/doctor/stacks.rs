@@ -131,11 +131,11 @@ impl StackDiagnosis {
 
     /// Brings the tables into the kernel, to see what room they take there.
     pub(super) fn place(&mut self, kernel: &mut Kernel) -> Result<(), KernelError> {
-        let before = kernel.table_use();
+        let before = kernel.tables().table_use();
         for (number, file) in self.files.iter().enumerate() {
-            kernel.place_table(ModuleId(number as u32), &file.table)?;
+            kernel.tables_mut().place(ModuleId(number as u32), &file.table)?;
         }
-        let after = kernel.table_use();
+        let after = kernel.tables().table_use();
         self.kernel_bytes = Some(after.bytes.saturating_sub(before.bytes));
         self.files_refused = Some(after.refused_files.saturating_sub(before.refused_files));
         Ok(())

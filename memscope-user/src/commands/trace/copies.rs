@@ -18,14 +18,14 @@ const MAX_HELD_BYTES: usize = 1 << 29;
 const MAX_HELD_MODULES: usize = 4096;
 
 /// Call frame information of the files that copied stacks led through.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct FrameInfos {
     held: FxHashMap<ModuleId, Held>,
     held_bytes: usize,
     uses: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Held {
     module: Arc<LoadedModule>,
     /// None if it cannot be had.

@@ -259,7 +259,7 @@ pub(super) type SharedProcesses = Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>
 
 /// The collector's eyes: looks at a target and tells the attaching thread when there
 /// are allocators that were not there before.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct TargetView {
     pub(super) modules: SharedModules,
     pub(super) processes: SharedProcesses,

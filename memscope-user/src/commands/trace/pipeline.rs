@@ -348,7 +348,6 @@ fn drain(
 /// State of the collecting thread.
 struct Collect<W> {
     collector: Collector<TargetView>,
-    view: TargetView,
     sink: Sink<W>,
     order: Order,
     progress: watch::Sender<Progress>,
@@ -401,8 +400,7 @@ impl<W: Write> Collect<W> {
         progress: watch::Sender<Progress>,
     ) -> Self {
         Self {
-            collector: Collector::new(view.clone()),
-            view,
+            collector: Collector::new(view),
             sink: Sink {
                 analyzer: Analyzer::default(),
                 writer,
@@ -473,7 +471,7 @@ impl<W: Write> Collect<W> {
             match event {
                 TargetEvent::Mapped(mapped) => {
                     let (target, time_ns) = (mapped.target, mapped.time_ns);
-                    let range = self.view.code_range_of_event(mapped);
+                    let range = self.collector.view().code_range_of_event(mapped);
                     let sink = &mut self.sink;
                     self.collector.mapped(target, time_ns, range, |item| sink.take(&item));
                 }

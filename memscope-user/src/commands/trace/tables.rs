@@ -25,7 +25,7 @@ pub(super) fn bring_tables(
     target: u16,
 ) -> anyhow::Result<()> {
     // Before the address space is looked at: what changes meanwhile makes it old.
-    let epoch = kernel.epoch(target)?;
+    let epoch = kernel.tables().epoch(target)?;
     let read_at_ns = monotonic_ns();
     let mappings = process.code_mappings()?;
     let mapped: Vec<Mapped> = {
@@ -43,7 +43,7 @@ pub(super) fn bring_tables(
         .iter()
         .map(|(mapping, module)| walkable(kernel, mapping, module.as_deref()))
         .collect();
-    kernel.publish_tables(target, &epoch, read_at_ns, &code)?;
+    kernel.tables_mut().publish(target, &epoch, read_at_ns, &code)?;
     for (mapping, module) in &mapped {
         if let Some(avma) = module.as_ref().and_then(|module| module.loader_state_avma(mapping)) {
             kernel.set_loader_state(target, avma)?;
@@ -54,7 +54,7 @@ pub(super) fn bring_tables(
 
 fn walkable(kernel: &Kernel, mapping: &CodeMapping, module: Option<&LoadedModule>) -> WalkableCode {
     let table = module.and_then(|module| {
-        let table = kernel.placed_table(module.module.id)??;
+        let table = kernel.tables().placed(module.module.id)??;
         Some((table, module.load_bias(mapping)?))
     });
     WalkableCode { start_avma: mapping.start_avma, end_avma: mapping.end_avma, table }
@@ -70,7 +70,7 @@ fn place_new(
     let mut new: Vec<(&CodeMapping, &Arc<LoadedModule>)> = Vec::new();
     for (mapping, module) in mapped {
         if let Some(module) = module
-            && kernel.placed_table(module.module.id).is_none()
+            && kernel.tables().placed(module.module.id).is_none()
             && !new.iter().any(|(_, known)| Arc::ptr_eq(known, module))
         {
             new.push((mapping, module));
@@ -93,7 +93,7 @@ fn place_new(
         placed_files += 1;
         place(kernel, module, table)?;
     }
-    let used = kernel.table_use();
+    let used = kernel.tables().table_use();
     log::info!(
         "unwind tables of {placed_files} files made in {} ms; in all {} rows, {} rules, {} of kernel memory",
         begun.elapsed().as_millis(),
@@ -120,8 +120,8 @@ fn place(
         table.rules.len(),
         table.problems
     );
-    if kernel.place_table(module.module.id, &table)?.is_none() && !table.rows.is_empty() {
-        log::warn!("no room for the unwind table of {path}: stacks will end there");
+    if kernel.tables_mut().place(module.module.id, &table)?.is_none() && !table.rows.is_empty() {
+        log::warn!("no room for the unwind table of {path}: its frame pointers are followed");
     }
     Ok(())
 }
