@@ -32,6 +32,34 @@ pub struct Consumer {
 }
 const _: () = assert!(size_of::<Consumer>() == 16);
 
+/// What stays the same through a trace, a constant of the loaded programs: what is not asked
+/// for costs nothing, as the verifier cuts it out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// 1 if only the caller is noted, and no stack walked.
+    pub caller_only: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Settings>() == 8);
+
+/// Stands in the object for the kernel's `bpf_session_is_return`, whose number only the
+/// running kernel tells. No helper has this number.
+pub const SESSION_IS_RETURN: i32 = 0x7fff_0001;
+
+/// Where the module of a probed function has its code, as seen from the probe: it tells calls
+/// that the module makes itself from those of the program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeSurroundings {
+    /// Bytes of code before the probed instruction.
+    pub before_bytes: u32,
+    /// Bytes of code after its beginning.
+    pub after_bytes: u32,
+}
+const _: () = assert!(size_of::<ProbeSurroundings>() == 8);
+
 /// Position of an argument in a function call, 0 to 5, or [`NO_ARGUMENT`].
 pub type ArgumentIndex = u8;
 /// The function has no such argument.
@@ -107,15 +135,16 @@ impl Cookie {
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.
 ///
-/// Law: [`COUNTER_ATTEMPTED`] = [`COUNTER_RECORDED`] + every counter from
+/// Law: what was attempted, the sum of [`COUNTER_RETURNS`], [`COUNTER_FREES`] and
+/// [`COUNTER_OTHERS`], is what the collector received and every counter from
 /// [`COUNTER_FIRST_LOSS`] on.
-pub const COUNTER_ATTEMPTED: u32 = 0;
-/// Records that the ring buffer took.
-pub const COUNTER_RECORDED: u32 = 1;
+pub const COUNTER_RETURNS: u32 = 0;
+/// Frees that were to be recorded.
+pub const COUNTER_FREES: u32 = 1;
+/// Records of other kinds that were to be made.
+pub const COUNTER_OTHERS: u32 = 2;
 /// Probe hits inside another allocator call, which are no events.
-pub const COUNTER_NESTED: u32 = 2;
-/// Hits of any probe while recording was on.
-pub const COUNTER_HITS: u32 = 3;
+pub const COUNTER_NESTED: u32 = 3;
 /// First counter of a cause of loss.
 pub const COUNTER_FIRST_LOSS: u32 = 4;
 /// No room in the ring buffer for an allocation.
@@ -135,8 +164,12 @@ pub const COUNTER_THREAD_TABLE_FULL: u32 = 9;
 pub const COUNTER_RETURN_NOT_SEEN: u32 = 10;
 /// The result of a call could not be read from the target's memory.
 pub const COUNTER_RESULT_UNREADABLE: u32 = 11;
+/// Past the last cause of loss.
+pub const COUNTER_END_OF_LOSSES: u32 = 12;
+/// Calls that were entered and are followed to their return.
+pub const COUNTER_CALLS: u32 = 12;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 12;
+pub const COUNTER_COUNT: u32 = 13;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -164,8 +197,14 @@ pub struct ThreadState {
     pub freed_block_avma: u64,
     /// Probe id of that free.
     pub freed_probe: u64,
-    /// Identity of the stack sent last, which is surely still known to be sent.
+    /// Identity of the stack sent last.
     pub last_stack: u64,
+    /// Its number.
+    pub last_stack_number: u64,
+    /// What small records call this thread; 0 if it has no number.
+    pub number: u64,
+    /// Of which image of the process it was given.
+    pub numbered_image: u64,
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
     /// The walk up its stack.
@@ -188,7 +227,7 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () =
-    assert!(size_of::<ThreadState>() == 208 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+    assert!(size_of::<ThreadState>() == 232 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

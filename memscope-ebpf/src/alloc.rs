@@ -10,23 +10,37 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        ArgumentIndex, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
-        COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Target,
-        ThreadState,
+        ArgumentIndex, COUNTER_CALLS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_REALLOCATION,
+        COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Settings, Target, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
-        KIND_REALLOCATION_END, ReallocationBegin, ReallocationEnd,
+        KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
+        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin,
+        ReallocationEnd, SmallAllocation, SmallFree, ThreadNumber, address_and_thread,
+        kind_and_time,
     },
 };
-use memscope_ebpf::{Entry, classify_entry, is_return_of, product_bytes};
+use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
 
 use crate::{
     emit,
-    maps::{EPOCHS, NEW_THREAD, TARGETS, THREADS},
+    maps::{
+        EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS,
+    },
     stack::{self, CallerRegisters},
 };
+
+/// Written by the loader.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings { caller_only: 0, padding: 0 };
+
+#[inline(always)]
+fn settings() -> Settings {
+    // SAFETY: a constant of the object, written before it was loaded.
+    unsafe { read_volatile(&raw const SETTINGS) }
+}
 
 /// One probe hit: which function of which process, on which thread.
 struct Hit {
@@ -110,14 +124,41 @@ fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
     THREADS.get_ptr_mut(pid_tgid)
 }
 
-/// Entry of a function that returns a block.
+/// The thread's number in small records; 0 if it has none. It is told before its first use.
+#[inline(always)]
+fn number_of(state: &mut ThreadState, hit: &Hit) -> u64 {
+    if state.number != 0 && state.numbered_image == u64::from(hit.image) {
+        return state.number;
+    }
+    new_number(state, hit.header(KIND_THREAD_NUMBER), hit.thread())
+}
+
+/// Never inlined, so that the verifier need not follow it together with each of the paths
+/// that lead here.
+#[inline(never)]
+fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
+    state.number = 0;
+    let Some(given) = NUMBERS.get_ptr_mut(NUMBER_OF_THREADS) else { return 0 };
+    // SAFETY: an element of an array map.
+    if unsafe { read_volatile(given) } >= MAX_THREAD_NUMBER - 1 {
+        return 0;
+    }
+    let number = emit::next(given) + 1;
+    let record = ThreadNumber { header, number: number as u32, thread };
+    if number < MAX_THREAD_NUMBER && emit::send_if_room(record) {
+        state.number = number;
+        state.numbered_image = u64::from(header.image);
+    }
+    state.number
+}
+
+/// Entry of a function that returns a block. None if its return is of no interest.
 #[inline(always)]
 pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     let hit = Hit::new(context.as_ptr())?;
     if !hit.enabled() {
         return None;
     }
-    emit::count(COUNTER_HITS);
     let Some(state) = thread_state(hit.pid_tgid) else {
         emit::lose(COUNTER_THREAD_TABLE_FULL);
         debug!(context, "thread table full at thread {}", hit.thread());
@@ -145,6 +186,7 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
     state.cookie = hit.cookie.0;
+    emit::count(COUNTER_CALLS);
     if state.block_avma != 0 {
         let record = ReallocationBegin {
             header: hit.header(KIND_REALLOCATION_BEGIN),
@@ -169,7 +211,6 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
         return None;
     }
-    emit::count(COUNTER_HITS);
     state.cookie = 0;
     let address_avma = if state.result_slot_avma == 0 {
         registers.rax
@@ -188,44 +229,77 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     let header = hit.header(KIND_ALLOCATION);
     // Volatile, as in `argument`.
     // SAFETY: as in `entered`.
-    let caller = unsafe {
-        CallerRegisters {
-            return_avma: read_volatile(&raw const registers.rip),
-            sp_avma: read_volatile(&raw const registers.rsp),
-            rbp: read_volatile(&raw const registers.rbp),
-            rbx: read_volatile(&raw const registers.rbx),
-            r12_to_r15: [
-                read_volatile(&raw const registers.r12),
-                read_volatile(&raw const registers.r13),
-                read_volatile(&raw const registers.r14),
-                read_volatile(&raw const registers.r15),
-            ],
-        }
-    };
-    let stack = stack::capture(state, &caller, header);
-    if state.block_avma == 0 {
-        let record = Allocation {
-            header,
-            address_avma,
-            size_bytes: state.size_bytes,
-            stack,
-            thread: hit.thread(),
-            padding: 0,
+    let return_avma = unsafe { read_volatile(&raw const registers.rip) };
+    let stack = if settings().caller_only != 0 {
+        stack::capture_caller(state, return_avma, header)
+    } else {
+        // SAFETY: as above.
+        let caller = unsafe {
+            CallerRegisters {
+                return_avma,
+                sp_avma: read_volatile(&raw const registers.rsp),
+                rbp: read_volatile(&raw const registers.rbp),
+                rbx: read_volatile(&raw const registers.rbx),
+                r12_to_r15: [
+                    read_volatile(&raw const registers.r12),
+                    read_volatile(&raw const registers.r13),
+                    read_volatile(&raw const registers.r14),
+                    read_volatile(&raw const registers.r15),
+                ],
+            }
         };
-        emit::send(record, COUNTER_LOST_ALLOCATION);
+        stack::capture(state, &caller, header)
+    };
+    if state.block_avma == 0 {
+        send_allocation(state, &hit, header, address_avma, stack);
     } else {
         let record = ReallocationEnd {
             header: Header { kind: KIND_REALLOCATION_END, ..header },
             old_address_avma: state.block_avma,
             new_address_avma: address_avma,
             size_bytes: state.size_bytes,
+            interval_bytes: 0,
             stack,
             thread: hit.thread(),
-            padding: 0,
         };
-        emit::send(record, COUNTER_LOST_REALLOCATION);
+        emit::send_return(record, COUNTER_LOST_REALLOCATION);
     }
     Some(())
+}
+
+/// In as few words as it fits in.
+#[inline(always)]
+fn send_allocation(
+    state: &mut ThreadState,
+    hit: &Hit,
+    header: Header,
+    address_avma: u64,
+    stack: u32,
+) {
+    let number = number_of(state, hit);
+    let probe = hit.cookie.probe();
+    let is_small = number != 0
+        && address_avma < MAX_SMALL_AVMA
+        && state.size_bytes < SmallAllocation::MAX_SIZE_BYTES
+        && probe < SmallAllocation::MAX_PROBE;
+    if is_small {
+        let record = SmallAllocation {
+            kind_and_time: kind_and_time(KIND_SMALL_ALLOCATION, header.time_ns),
+            address_and_thread: address_and_thread(address_avma, number),
+            stack_size_probe: SmallAllocation::pack(stack, state.size_bytes, probe),
+        };
+        emit::send_return(record, COUNTER_LOST_ALLOCATION);
+        return;
+    }
+    let record = Allocation {
+        header,
+        address_avma,
+        size_bytes: state.size_bytes,
+        interval_bytes: 0,
+        stack,
+        thread: hit.thread(),
+    };
+    emit::send_return(record, COUNTER_LOST_ALLOCATION);
 }
 
 /// Whether a hit is inside another call that was seen to begin and has not returned.
@@ -262,9 +336,9 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if address_avma == 0 {
         return None;
     }
-    emit::count(COUNTER_HITS);
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
+    let mut number = 0;
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = thread_state(hit.pid_tgid) {
         // SAFETY: as in `entered`.
@@ -279,20 +353,26 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         }
         state.freed_block_avma = address_avma;
         state.freed_probe = u64::from(hit.cookie.probe());
+        number = number_of(state, &hit);
     }
     // SAFETY: the helper checks the user address and fails on an unreadable one.
     let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);
-    let distance = return_avma.wrapping_sub(registers.rip) as i64;
-    let record = Free {
-        header: hit.header(KIND_FREE),
-        address_avma,
-        thread: hit.thread(),
-        caller_distance_bytes: if distance == i64::from(distance as i32) {
-            distance as i32
-        } else {
-            0
-        },
-    };
-    emit::send(record, COUNTER_LOST_FREE);
+    let is_internal = SURROUNDINGS.get(u32::from(hit.cookie.probe())).is_some_and(|surroundings| {
+        is_internal_call(surroundings, registers.rip, return_avma)
+    });
+    if number != 0 && address_avma < MAX_SMALL_AVMA {
+        let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
+        emit::send_free(SmallFree {
+            kind_and_time: kind_and_time(kind, emit::now_ns()),
+            address_and_thread: address_and_thread(address_avma, number),
+        });
+    } else {
+        emit::send_free(Free {
+            header: hit.header(KIND_FREE),
+            address_avma,
+            thread: hit.thread(),
+            is_internal: is_internal.into(),
+        });
+    }
     Some(())
 }

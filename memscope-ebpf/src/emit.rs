@@ -8,8 +8,8 @@ use aya_ebpf::{
 use core::arch::asm;
 use memscope_common::{
     control::{
-        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, COUNTER_RECORDED, CpuCounters,
-        StackRecord,
+        COUNTER_COUNT, COUNTER_FREES, COUNTER_LOST_FREE, COUNTER_LOST_STACK, COUNTER_OTHERS,
+        COUNTER_RETURNS, CpuCounters, StackRecord,
     },
     record::{Header, KIND_LOSS, Loss, MAX_FRAMES, StackHeader},
 };
@@ -30,6 +30,15 @@ fn add(counter: *mut u64, increment: u64) {
     // without compare-and-swap.
     // SAFETY: `counter` points to an aligned u64 of a map value.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) increment) }
+}
+
+/// Adds 1 and gives the value from before, as one step.
+#[inline(always)]
+pub(crate) fn next(counter: *mut u64) -> u64 {
+    let mut value: u64 = 1;
+    // SAFETY: `counter` points to an aligned u64 of a map value.
+    unsafe { asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value) }
+    value
 }
 
 /// Takes the value and leaves 0, as one step.
@@ -74,7 +83,7 @@ fn count_on(cpu: *mut CpuCounters, counter: u32) {
 #[inline(always)]
 pub(crate) fn lose(cause: u32) {
     if let Some(cpu) = counters() {
-        count_on(cpu, COUNTER_ATTEMPTED);
+        count_on(cpu, COUNTER_OTHERS);
         note_loss(cpu, cause);
     }
 }
@@ -94,20 +103,32 @@ fn note_loss(cpu: *mut CpuCounters, cause: u32) {
 /// Sends one record, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
 pub(crate) fn send<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(cause, wake_up, write(record))
+    send_waking((COUNTER_OTHERS, cause), wake_up, write(record))
+}
+
+/// As [`send`], for what is made at the return of a call that was counted at its entry.
+#[inline(always)]
+pub(crate) fn send_return<T: 'static>(record: T, cause: u32) -> bool {
+    send_waking((COUNTER_RETURNS, cause), wake_up, write(record))
+}
+
+/// As [`send`], for a free.
+#[inline(always)]
+pub(crate) fn send_free<T: 'static>(record: T) -> bool {
+    send_waking((COUNTER_FREES, COUNTER_LOST_FREE), wake_up, write(record))
 }
 
 /// As [`send`], and wakes the reader at once: what it has to look at may be gone soon.
 #[inline(always)]
 pub(crate) fn send_urgent<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(cause, || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
+    send_waking((COUNTER_OTHERS, cause), || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
 }
 
 /// As [`send`], for a record that is too large to be made elsewhere first: `fill` makes it
 /// in its place.
 #[inline(always)]
 pub(crate) fn send_filled<T: 'static>(cause: u32, fill: impl FnOnce(*mut T)) -> bool {
-    send_waking(cause, wake_up, fill)
+    send_waking((COUNTER_OTHERS, cause), wake_up, fill)
 }
 
 #[inline(always)]
@@ -118,20 +139,31 @@ fn write<T>(record: T) -> impl FnOnce(*mut T) {
 
 #[inline(always)]
 fn send_waking<T: 'static>(
-    cause: u32,
+    (attempts, cause): (u32, u32),
     wake_up: impl FnOnce() -> u64,
     fill: impl FnOnce(*mut T),
 ) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
-    count_on(cpu, COUNTER_ATTEMPTED);
+    count_on(cpu, attempts);
     let Some(mut place) = EVENTS.reserve::<T>(0) else {
         note_loss(cpu, cause);
         return false;
     };
     fill(place.as_mut_ptr());
     place.submit(wake_up());
-    count_on(cpu, COUNTER_RECORDED);
+    true
+}
+
+/// Sends a record that can be done without if there is no room for it: then it was never
+/// attempted. True if it was sent.
+#[inline(always)]
+pub(crate) fn send_if_room<T: 'static>(record: T) -> bool {
+    let Some(cpu) = counters() else { return false };
+    let Some(mut place) = EVENTS.reserve::<T>(0) else { return false };
+    place.write(record);
+    place.submit(u64::from(BPF_RB_NO_WAKEUP));
+    count_on(cpu, COUNTER_OTHERS);
     true
 }
 
@@ -140,7 +172,7 @@ fn send_waking<T: 'static>(
 pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
-    count_on(cpu, COUNTER_ATTEMPTED);
+    count_on(cpu, COUNTER_OTHERS);
     let frame_count = (frame_count as usize).min(MAX_FRAMES);
     // SAFETY: header and frames lie together in a StackRecord, whose frames array
     // has MAX_FRAMES elements.
@@ -154,7 +186,6 @@ pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
         note_loss(cpu, COUNTER_LOST_STACK);
         return false;
     }
-    count_on(cpu, COUNTER_RECORDED);
     true
 }
 
@@ -184,8 +215,7 @@ fn tell_losses(cpu: *mut CpuCounters) {
         lost_count,
     });
     place.submit(u64::from(BPF_RB_NO_WAKEUP));
-    count_on(cpu, COUNTER_ATTEMPTED);
-    count_on(cpu, COUNTER_RECORDED);
+    count_on(cpu, COUNTER_OTHERS);
 }
 
 /// A wake-up costs more than all the rest of a record, so it is spent only on a

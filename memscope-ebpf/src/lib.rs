@@ -5,7 +5,7 @@
 
 pub mod unwind;
 
-use memscope_common::control::Cookie;
+use memscope_common::control::{Cookie, ProbeSurroundings};
 
 /// What an entry probe has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,19 @@ pub fn classify_entry(
 #[inline(always)]
 pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma: u64) -> bool {
     outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
+}
+
+/// Whether a probed function was called by its own module.
+#[must_use]
+#[inline(always)]
+pub const fn is_internal_call(
+    surroundings: &ProbeSurroundings,
+    probe_avma: u64,
+    return_avma: u64,
+) -> bool {
+    let start_avma = probe_avma.wrapping_sub(surroundings.before_bytes as u64);
+    let length_bytes = surroundings.before_bytes as u64 + surroundings.after_bytes as u64;
+    return_avma.wrapping_sub(start_avma) < length_bytes
 }
 
 /// `size` times `count`; `u64::MAX` if that overflows, as no block can be so large.
@@ -158,6 +171,18 @@ mod tests {
         assert!(is_return_of(cookie(1), 0x7000, cookie(1), 0x7008));
         assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
         assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
+    }
+
+    #[test]
+    fn calls_from_within_the_code_around_the_probe_are_internal() {
+        let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200 };
+        for (return_avma, expected) in
+            [(0x8eff, false), (0x8f00, true), (0x9000, true), (0x91ff, true), (0x9200, false), (0, false)]
+        {
+            assert_eq!(is_internal_call(&around, 0x9000, return_avma), expected, "{return_avma:#x}");
+        }
+        let unknown = ProbeSurroundings::default();
+        assert!(!is_internal_call(&unknown, 0x9000, 0x9000));
     }
 
     #[test]

@@ -10,7 +10,11 @@ mod copy;
 mod emit;
 mod maps;
 mod process;
+mod sent;
+mod session;
 mod stack;
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     macros::{btf_tracepoint, uprobe, uretprobe},
@@ -26,6 +30,19 @@ static MEMSCOPE_CONTRACT_VERSION: u32 = CONTRACT_VERSION;
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Entry and return of malloc and its like, where the kernel has uprobe sessions. At the
+/// entry, 1 means that the return is of no interest, and costs nothing. No macro makes this
+/// one, because theirs give 0 always; the collector loads it, as aya knows no sessions.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn allocation_session(context: *mut c_void) -> u32 {
+    if session::is_return(context) {
+        alloc::returned(&RetProbeContext::new(context));
+        return 0;
+    }
+    u32::from(alloc::entered(&ProbeContext::new(context)).is_none())
+}
 
 /// Entry of malloc and its like.
 #[uprobe]

@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use memscope_common::{
-    control::{Consumer, CpuCounters, MAX_TARGETS, Target, ThreadState},
+    control::{Consumer, CpuCounters, MAX_TARGETS, ProbeSurroundings, Target, ThreadState},
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
 
@@ -50,8 +50,8 @@ pub(crate) static THREADS: HashMap<u64, ThreadState> =
 #[map]
 pub(crate) static NEW_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
 
-/// Identities of stacks already sent, in groups of [`SENT_GROUP_WORDS`]. A full group
-/// forgets one of its stacks, whose frames are sent again when next seen. One element.
+/// Stacks that have a number, in groups of [`SENT_GROUP_WORDS`]; see `sent`. A full group
+/// forgets one of its stacks, which gets another number when next seen. One element.
 #[map]
 pub(crate) static SENT_STACKS: Array<SentStacks> = Array::with_max_entries(1, 0);
 
@@ -65,6 +65,21 @@ pub(crate) const SENT_GROUP_WORDS: usize = 4;
 pub(crate) struct SentStacks {
     pub(crate) words: [u64; SENT_WORDS],
 }
+
+/// How many numbers were given, by the `NUMBER_OF_` constants.
+#[map]
+pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(3, 0);
+
+/// Stacks that can come again.
+pub(crate) const NUMBER_OF_STACKS: u32 = 0;
+/// Stacks that are used once.
+pub(crate) const NUMBER_OF_COPIES: u32 = 1;
+/// Threads.
+pub(crate) const NUMBER_OF_THREADS: u32 = 2;
+
+/// Where the code of a probe's module lies, by probe.
+#[map]
+pub(crate) static SURROUNDINGS: Array<ProbeSurroundings> = Array::with_max_entries(1 << 16, 0);
 
 /// Which tables a target's stacks are walked by.
 #[map]

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValue};
 
 use crate::{
     export::{Format, Weight},
+    model::{AttachMethod, StackMode},
     reports::View,
 };
 
@@ -61,6 +62,12 @@ pub struct TraceOptions {
     /// Size of the buffer between kernel and memscope, a power of two
     #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
     pub ring_buffer: ByteSize,
+    /// How much of each call chain is recorded: not walking stacks makes a traced call cheaper
+    #[arg(long, value_name = "HOW", default_value = StackMode::Full.name(), value_parser = stack_modes())]
+    pub stacks: StackMode,
+    /// How probes are attached [default: the cheapest way that the kernel has]
+    #[arg(long, value_name = "WAY", value_parser = attach_methods())]
+    pub attach_by: Option<AttachMethod>,
     /// Exit with 3 if anything is missing from the recording, or nothing was recorded
     #[arg(long)]
     pub strict: bool,
@@ -180,6 +187,26 @@ fn views() -> Registry<View> {
 fn formats() -> Registry<Format> {
     Registry {
         entries: Format::ALL.map(|format| (format, format.name(), format.description())).to_vec(),
+    }
+}
+
+fn stack_modes() -> Registry<StackMode> {
+    Registry {
+        entries: vec![
+            (StackMode::Full, StackMode::Full.name(), "the whole chain, to the start of the thread"),
+            (StackMode::CallerOnly, StackMode::CallerOnly.name(), "only who called the allocator"),
+        ],
+    }
+}
+
+fn attach_methods() -> Registry<AttachMethod> {
+    let help = |method| match method {
+        AttachMethod::Session => "one program for entry and return (Linux 6.13)",
+        AttachMethod::Multi => "one link for all probes of a file (Linux 6.10)",
+        AttachMethod::PerfEvent => "a perf event for each probe",
+    };
+    Registry {
+        entries: AttachMethod::ALL.map(|method| (method, method.name(), help(method))).to_vec(),
     }
 }
 

@@ -12,6 +12,8 @@ mod order;
 mod stacks;
 
 pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
-pub use collector::{Collector, CopiedStacks, ProbeDefinition, TargetStart};
-pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
+pub use collector::{Collector, CopiedStacks, TargetStart};
+pub use decode::{
+    Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames,
+};
 pub use order::Order;

@@ -13,6 +13,7 @@ use crate::{
     kernel::{
         Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
     },
+    model::StackMode,
     target::{
         CodeMapping, FileIdentity, FunctionKind, MappedFile, ModuleFacts, TargetError,
         TargetProcess, is_of_interest, plan_probes,
@@ -92,7 +93,12 @@ struct ProbeDiagnosis {
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let mut process = options.pid.map(diagnose_process).transpose()?;
-    let mut loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    let mut loaded = Kernel::load(KernelConfig {
+        ring_bytes: TRIAL_RING_BYTES,
+        log_level: 0,
+        attach_by: None,
+        stacks: StackMode::Full,
+    });
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.
     let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());

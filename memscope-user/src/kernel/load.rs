@@ -1,8 +1,8 @@
-use std::{num::NonZeroU32, path::Path};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{
         BtfTracePoint, Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
@@ -11,10 +11,11 @@ use aya::{
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COUNTER_ATTEMPTED, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        Arguments, COUNTER_CALLS, COUNTER_FREES, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RECORDED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, Target, ThreadState,
+        COUNTER_OTHERS, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_RETURNS,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
+        Target,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -24,23 +25,21 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
     plain::Plain,
+    probe_programs::{
+        CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION,
+    },
     ring::EventRing,
     tables::KernelTables,
     take_map,
 };
 use crate::{
-    model::{Counters, LossCause, ProbeId},
+    model::{AttachMethod, Counters, LossCause, ProbeId, StackMode},
     target::{FunctionKind, PlannedProbe},
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
-
-const ENTRY: &str = "allocation_entered";
-const RETURN: &str = "allocation_returned";
-const FREE: &str = "free_entered";
-const CODE_CHANGED: &str = "code_changed";
 
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
@@ -49,28 +48,36 @@ pub struct KernelConfig {
     pub ring_bytes: u32,
     /// Which of the programs' own log lines are compiled in: 0 none, 5 all.
     pub log_level: u8,
+    /// How probes are to be attached; none: the cheapest way that this kernel has.
+    pub attach_by: Option<AttachMethod>,
+    /// How much of each stack is noted.
+    pub stacks: StackMode,
 }
 
-/// What to attach to.
+/// What to attach to: the functions of one file in one process.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachRequest<'a> {
     /// Index of the target.
     pub target: u16,
     /// Its process id.
     pub pid: u32,
-    /// Where the file with the function can be opened.
+    /// Where the file with the functions can be opened.
     pub file: &'a Path,
     /// What to call it in messages.
     pub shown_path: &'a str,
-    /// Which function, and where.
-    pub probe: &'a PlannedProbe,
-    /// What events will refer to.
-    pub id: ProbeId,
+    /// Which functions, where, and what events will call them; in the order in which they
+    /// are to be attached.
+    pub probes: &'a [(ProbeId, PlannedProbe)],
 }
 
 /// The loaded programs and everything attached; dropping it removes all of it.
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
+    pub(super) method: AttachMethod,
+    /// Empty where perf events are used: then aya has the programs.
+    pub(super) programs: ProbePrograms,
+    links: Vec<OwnedFd>,
+    surroundings: Array<MapData, Plain<ProbeSurroundings>>,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }
@@ -107,12 +114,11 @@ impl Kernel {
             .map_max_entries("EVENTS", config.ring_bytes)
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets()), true)
+            .override_global("SETTINGS", &Plain(settings(config)), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
-        for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
-            let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|source| KernelError::Program { program: name, source })?;
-        }
+        let (method, programs) = load_probe_programs(&mut ebpf, config.attach_by)?;
+        log::info!("probes are attached by {}", method.name());
         for (name, tracepoint) in
             [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
         {
@@ -124,7 +130,14 @@ impl Kernel {
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
-        Ok(Self { ebpf, targets, tables })
+        let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
+        Ok(Self { ebpf, method, programs, links: Vec::new(), surroundings, targets, tables })
+    }
+
+    /// How probes are attached.
+    #[must_use]
+    pub fn attach_method(&self) -> AttachMethod {
+        self.method
     }
 
     /// The reading end of the ring; there is one.
@@ -133,11 +146,8 @@ impl Kernel {
     ///
     /// If it was taken before.
     pub fn take_ring(&mut self, ring_bytes: u32) -> Result<EventRing, KernelError> {
-        Ok(EventRing::new(
-            take_map::<RingBuf<MapData>>(&mut self.ebpf, "EVENTS")?,
-            take_map(&mut self.ebpf, "CONSUMER")?,
-            ring_bytes,
-        ))
+        let ring = self.ebpf.take_map("EVENTS").ok_or(KernelError::Missing { what: "map EVENTS" })?;
+        EventRing::new(ring, take_map(&mut self.ebpf, "CONSUMER")?, ring_bytes)
     }
 
     /// Reader of the programs' own log lines.
@@ -167,45 +177,65 @@ impl Kernel {
         HashMap::try_from(map).map_err(|source| KernelError::Map { map: "PROCESSES", source })
     }
 
-    /// Attaches one probe.
+    /// Attaches the probes of one file.
     ///
     /// # Errors
     ///
     /// If the kernel refuses, for example because the process has ended.
     pub fn attach(&mut self, request: &AttachRequest<'_>) -> Result<(), KernelError> {
-        let function = &request.probe.function;
-        let argument = |index: Option<u8>| index.unwrap_or(NO_ARGUMENT);
-        let cookie = Cookie::new(
-            request.target,
-            request.id.0 as u16,
-            Arguments {
-                size: argument(function.size),
-                count: argument(function.count),
-                block: argument(function.block),
-                result_slot: argument(function.result_slot),
-            },
-        );
-        // The return first: an entry that is seen must find its return probed.
-        let programs: &[&'static str] = match function.kind {
-            FunctionKind::Allocates => &[RETURN, ENTRY],
-            FunctionKind::Frees => &[FREE],
-            FunctionKind::ChangesCode => &[CODE_CHANGED],
+        for (id, probe) in request.probes {
+            self.surroundings
+                .set(id.0, Plain(surroundings_of(probe)), 0)
+                .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
+        }
+        // What ends blocks is attached first, and the return before the entry: an entry that
+        // is seen must find its return probed.
+        let order: &[&'static str] = match self.method {
+            AttachMethod::Session => &[FREE, CODE_CHANGED, SESSION],
+            AttachMethod::Multi => &[FREE, CODE_CHANGED, RETURN, ENTRY],
+            AttachMethod::PerfEvent => return self.attach_by_perf_events(request),
         };
-        for name in programs {
-            self.attach_program(name, request, cookie).map_err(|source| KernelError::Attach {
+        for name in order {
+            let points = points_of(request, name);
+            if points.file_offsets.is_empty() {
+                continue;
+            }
+            let link = self.programs.link(name, request.file, request.pid, &points);
+            self.links.push(link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
-                file_offset: request.probe.file_offset,
+                count: points.file_offsets.len(),
                 pid: request.pid,
                 source,
-            })?;
+            })?);
         }
         Ok(())
     }
 
-    fn attach_program(
+    fn attach_by_perf_events(&mut self, request: &AttachRequest<'_>) -> Result<(), KernelError> {
+        for (id, probe) in request.probes {
+            let cookie = cookie_of(request.target, *id, probe);
+            for name in [FREE, CODE_CHANGED, RETURN, ENTRY] {
+                if !runs(name, probe.function.kind) {
+                    continue;
+                }
+                self.attach_perf_event(name, request, probe.file_offset, cookie).map_err(
+                    |source| KernelError::Attach {
+                        path: request.shown_path.to_owned(),
+                        file_offset: probe.file_offset,
+                        pid: request.pid,
+                        source,
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_perf_event(
         &mut self,
         name: &'static str,
         request: &AttachRequest<'_>,
+        file_offset: u64,
         cookie: Cookie,
     ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
@@ -213,7 +243,7 @@ impl Kernel {
         let scope = NonZeroU32::new(request.pid)
             .map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
         let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(request.probe.file_offset),
+            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
             cookie: Some(cookie.0),
         };
         // The link is the program's, and goes when it goes.
@@ -272,12 +302,14 @@ impl Kernel {
         }
     }
 
-    /// What the programs have counted, and how many calls are under way.
+    /// What the programs have counted, and how many calls are under way, given how many
+    /// records were received. While recording goes on, the numbers are of slightly different
+    /// moments.
     ///
     /// # Errors
     ///
     /// If the maps cannot be read.
-    pub fn counters(&self) -> Result<Counters, KernelError> {
+    pub fn counters(&self, received: u64) -> Result<Counters, KernelError> {
         let source = |source| KernelError::Map { map: "COUNTERS", source };
         let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing { what: "map COUNTERS" })?;
         let cpus: PerCpuArray<_, Plain<CpuCounters>> =
@@ -296,38 +328,118 @@ impl Kernel {
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
         ];
+        let returns = sum(COUNTER_RETURNS);
+        let over = returns + sum(COUNTER_RETURN_NOT_SEEN) + sum(COUNTER_RESULT_UNREADABLE);
         Ok(Counters {
-            attempted: sum(COUNTER_ATTEMPTED),
-            recorded: sum(COUNTER_RECORDED),
+            attempted: returns + sum(COUNTER_FREES) + sum(COUNTER_OTHERS),
+            recorded: received,
             nested: sum(COUNTER_NESTED),
-            hits: sum(COUNTER_HITS),
+            hits: sum(COUNTER_CALLS) + returns + sum(COUNTER_FREES) + sum(COUNTER_NESTED),
             malformed: 0,
-            in_flight: 0,
+            in_flight: sum(COUNTER_CALLS).saturating_sub(over),
             lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
         })
     }
+}
 
-    /// How many calls were entered and have not returned. To be asked once recording
-    /// has ended; while it goes on the answer is old before it is given.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
-        let map_error = |source| KernelError::Map { map: "THREADS", source };
-        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
-        let threads: HashMap<_, u64, Plain<ThreadState>> =
-            HashMap::try_from(map).map_err(map_error)?;
-        let mut in_flight = 0;
-        for entry in threads.iter() {
-            match entry {
-                Ok((_, state)) => in_flight += u64::from(state.0.cookie != 0),
-                // A thread that ended while the table was read.
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map_error(error)),
+fn settings(config: KernelConfig) -> Settings {
+    Settings { caller_only: u32::from(config.stacks == StackMode::CallerOnly), padding: 0 }
+}
+
+/// By the way that is asked for, or by the first that the kernel takes.
+fn load_probe_programs(
+    ebpf: &mut Ebpf,
+    asked: Option<AttachMethod>,
+) -> Result<(AttachMethod, ProbePrograms), KernelError> {
+    for method in AttachMethod::ALL {
+        if asked.is_some_and(|asked| asked != method) {
+            continue;
+        }
+        let loaded = match method {
+            AttachMethod::Multi if !multi_links_are_for_processes() => {
+                Err(KernelError::Unsupported {
+                    what: "its uprobe_multi links are for single threads only (before Linux 6.10)",
+                })
+            }
+            AttachMethod::PerfEvent => load_for_perf_events(ebpf),
+            _ => Ok(()),
+        };
+        match loaded.and_then(|()| ProbePrograms::load(OBJECT, ebpf, method)) {
+            Ok(programs) => return Ok((method, programs)),
+            Err(error) if asked.is_some() || method == AttachMethod::PerfEvent => {
+                return Err(error);
+            }
+            Err(error) => {
+                log::debug!("no probes by {}: {}", method.name(), causes(&error));
             }
         }
-        Ok(in_flight)
+    }
+    Err(KernelError::Unsupported { what: "it has no way to attach probes" })
+}
+
+/// An error with all its causes, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn load_for_perf_events(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
+        let program: &mut UProbe = program(ebpf, name)?;
+        program.load().map_err(|source| KernelError::Program { program: name, source })?;
+    }
+    Ok(())
+}
+
+/// Before, a link for a process let only its first thread through (kernel commit
+/// 46ba0e49b642, "fix multi-uprobe PID filtering logic").
+fn multi_links_are_for_processes() -> bool {
+    super::features::kernel_is_at_least(6, 10)
+}
+
+/// Whether a program runs on a function of this kind.
+fn runs(name: &str, kind: FunctionKind) -> bool {
+    match kind {
+        FunctionKind::Allocates => [SESSION, ENTRY, RETURN].contains(&name),
+        FunctionKind::Frees => name == FREE,
+        FunctionKind::ChangesCode => name == CODE_CHANGED,
+    }
+}
+
+fn points_of(request: &AttachRequest<'_>, name: &str) -> ProbePoints {
+    let mut points = ProbePoints::default();
+    for (id, probe) in request.probes {
+        if runs(name, probe.function.kind) {
+            points.file_offsets.push(probe.file_offset);
+            points.cookies.push(cookie_of(request.target, *id, probe).0);
+        }
+    }
+    points
+}
+
+fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
+    let function = &probe.function;
+    let argument = |index: Option<u8>| index.unwrap_or(NO_ARGUMENT);
+    let arguments = Arguments {
+        size: argument(function.size),
+        count: argument(function.count),
+        block: argument(function.block),
+        result_slot: argument(function.result_slot),
+    };
+    Cookie::new(target, id.0 as u16, arguments)
+}
+
+fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {
+    let (begin, end) = probe.code_file_offsets;
+    let bytes = |from: u64, to: u64| u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX);
+    ProbeSurroundings {
+        before_bytes: bytes(begin, probe.file_offset),
+        after_bytes: bytes(probe.file_offset, end),
     }
 }
 
@@ -356,7 +468,7 @@ fn check_contract() -> Result<(), KernelError> {
     Err(KernelError::WrongObject { found, expected: CONTRACT_VERSION })
 }
 
-fn page_bytes() -> u32 {
+pub(super) fn page_bytes() -> u32 {
     u32::try_from(procfs::page_size()).unwrap_or(4096)
 }
 

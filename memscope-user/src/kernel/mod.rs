@@ -10,7 +10,9 @@ mod load;
 mod mmap_events;
 mod offsets;
 mod plain;
+mod probe_programs;
 mod ring;
+mod sys;
 mod tables;
 
 pub use facts::{ProgramFacts, held_map_bytes};
@@ -65,6 +67,28 @@ pub enum KernelError {
         /// The verifier's reason among others.
         #[source]
         source: aya::programs::ProgramError,
+    },
+    /// A program for probes was refused.
+    #[error("the kernel refused the eBPF program {program}")]
+    ProbeProgram {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's reason among others.
+        #[source]
+        source: io::Error,
+    },
+    /// Several probes could not be attached.
+    #[error("cannot attach {count} probes in {path} for process {pid}")]
+    AttachMany {
+        /// The file.
+        path: String,
+        /// How many.
+        count: usize,
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A probe could not be attached.
     #[error("cannot attach a probe at offset {file_offset:#x} of {path} for process {pid}")]

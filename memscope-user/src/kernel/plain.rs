@@ -1,5 +1,5 @@
 use memscope_common::{
-    control::{Consumer, CpuCounters, Target, ThreadState},
+    control::{Consumer, CpuCounters, ProbeSurroundings, Settings, Target},
     unwind::{Epoch, KernelOffsets},
 };
 
@@ -15,4 +15,4 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ThreadState, Epoch, KernelOffsets);
+plain!(Target, Consumer, CpuCounters, ProbeSurroundings, Settings, Epoch, KernelOffsets);

@@ -197,11 +197,13 @@ pub enum StackOutcome {
     CopyTooShort,
     /// There are more different stacks than are kept apart: only the caller is known.
     StackTableFull,
+    /// Only the caller was to be noted.
+    CallerOnly,
 }
 
 impl StackOutcome {
     /// All of them, in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Complete,
         Self::WithFramePointers,
         Self::FramePointerBroken,
@@ -218,6 +220,7 @@ impl StackOutcome {
         Self::NullReturn,
         Self::CopyTooShort,
         Self::StackTableFull,
+        Self::CallerOnly,
     ];
 
     /// Name in exports.
@@ -240,6 +243,7 @@ impl StackOutcome {
             Self::NullReturn => "null_return",
             Self::CopyTooShort => "copy_too_short",
             Self::StackTableFull => "stack_table_full",
+            Self::CallerOnly => "caller_only",
         }
     }
 }
@@ -347,6 +351,53 @@ impl LossCause {
             Self::ReturnNotSeen => "return_not_seen",
             Self::ResultUnreadable => "result_unreadable",
             Self::MalformedRecord => "malformed_record",
+        }
+    }
+}
+
+/// How much of each stack is noted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StackMode {
+    /// All of it.
+    #[default]
+    Full,
+    /// The caller only.
+    CallerOnly,
+}
+
+impl StackMode {
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::CallerOnly => "caller",
+        }
+    }
+}
+
+/// How probes are attached. From the cheapest for the traced program to the dearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMethod {
+    /// One program at a function's entry and return, by uprobe_multi links (Linux 6.13).
+    Session,
+    /// A program at each, by uprobe_multi links (Linux 6.6, for whole processes 6.10).
+    Multi,
+    /// A program at each, by a perf event for each.
+    PerfEvent,
+}
+
+impl AttachMethod {
+    /// All of them, the cheapest first.
+    pub const ALL: [Self; 3] = [Self::Session, Self::Multi, Self::PerfEvent];
+
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Multi => "multi",
+            Self::PerfEvent => "perf-event",
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct PlannedProbe {
     pub function: AllocatorFunction,
     /// Position of the instruction in the file.
     pub file_offset: u64,
+    /// The code around it that is mapped with it: begin and end in the file.
+    pub code_file_offsets: (u64, u64),
     /// How it was chosen.
     pub site: ProbeSite,
 }
@@ -47,9 +49,13 @@ pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
+        let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
         by_offset.entry(found.file_offset).or_insert(PlannedProbe {
             function: *function,
             file_offset,
+            code_file_offsets: code.map_or((file_offset, file_offset), |segment| {
+                (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
+            }),
             site,
         });
     }

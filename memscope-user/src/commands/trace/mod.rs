@@ -68,7 +68,12 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
         .ok()
         .context("the ring buffer cannot be larger than 2 GiB")?;
-    let mut kernel = Kernel::load(KernelConfig { ring_bytes, log_level })?;
+    let mut kernel = Kernel::load(KernelConfig {
+        ring_bytes,
+        log_level,
+        attach_by: options.attach_by,
+        stacks: options.stacks,
+    })?;
     let output = Output::create(
         options.output.as_deref(),
         &default_name(options, &targets),

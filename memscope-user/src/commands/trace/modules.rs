@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
-    collect::{CodeRange, CopiedStack, Observation, ProbeDefinition, ProcessView, WalkedCopy},
+    collect::{CodeRange, CopiedStack, Observation, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
@@ -81,26 +81,17 @@ impl LoadedModule {
     }
 
     /// What the recording says of the probes that events refer to.
-    pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
+    pub(super) fn definitions(&self) -> impl Iterator<Item = Probe> {
         let of_blocks = self
             .probes
             .iter()
             .filter(|(_, probe)| probe.function.kind != FunctionKind::ChangesCode);
-        of_blocks.map(|(id, planned)| {
-            let offset = planned.file_offset;
-            let code = self.code.iter().find(|segment| segment.contains_file_offset(offset));
-            ProbeDefinition {
-                probe: Probe {
-                    id: *id,
-                    function: planned.function.name.to_owned(),
-                    module: self.module.id,
-                    file_offset: offset,
-                    emulated: planned.site.emulated,
-                },
-                code_file_offsets: code.map_or((offset, offset), |segment| {
-                    (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
-                }),
-            }
+        of_blocks.map(|(id, planned)| Probe {
+            id: *id,
+            function: planned.function.name.to_owned(),
+            module: self.module.id,
+            file_offset: planned.file_offset,
+            emulated: planned.site.emulated,
         })
     }
 }

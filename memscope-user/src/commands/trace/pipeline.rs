@@ -31,9 +31,9 @@ use super::{
     naming::{SymbolJob, symbolize},
 };
 use crate::{
-    collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
+    collect::{Collector, Decoder, Observation, Order, Record, TargetStart},
     kernel::{EventRing, MmapEvents},
-    model::{Counters, Event, FrameSymbols, Item},
+    model::{Counters, Event, FrameSymbols, Item, Probe},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -68,7 +68,7 @@ pub(super) enum Input {
 
 /// What the main thread tells the pipeline.
 pub(super) enum Control {
-    DefineProbe(ProbeDefinition),
+    DefineProbe(Probe),
     StartTarget(TargetStart),
     Seen(u16, Observation),
     EndTarget { target: u16, time_ns: u64, status: Option<i32> },
@@ -302,6 +302,8 @@ fn drain(
     notices: &UnboundedSender<Notice>,
 ) -> anyhow::Result<()> {
     super::set_niceness(super::URGENT_NICENESS);
+    ring.also_wake_by(mappings.fds())?;
+    let mut decoder = Decoder::default();
     loop {
         // Read before the ring: what is in it now was made before these were said.
         let stop = state.stop.load(Ordering::Acquire);
@@ -309,8 +311,8 @@ fn drain(
         loop {
             let mut batch = Vec::with_capacity(BATCH_RECORDS);
             let mut malformed = 0;
-            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decode(bytes) {
-                Ok(record) => {
+            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decoder.decode(bytes) {
+                Ok(Some(record)) => {
                     // Not by way of the collector, which may have much to do before.
                     if let Some(target) = record.changed_code_of()
                         && notices.send(Notice::CodeChanged(target)).is_err()
@@ -319,6 +321,7 @@ fn drain(
                     }
                     batch.push(record);
                 }
+                Ok(None) => {}
                 Err(error) => {
                     malformed += 1;
                     log::debug!("{error}");
@@ -341,7 +344,7 @@ fn drain(
             mappings.say_lost();
             return Ok(());
         }
-        ring.wait(POLL_INTERVAL, mappings.fds())?;
+        ring.wait(POLL_INTERVAL)?;
     }
 }
 

@@ -268,18 +268,16 @@ impl Session {
         let Some(file) = &module.file else {
             return Ok(());
         };
-        let path = crate::target::path_of_open(file);
-        for (id, probe) in &module.probes {
-            self.kernel.attach(&AttachRequest {
-                target,
-                pid: process.pid(),
-                file: &path,
-                shown_path: &module.module.path,
-                probe,
-                id: *id,
-            })?;
+        if module.probes.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.kernel.attach(&AttachRequest {
+            target,
+            pid: process.pid(),
+            file: &crate::target::path_of_open(file),
+            shown_path: &module.module.path,
+            probes: &module.probes,
+        })
     }
 
     fn tell(&self, control: Control) -> anyhow::Result<()> {
@@ -323,7 +321,7 @@ impl Session {
 
     /// Saves what the kernel side has counted; that, and how things stand.
     pub(super) fn save_counters(&self) -> anyhow::Result<(Counters, Progress)> {
-        let mut counters = self.kernel.counters()?;
+        let mut counters = self.kernel.counters(self.pipeline.drain_state.received())?;
         // Records are being made while this is read, counted as attempted and not yet as
         // recorded or lost, or the other way around. Left out here; at the end there are none.
         counters.attempted =
@@ -340,20 +338,20 @@ impl Session {
         }
         let ended_at_ns = monotonic_ns();
         let patience = Instant::now();
-        while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
+        while kernel.counters(0)?.in_flight > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
         let collected = pipeline.finish(|state| {
-            let mut counters = kernel.counters()?;
-            counters.in_flight = kernel.calls_in_flight()?;
-            count_malformed(&mut counters, state.malformed());
-            if state.received() != counters.recorded + state.malformed() {
+            let mut counters = kernel.counters(state.received())?;
+            let lost = counters.lost_total();
+            if counters.attempted != counters.recorded + lost {
                 log::error!(
-                    "{} records were sent and {} received: please report this",
-                    counters.recorded + state.malformed(),
-                    state.received()
+                    "{} records were attempted, {} received and {lost} lost: please report this",
+                    counters.attempted,
+                    counters.recorded
                 );
             }
+            count_malformed(&mut counters, state.malformed());
             Ok(vec![Control::Counters(counters)])
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
