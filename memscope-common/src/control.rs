@@ -27,8 +27,8 @@ pub struct Consumer {
     pub watermark_bytes: u32,
     /// Unread bytes in the ring from which no stacks are copied into it.
     pub copy_limit_bytes: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Unread slots of one CPU from which a sleeping reader is woken.
+    pub watermark_slots: u32,
 }
 const _: () = assert!(size_of::<Consumer>() == 16);
 
@@ -39,14 +39,45 @@ const _: () = assert!(size_of::<Consumer>() == 16);
 pub struct Settings {
     /// 1 if only the caller is noted, and no stack walked.
     pub caller_only: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Each CPU has this many slots, as a power of two.
+    pub slots_log2: u32,
 }
 const _: () = assert!(size_of::<Settings>() == 8);
 
-/// Stands in the object for the kernel's `bpf_session_is_return`, whose number only the
-/// running kernel tells. No helper has this number.
-pub const SESSION_IS_RETURN: i32 = 0x7fff_0001;
+/// Stands in the object for the kernel's `bpf_session_cookie`, whose number only the running
+/// kernel tells. No helper has this number.
+pub const SESSION_COOKIE: i32 = 0x7fff_0001;
+
+/// A small record and its place in the order of its CPU: its number there plus 1, written
+/// last. So a slot holds what the reader expects, or what it has read a lap ago.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// [`crate::record::SmallAllocation`] or [`crate::record::SmallFree`], then 0.
+    pub words: [u64; 3],
+    /// Number of the record among those of its CPU, plus 1.
+    pub sequence: u64,
+}
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// The positions of a CPU's slots. A cache line for each side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuRing {
+    /// How many slots were taken.
+    pub head: u64,
+    /// Zero.
+    pub padding: [u64; 7],
+    /// How many were read, as the collector says.
+    pub tail: u64,
+    /// Zero.
+    pub padding_after: [u64; 7],
+}
+const _: () = assert!(size_of::<CpuRing>() == 128);
+
+/// Slots that are left free, for tasks that have seen room and been interrupted before they
+/// took it.
+pub const SPARE_SLOTS: u64 = 16;
 
 /// Where the module of a probed function has its code, as seen from the probe: it tells calls
 /// that the module makes itself from those of the program.
@@ -135,41 +166,33 @@ impl Cookie {
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.
 ///
-/// Law: what was attempted, the sum of [`COUNTER_RETURNS`], [`COUNTER_FREES`] and
-/// [`COUNTER_OTHERS`], is what the collector received and every counter from
+/// Law: what was attempted, the sum of [`COUNTER_ATTEMPTED`] and of the heads of all
+/// [`CpuRing`]s, is what the collector received and every counter from
 /// [`COUNTER_FIRST_LOSS`] on.
-pub const COUNTER_RETURNS: u32 = 0;
-/// Frees that were to be recorded.
-pub const COUNTER_FREES: u32 = 1;
-/// Records of other kinds that were to be made.
-pub const COUNTER_OTHERS: u32 = 2;
+pub const COUNTER_ATTEMPTED: u32 = 0;
 /// Probe hits inside another allocator call, which are no events.
-pub const COUNTER_NESTED: u32 = 3;
+pub const COUNTER_NESTED: u32 = 1;
 /// First counter of a cause of loss.
-pub const COUNTER_FIRST_LOSS: u32 = 4;
+pub const COUNTER_FIRST_LOSS: u32 = 2;
 /// No room in the ring buffer for an allocation.
-pub const COUNTER_LOST_ALLOCATION: u32 = 4;
+pub const COUNTER_LOST_ALLOCATION: u32 = 2;
 /// No room in the ring buffer for a free.
-pub const COUNTER_LOST_FREE: u32 = 5;
+pub const COUNTER_LOST_FREE: u32 = 3;
 /// No room in the ring buffer for the begin or end of a reallocation.
-pub const COUNTER_LOST_REALLOCATION: u32 = 6;
+pub const COUNTER_LOST_REALLOCATION: u32 = 4;
 /// No room in the ring buffer for the frames of a stack, or its copy; frames are sent
 /// again when next seen.
-pub const COUNTER_LOST_STACK: u32 = 7;
+pub const COUNTER_LOST_STACK: u32 = 5;
 /// No room in the ring buffer for an exec, thread exit or change of code.
-pub const COUNTER_LOST_PROCESS: u32 = 8;
+pub const COUNTER_LOST_PROCESS: u32 = 6;
 /// The table of threads is full: the call cannot be followed to its return.
-pub const COUNTER_THREAD_TABLE_FULL: u32 = 9;
+pub const COUNTER_THREAD_TABLE_FULL: u32 = 7;
 /// A call was entered and its return never seen (longjmp, thread killed inside).
-pub const COUNTER_RETURN_NOT_SEEN: u32 = 10;
+pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
 /// The result of a call could not be read from the target's memory.
-pub const COUNTER_RESULT_UNREADABLE: u32 = 11;
-/// Past the last cause of loss.
-pub const COUNTER_END_OF_LOSSES: u32 = 12;
-/// Calls that were entered and are followed to their return.
-pub const COUNTER_CALLS: u32 = 12;
+pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 13;
+pub const COUNTER_COUNT: u32 = 10;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -193,6 +216,8 @@ pub struct ThreadState {
     /// Probe id of a second function entered at the same stack pointer (a tail
     /// call), else 0. See `classify_entry` in the eBPF crate.
     pub tail_probe: u64,
+    /// The block allocated last, until it is freed, else 0.
+    pub allocated_block_avma: u64,
     /// The block freed last, if nothing was allocated since, else 0.
     pub freed_block_avma: u64,
     /// Probe id of that free.
@@ -227,7 +252,7 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () =
-    assert!(size_of::<ThreadState>() == 232 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+    assert!(size_of::<ThreadState>() == 240 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

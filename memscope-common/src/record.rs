@@ -1,10 +1,13 @@
 //! Records that the eBPF programs write into the ring buffer.
 //!
 //! The lower half of a record's first byte is its kind, which says which struct it is. The
-//! most frequent ones are packed into two or three words ([`SmallAllocation`], [`SmallFree`])
-//! and leave to a [`ThreadNumber`] sent before what does not change from one to the next; what
-//! does not fit there has a form with a [`Header`] as well. The ring buffer itself carries
-//! each record's length.
+//! most frequent ones are packed into two or three words ([`SmallAllocation`], [`SmallFree`]),
+//! go into the slots of their CPU ([`crate::control::Slot`]), and leave to a [`ThreadNumber`]
+//! sent before what does not change from one to the next. All others, and what does not fit
+//! there, have a [`Header`] and go into the ring buffer, which carries each record's length.
+//!
+//! The order of all of them is that of their times: what caused another record was made before
+//! it on a clock that all CPUs share.
 
 /// Most frames in one stack. The walk keeps the innermost ones.
 pub const MAX_FRAMES: usize = 256;

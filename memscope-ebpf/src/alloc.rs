@@ -10,15 +10,15 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        ArgumentIndex, COUNTER_CALLS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_REALLOCATION,
+        ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
         COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Settings, Target, ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Target, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
         KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
         KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin,
-        ReallocationEnd, SmallAllocation, SmallFree, ThreadNumber, address_and_thread,
+        ReallocationEnd, SmallAllocation, ThreadNumber, address_and_thread,
         kind_and_time,
     },
 };
@@ -32,16 +32,6 @@ use crate::{
     stack::{self, CallerRegisters},
 };
 
-/// Written by the loader.
-#[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { caller_only: 0, padding: 0 };
-
-#[inline(always)]
-fn settings() -> Settings {
-    // SAFETY: a constant of the object, written before it was loaded.
-    unsafe { read_volatile(&raw const SETTINGS) }
-}
-
 /// One probe hit: which function of which process, on which thread.
 struct Hit {
     cookie: Cookie,
@@ -54,7 +44,11 @@ impl Hit {
     #[inline(always)]
     fn new(context: *mut core::ffi::c_void) -> Option<Self> {
         // SAFETY: the helper reads the cookie of the link that called this program.
-        let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
+        Self::of(Cookie(unsafe { bpf_get_attach_cookie(context) }))
+    }
+
+    #[inline(always)]
+    fn of(cookie: Cookie) -> Option<Self> {
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
         let image = EPOCHS.get(index)?.image;
@@ -73,14 +67,14 @@ impl Hit {
     }
 
     #[inline(always)]
-    fn header(&self, kind: u8) -> Header {
+    fn header(&self, kind: u8, time_ns: u64) -> Header {
         Header {
             kind,
             padding: 0,
             probe: self.cookie.probe(),
             image: self.image as u16,
             target: self.cookie.target(),
-            time_ns: emit::now_ns(),
+            time_ns,
         }
     }
 }
@@ -126,11 +120,11 @@ fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
 
 /// The thread's number in small records; 0 if it has none. It is told before its first use.
 #[inline(always)]
-fn number_of(state: &mut ThreadState, hit: &Hit) -> u64 {
+fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: u64) -> u64 {
     if state.number != 0 && state.numbered_image == u64::from(hit.image) {
         return state.number;
     }
-    new_number(state, hit.header(KIND_THREAD_NUMBER), hit.thread())
+    new_number(state, hit.header(KIND_THREAD_NUMBER, time_ns), hit.thread())
 }
 
 /// Never inlined, so that the verifier need not follow it together with each of the paths
@@ -154,7 +148,7 @@ fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
 
 /// Entry of a function that returns a block. None if its return is of no interest.
 #[inline(always)]
-pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
+pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
     let hit = Hit::new(context.as_ptr())?;
     if !hit.enabled() {
         return None;
@@ -186,24 +180,23 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
     state.cookie = hit.cookie.0;
-    emit::count(COUNTER_CALLS);
     if state.block_avma != 0 {
         let record = ReallocationBegin {
-            header: hit.header(KIND_REALLOCATION_BEGIN),
+            header: hit.header(KIND_REALLOCATION_BEGIN, emit::now_ns()),
             old_address_avma: state.block_avma,
             thread: hit.thread(),
             padding: 0,
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
-    Some(())
+    Some(hit.cookie)
 }
 
 /// Return of a function that returns a block. Not asked whether recording is on:
 /// a call that was entered while it was on is followed to its end.
 #[inline(always)]
-pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
-    let hit = Hit::new(context.as_ptr())?;
+pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> {
+    let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
     // SAFETY: as in `entered`.
@@ -226,11 +219,11 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
             }
         }
     };
-    let header = hit.header(KIND_ALLOCATION);
+    let header = hit.header(KIND_ALLOCATION, emit::now_ns());
     // Volatile, as in `argument`.
     // SAFETY: as in `entered`.
     let return_avma = unsafe { read_volatile(&raw const registers.rip) };
-    let stack = if settings().caller_only != 0 {
+    let stack = if emit::settings().caller_only != 0 {
         stack::capture_caller(state, return_avma, header)
     } else {
         // SAFETY: as above.
@@ -262,7 +255,7 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
             stack,
             thread: hit.thread(),
         };
-        emit::send_return(record, COUNTER_LOST_REALLOCATION);
+        emit::send(record, COUNTER_LOST_REALLOCATION);
     }
     Some(())
 }
@@ -276,19 +269,20 @@ fn send_allocation(
     address_avma: u64,
     stack: u32,
 ) {
-    let number = number_of(state, hit);
+    state.allocated_block_avma = address_avma;
+    let number = number_of(state, hit, header.time_ns);
     let probe = hit.cookie.probe();
     let is_small = number != 0
         && address_avma < MAX_SMALL_AVMA
         && state.size_bytes < SmallAllocation::MAX_SIZE_BYTES
         && probe < SmallAllocation::MAX_PROBE;
     if is_small {
-        let record = SmallAllocation {
-            kind_and_time: kind_and_time(KIND_SMALL_ALLOCATION, header.time_ns),
-            address_and_thread: address_and_thread(address_avma, number),
-            stack_size_probe: SmallAllocation::pack(stack, state.size_bytes, probe),
-        };
-        emit::send_return(record, COUNTER_LOST_ALLOCATION);
+        let words = [
+            kind_and_time(KIND_SMALL_ALLOCATION, header.time_ns),
+            address_and_thread(address_avma, number),
+            SmallAllocation::pack(stack, state.size_bytes, probe),
+        ];
+        emit::send_small(words, COUNTER_LOST_ALLOCATION);
         return;
     }
     let record = Allocation {
@@ -299,7 +293,7 @@ fn send_allocation(
         stack,
         thread: hit.thread(),
     };
-    emit::send_return(record, COUNTER_LOST_ALLOCATION);
+    emit::send(record, COUNTER_LOST_ALLOCATION);
 }
 
 /// Whether a hit is inside another call that was seen to begin and has not returned.
@@ -338,7 +332,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    let mut number = 0;
+    let time_ns = emit::now_ns();
+    let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = thread_state(hit.pid_tgid) {
         // SAFETY: as in `entered`.
@@ -353,26 +348,34 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         }
         state.freed_block_avma = address_avma;
         state.freed_probe = u64::from(hit.cookie.probe());
-        number = number_of(state, &hit);
+        is_known = state.allocated_block_avma == address_avma;
+        state.allocated_block_avma = 0;
+        number = number_of(state, &hit, time_ns);
     }
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);
-    let is_internal = SURROUNDINGS.get(u32::from(hit.cookie.probe())).is_some_and(|surroundings| {
-        is_internal_call(surroundings, registers.rip, return_avma)
-    });
+    // Who frees matters only for blocks that nobody knows, and this thread has just got it.
+    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, registers.rsp);
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
-        emit::send_free(SmallFree {
-            kind_and_time: kind_and_time(kind, emit::now_ns()),
-            address_and_thread: address_and_thread(address_avma, number),
-        });
+        let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), 0];
+        emit::send_small(words, COUNTER_LOST_FREE);
     } else {
-        emit::send_free(Free {
-            header: hit.header(KIND_FREE),
+        let record = Free {
+            header: hit.header(KIND_FREE, time_ns),
             address_avma,
             thread: hit.thread(),
             is_internal: is_internal.into(),
-        });
+        };
+        emit::send(record, COUNTER_LOST_FREE);
     }
     Some(())
+}
+
+/// Whether the probed function was called by code of its own module.
+#[inline(always)]
+fn is_called_by_module(hit: &Hit, probe_avma: u64, sp_avma: u64) -> bool {
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    let return_avma = unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0);
+    SURROUNDINGS
+        .get(u32::from(hit.cookie.probe()))
+        .is_some_and(|surroundings| is_internal_call(surroundings, probe_avma, return_avma))
 }

@@ -3,18 +3,32 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use core::arch::asm;
+use core::{
+    arch::asm,
+    ptr::{read_volatile, write_volatile},
+};
 use memscope_common::{
     control::{
-        COUNTER_COUNT, COUNTER_FREES, COUNTER_LOST_FREE, COUNTER_LOST_STACK, COUNTER_OTHERS,
-        COUNTER_RETURNS, CpuCounters, StackRecord,
+        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, CpuCounters, SPARE_SLOTS, Settings,
+        StackRecord,
     },
     record::{Header, KIND_LOSS, Loss, MAX_FRAMES, StackHeader},
 };
 
-use crate::maps::{CONSUMER, COUNTERS, EVENTS};
+use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
+
+/// Written by the loader.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings { caller_only: 0, slots_log2: 0 };
+
+/// What was asked for.
+#[inline(always)]
+pub(crate) fn settings() -> Settings {
+    // SAFETY: a constant of the object, written before it was loaded.
+    unsafe { read_volatile(&raw const SETTINGS) }
+}
 
 /// The clock of all records.
 #[inline(always)]
@@ -83,7 +97,7 @@ fn count_on(cpu: *mut CpuCounters, counter: u32) {
 #[inline(always)]
 pub(crate) fn lose(cause: u32) {
     if let Some(cpu) = counters() {
-        count_on(cpu, COUNTER_OTHERS);
+        count_on(cpu, COUNTER_ATTEMPTED);
         note_loss(cpu, cause);
     }
 }
@@ -103,32 +117,20 @@ fn note_loss(cpu: *mut CpuCounters, cause: u32) {
 /// Sends one record, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
 pub(crate) fn send<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking((COUNTER_OTHERS, cause), wake_up, write(record))
-}
-
-/// As [`send`], for what is made at the return of a call that was counted at its entry.
-#[inline(always)]
-pub(crate) fn send_return<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking((COUNTER_RETURNS, cause), wake_up, write(record))
-}
-
-/// As [`send`], for a free.
-#[inline(always)]
-pub(crate) fn send_free<T: 'static>(record: T) -> bool {
-    send_waking((COUNTER_FREES, COUNTER_LOST_FREE), wake_up, write(record))
+    send_waking(cause, wake_up, write(record))
 }
 
 /// As [`send`], and wakes the reader at once: what it has to look at may be gone soon.
 #[inline(always)]
 pub(crate) fn send_urgent<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking((COUNTER_OTHERS, cause), || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
+    send_waking(cause, || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
 }
 
 /// As [`send`], for a record that is too large to be made elsewhere first: `fill` makes it
 /// in its place.
 #[inline(always)]
 pub(crate) fn send_filled<T: 'static>(cause: u32, fill: impl FnOnce(*mut T)) -> bool {
-    send_waking((COUNTER_OTHERS, cause), wake_up, fill)
+    send_waking(cause, wake_up, fill)
 }
 
 #[inline(always)]
@@ -139,13 +141,13 @@ fn write<T>(record: T) -> impl FnOnce(*mut T) {
 
 #[inline(always)]
 fn send_waking<T: 'static>(
-    (attempts, cause): (u32, u32),
+    cause: u32,
     wake_up: impl FnOnce() -> u64,
     fill: impl FnOnce(*mut T),
 ) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
-    count_on(cpu, attempts);
+    count_on(cpu, COUNTER_ATTEMPTED);
     let Some(mut place) = EVENTS.reserve::<T>(0) else {
         note_loss(cpu, cause);
         return false;
@@ -153,6 +155,59 @@ fn send_waking<T: 'static>(
     fill(place.as_mut_ptr());
     place.submit(wake_up());
     true
+}
+
+/// Puts a small record into a slot of this CPU, or counts its loss under `cause`. That it was
+/// attempted is told by the head of the CPU's slots. Nothing is called and nothing locked:
+/// this is where most of an event's cost would be.
+#[inline(always)]
+pub(crate) fn send_small(words: [u64; 3], cause: u32) {
+    let Some(counters) = counters() else { return };
+    tell_losses(counters);
+    // SAFETY: the helper takes nothing.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let slots_log2 = settings().slots_log2 & 31;
+    let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return };
+    // SAFETY: an element of an array map, whose words are read and written whole.
+    let (taken, read) = unsafe {
+        (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail))
+    };
+    let waiting = taken.wrapping_sub(read);
+    if waiting + SPARE_SLOTS >= 1 << slots_log2 {
+        count_on(counters, COUNTER_ATTEMPTED);
+        note_loss(counters, cause);
+        return;
+    }
+    // Another task can have come between; each gets a slot of its own.
+    // SAFETY: as above.
+    let number = next(unsafe { &raw mut (*ring).head });
+    let index = cpu << slots_log2 | number as u32 & ((1 << slots_log2) - 1);
+    let Some(slot) = SLOTS.get_ptr_mut(index) else { return };
+    // SAFETY: as above. The sequence is written last: on x86-64 others see writes in order.
+    unsafe {
+        write_volatile(&raw mut (*slot).words[0], words[0]);
+        write_volatile(&raw mut (*slot).words[1], words[1]);
+        write_volatile(&raw mut (*slot).words[2], words[2]);
+        write_volatile(&raw mut (*slot).sequence, number + 1);
+    }
+    wake_for_slots(waiting);
+}
+
+/// Wakes a reader that sleeps while many slots wait for it.
+#[inline(always)]
+fn wake_for_slots(waiting: u64) {
+    let Some(consumer) = CONSUMER.get_ptr_mut(0) else { return };
+    // SAFETY: as in `wake_up`.
+    unsafe {
+        if (*consumer).waiting == 0 || waiting < u64::from((*consumer).watermark_slots) {
+            return;
+        }
+        (*consumer).waiting = 0;
+    }
+    // Only the ring buffer can wake; a record that is given up wakes as well.
+    if let Some(place) = EVENTS.reserve::<u64>(0) {
+        place.discard(u64::from(BPF_RB_FORCE_WAKEUP));
+    }
 }
 
 /// Sends a record that can be done without if there is no room for it: then it was never
@@ -163,7 +218,7 @@ pub(crate) fn send_if_room<T: 'static>(record: T) -> bool {
     let Some(mut place) = EVENTS.reserve::<T>(0) else { return false };
     place.write(record);
     place.submit(u64::from(BPF_RB_NO_WAKEUP));
-    count_on(cpu, COUNTER_OTHERS);
+    count_on(cpu, COUNTER_ATTEMPTED);
     true
 }
 
@@ -172,7 +227,7 @@ pub(crate) fn send_if_room<T: 'static>(record: T) -> bool {
 pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
-    count_on(cpu, COUNTER_OTHERS);
+    count_on(cpu, COUNTER_ATTEMPTED);
     let frame_count = (frame_count as usize).min(MAX_FRAMES);
     // SAFETY: header and frames lie together in a StackRecord, whose frames array
     // has MAX_FRAMES elements.
@@ -215,7 +270,7 @@ fn tell_losses(cpu: *mut CpuCounters) {
         lost_count,
     });
     place.submit(u64::from(BPF_RB_NO_WAKEUP));
-    count_on(cpu, COUNTER_OTHERS);
+    count_on(cpu, COUNTER_ATTEMPTED);
 }
 
 /// A wake-up costs more than all the rest of a record, so it is spent only on a

@@ -17,10 +17,12 @@ mod stack;
 use core::ffi::c_void;
 
 use aya_ebpf::{
+    EbpfContext as _,
+    helpers::bpf_get_attach_cookie,
     macros::{btf_tracepoint, uprobe, uretprobe},
     programs::{BtfTracePointContext, ProbeContext, RetProbeContext},
 };
-use memscope_common::CONTRACT_VERSION;
+use memscope_common::{CONTRACT_VERSION, control::Cookie};
 
 /// Read from the object by the loader.
 #[unsafe(no_mangle)]
@@ -37,11 +39,21 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn allocation_session(context: *mut c_void) -> u32 {
-    if session::is_return(context) {
-        alloc::returned(&RetProbeContext::new(context));
+    let kept = session::cookie(context);
+    // SAFETY: the kernel's word for this call.
+    let entered = Cookie(unsafe { kept.read() });
+    if entered.0 != 0 {
+        alloc::returned(&RetProbeContext::new(context), entered);
         return 0;
     }
-    u32::from(alloc::entered(&ProbeContext::new(context)).is_none())
+    match alloc::entered(&ProbeContext::new(context)) {
+        Some(cookie) => {
+            // SAFETY: as above. No cookie is 0.
+            unsafe { kept.write(cookie.0) };
+            0
+        }
+        None => 1,
+    }
 }
 
 /// Entry of malloc and its like.
@@ -54,7 +66,9 @@ fn allocation_entered(context: ProbeContext) -> u32 {
 /// Return of malloc and its like.
 #[uretprobe]
 fn allocation_returned(context: RetProbeContext) -> u32 {
-    alloc::returned(&context);
+    // SAFETY: the helper reads the cookie of the link that called this program.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+    alloc::returned(&context, cookie);
     0
 }
 

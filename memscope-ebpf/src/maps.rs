@@ -10,14 +10,24 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use memscope_common::{
-    control::{Consumer, CpuCounters, MAX_TARGETS, ProbeSurroundings, Target, ThreadState},
+    control::{
+        Consumer, CpuCounters, CpuRing, MAX_TARGETS, ProbeSurroundings, Slot, Target, ThreadState,
+    },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
 
-/// All records, in the order in which their places were reserved. The loader sets
-/// the size. Full: the record is lost and counted.
+/// All records but the small ones. The loader sets the size. Full: the record is lost and counted.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(16 * 1024 * 1024, 0);
+
+/// Small records, of each CPU its own. The loader sets how many. Full: the record is lost and
+/// counted.
+#[map]
+pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1 << 10, BPF_F_MMAPABLE);
+
+/// How far the slots of each CPU are taken and read. The loader sets how many CPUs there are.
+#[map]
+pub(crate) static CPU_RINGS: Array<CpuRing> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What is counted, per CPU. One element.
 #[map]

@@ -176,29 +176,43 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Makes a record of the bytes of one; none of those that only prepare others.
+    /// Makes a record of the bytes of one with a header; none of those that only prepare others.
+    ///
+    /// # Errors
+    ///
+    /// If they are no record.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Option<Record>, DecodeError> {
+        match bytes.first() {
+            None => Err(DecodeError::Empty),
+            Some(&KIND_THREAD_NUMBER) => self.thread_number(bytes).map(|()| None),
+            Some(kind) => large(*kind, bytes).map(Some),
+        }
+    }
+
+    /// Makes a record of the words of a small one.
     ///
     /// # Errors
     ///
     /// If they are no record.
     #[inline]
-    pub fn decode(&mut self, bytes: &[u8]) -> Result<Option<Record>, DecodeError> {
-        let Some(&first) = bytes.first() else {
-            return Err(DecodeError::Empty);
-        };
-        let kind = first & KIND_MASK;
-        match kind {
-            KIND_SMALL_ALLOCATION => self.small_allocation(bytes).map(Some),
-            KIND_SMALL_FREE | KIND_SMALL_FREE_INTERNAL => {
-                self.small_free(bytes, kind == KIND_SMALL_FREE_INTERNAL).map(Some)
-            }
-            KIND_THREAD_NUMBER => self.thread_number(bytes).map(|()| None),
-            _ => large(first, bytes).map(Some),
+    pub fn decode_small(&self, words: [u64; 3]) -> Result<Record, DecodeError> {
+        let [kind_and_time, address_and_thread, stack_size_probe] = words;
+        match kind_and_time as u8 & KIND_MASK {
+            KIND_SMALL_ALLOCATION => self.small_allocation(&SmallAllocation {
+                kind_and_time,
+                address_and_thread,
+                stack_size_probe,
+            }),
+            kind @ (KIND_SMALL_FREE | KIND_SMALL_FREE_INTERNAL) => self.small_free(
+                &SmallFree { kind_and_time, address_and_thread },
+                kind == KIND_SMALL_FREE_INTERNAL,
+            ),
+            kind => Err(DecodeError::UnknownKind { kind }),
         }
     }
 
-    fn small_allocation(&self, bytes: &[u8]) -> Result<Record, DecodeError> {
-        let record: SmallAllocation = whole(bytes).ok_or(wrong_length(bytes))?;
+    #[inline]
+    fn small_allocation(&self, record: &SmallAllocation) -> Result<Record, DecodeError> {
         let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
         Ok(Record::Allocation(Allocation {
             of,
@@ -212,8 +226,8 @@ impl Decoder {
         }))
     }
 
-    fn small_free(&self, bytes: &[u8], is_internal: bool) -> Result<Record, DecodeError> {
-        let record: SmallFree = whole(bytes).ok_or(wrong_length(bytes))?;
+    #[inline]
+    fn small_free(&self, record: &SmallFree, is_internal: bool) -> Result<Record, DecodeError> {
         let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
         Ok(Record::Free(Free {
             of,
@@ -234,7 +248,8 @@ impl Decoder {
     }
 
     fn thread_number(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
-        let record: ThreadNumber = whole(bytes).ok_or(wrong_length(bytes))?;
+        let record: ThreadNumber = whole(bytes)
+            .ok_or(DecodeError::Length { kind: KIND_THREAD_NUMBER, bytes: bytes.len() })?;
         let number = u64::from(record.number);
         if number >= MAX_THREAD_NUMBER {
             return Err(DecodeError::UnknownThread { number });
@@ -248,11 +263,6 @@ impl Decoder {
         }
         Ok(())
     }
-}
-
-fn wrong_length(bytes: &[u8]) -> DecodeError {
-    let kind = bytes.first().map_or(0, |first| first & KIND_MASK);
-    DecodeError::Length { kind, bytes: bytes.len() }
 }
 
 /// A record with a header.

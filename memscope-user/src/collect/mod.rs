@@ -1,4 +1,4 @@
-//! From bytes of the ring to the items of a recording: decodes, orders, and gives
+//! From bytes of the ring to the items of a recording: decodes, and gives
 //! processes, modules, frames and stacks their ids.
 //!
 //! Takes records of the kernel side (hostile, as everything from outside) and a
@@ -8,7 +8,6 @@
 mod address_space;
 mod collector;
 mod decode;
-mod order;
 mod stacks;
 
 pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
@@ -16,4 +15,3 @@ pub use collector::{Collector, CopiedStacks, TargetStart};
 pub use decode::{
     Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames,
 };
-pub use order::Order;

@@ -2,7 +2,7 @@ use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{
         BtfTracePoint, Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
@@ -11,11 +11,10 @@ use aya::{
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COUNTER_CALLS, COUNTER_FREES, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_OTHERS, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_RETURNS,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
-        Target,
+        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie,
+        CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -28,7 +27,7 @@ use super::{
     probe_programs::{
         CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION,
     },
-    ring::EventRing,
+    ring::{self, EventRing, RingMaps},
     tables::KernelTables,
     take_map,
 };
@@ -44,7 +43,8 @@ static OBJECT: &[u8] =
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelConfig {
-    /// Size of the ring buffer: a power of two, at least a page.
+    /// Memory for records that wait for the collector: a power of two, at least a page. One
+    /// half is for the slots of the CPUs, one for the ring buffer.
     pub ring_bytes: u32,
     /// Which of the programs' own log lines are compiled in: 0 none, 5 all.
     pub log_level: u8,
@@ -108,13 +108,17 @@ impl Kernel {
             nix::sys::resource::RLIM_INFINITY,
         )
         .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
+        let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
+        let settings = settings(config, cpus);
         let btf = Btf::from_sys_fs().map_err(|error| KernelError::Object(error.into()))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
-            .map_max_entries("EVENTS", config.ring_bytes)
+            .map_max_entries("EVENTS", buffer_bytes(config.ring_bytes))
+            .map_max_entries("SLOTS", cpus << settings.slots_log2)
+            .map_max_entries("CPU_RINGS", cpus)
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets()), true)
-            .override_global("SETTINGS", &Plain(settings(config)), true)
+            .override_global("SETTINGS", &Plain(settings), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
         let (method, programs) = load_probe_programs(&mut ebpf, config.attach_by)?;
@@ -140,14 +144,21 @@ impl Kernel {
         self.method
     }
 
-    /// The reading end of the ring; there is one.
+    /// The reading end of the rings; there is one.
     ///
     /// # Errors
     ///
     /// If it was taken before.
     pub fn take_ring(&mut self, ring_bytes: u32) -> Result<EventRing, KernelError> {
-        let ring = self.ebpf.take_map("EVENTS").ok_or(KernelError::Missing { what: "map EVENTS" })?;
-        EventRing::new(ring, take_map(&mut self.ebpf, "CONSUMER")?, ring_bytes)
+        let ebpf = &mut self.ebpf;
+        let mut take = |name, what| ebpf.take_map(name).ok_or(KernelError::Missing { what });
+        EventRing::new(RingMaps {
+            buffer: take("EVENTS", "map EVENTS")?,
+            slots: take("SLOTS", "map SLOTS")?,
+            cpu_rings: take("CPU_RINGS", "map CPU_RINGS")?,
+            buffer_bytes: buffer_bytes(ring_bytes),
+            consumer: take_map(ebpf, "CONSUMER")?,
+        })
     }
 
     /// Reader of the programs' own log lines.
@@ -302,14 +313,14 @@ impl Kernel {
         }
     }
 
-    /// What the programs have counted, and how many calls are under way, given how many
-    /// records were received. While recording goes on, the numbers are of slightly different
-    /// moments.
+    /// What the programs have counted, given what was received. While recording goes on, the
+    /// numbers are of slightly different moments. How many calls are under way is not known
+    /// from it.
     ///
     /// # Errors
     ///
     /// If the maps cannot be read.
-    pub fn counters(&self, received: u64) -> Result<Counters, KernelError> {
+    pub fn counters(&self, received: Received) -> Result<Counters, KernelError> {
         let source = |source| KernelError::Map { map: "COUNTERS", source };
         let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing { what: "map COUNTERS" })?;
         let cpus: PerCpuArray<_, Plain<CpuCounters>> =
@@ -328,22 +339,70 @@ impl Kernel {
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
         ];
-        let returns = sum(COUNTER_RETURNS);
-        let over = returns + sum(COUNTER_RETURN_NOT_SEEN) + sum(COUNTER_RESULT_UNREADABLE);
+        // A call is hit at its entry and at its return, if that is seen.
+        let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
+        let entered_only = sum(COUNTER_THREAD_TABLE_FULL) + sum(COUNTER_RETURN_NOT_SEEN);
+        let frees = received.frees + sum(COUNTER_LOST_FREE);
         Ok(Counters {
-            attempted: returns + sum(COUNTER_FREES) + sum(COUNTER_OTHERS),
-            recorded: received,
+            attempted: received.slots_taken + sum(COUNTER_ATTEMPTED),
+            recorded: received.records,
             nested: sum(COUNTER_NESTED),
-            hits: sum(COUNTER_CALLS) + returns + sum(COUNTER_FREES) + sum(COUNTER_NESTED),
+            hits: 2 * calls + entered_only + frees + sum(COUNTER_NESTED),
             malformed: 0,
-            in_flight: sum(COUNTER_CALLS).saturating_sub(over),
+            in_flight: 0,
             lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
         })
     }
+
+    /// How many calls were entered and have not returned. To be asked once recording
+    /// has ended; while it goes on the answer is old before it is given.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
+        let map_error = |source| KernelError::Map { map: "THREADS", source };
+        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
+        let threads: HashMap<_, u64, Plain<ThreadState>> =
+            HashMap::try_from(map).map_err(map_error)?;
+        let mut in_flight = 0;
+        for entry in threads.iter() {
+            match entry {
+                Ok((_, state)) => in_flight += u64::from(state.0.cookie != 0),
+                // A thread that ended while the table was read.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map_error(error)),
+            }
+        }
+        Ok(in_flight)
+    }
 }
 
-fn settings(config: KernelConfig) -> Settings {
-    Settings { caller_only: u32::from(config.stacks == StackMode::CallerOnly), padding: 0 }
+/// What has come out of the rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Records of all kinds.
+    pub records: u64,
+    /// Slots that the eBPF side says it has taken for small records.
+    pub slots_taken: u64,
+    /// Of these, those that were taken again before they were read.
+    pub overwritten: u64,
+    /// Records of calls that returned.
+    pub calls: u64,
+    /// Records of frees.
+    pub frees: u64,
+}
+
+/// The other half is for slots.
+fn buffer_bytes(ring_bytes: u32) -> u32 {
+    (ring_bytes / 2).max(page_bytes())
+}
+
+fn settings(config: KernelConfig, cpus: u32) -> Settings {
+    Settings {
+        caller_only: u32::from(config.stacks == StackMode::CallerOnly),
+        slots_log2: ring::slots_log2(buffer_bytes(config.ring_bytes), cpus),
+    }
 }
 
 /// By the way that is asked for, or by the first that the kernel takes.

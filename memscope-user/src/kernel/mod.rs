@@ -17,9 +17,9 @@ mod tables;
 
 pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
-pub use load::{AttachRequest, Kernel, KernelConfig};
+pub use load::{AttachRequest, Kernel, KernelConfig, Received};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
-pub use ring::{EventRing, RingError};
+pub use ring::{EventRing, RawRecord, RingError};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;

@@ -1,5 +1,5 @@
 use memscope_common::{
-    control::{Consumer, CpuCounters, ProbeSurroundings, Settings, Target},
+    control::{Consumer, CpuCounters, ProbeSurroundings, Settings, Target, ThreadState},
     unwind::{Epoch, KernelOffsets},
 };
 
@@ -15,4 +15,4 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ProbeSurroundings, Settings, Epoch, KernelOffsets);
+plain!(Target, Consumer, CpuCounters, ThreadState, ProbeSurroundings, Settings, Epoch, KernelOffsets);

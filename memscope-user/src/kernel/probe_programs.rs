@@ -16,7 +16,7 @@ use aya::{
     maps::{Map, MapData},
 };
 use aya_obj::{Object, btf::BtfKind, generated::bpf_insn};
-use memscope_common::control::SESSION_IS_RETURN;
+use memscope_common::control::SESSION_COOKIE;
 
 use super::{
     KernelError,
@@ -40,8 +40,8 @@ pub(super) const FREE: &str = "free_entered";
 /// Entry of what the dynamic loader calls.
 pub(super) const CODE_CHANGED: &str = "code_changed";
 
-/// The kernel's function that [`SESSION_IS_RETURN`] stands for.
-const IS_RETURN_FUNCTION: &str = "bpf_session_is_return";
+/// The kernel's function that [`SESSION_COOKIE`] stands for.
+const COOKIE_FUNCTION: &str = "bpf_session_cookie";
 
 /// Uprobe programs loaded for uprobe_multi links.
 pub(super) struct ProbePrograms {
@@ -184,11 +184,11 @@ fn name_kernel_function(instructions: &mut [bpf_insn]) -> Result<(), KernelError
     let missing = KernelError::Unsupported { what: "it has no uprobe sessions (Linux 6.13)" };
     let number = aya::Btf::from_sys_fs()
         .ok()
-        .and_then(|kernel| kernel.id_by_type_name_kind(IS_RETURN_FUNCTION, BtfKind::Func).ok())
+        .and_then(|kernel| kernel.id_by_type_name_kind(COOKIE_FUNCTION, BtfKind::Func).ok())
         .and_then(|number| i32::try_from(number).ok())
         .ok_or(missing)?;
     for instruction in instructions {
-        if instruction.code == CALL && instruction.imm == SESSION_IS_RETURN {
+        if instruction.code == CALL && instruction.imm == SESSION_COOKIE {
             instruction.set_src_reg(KERNEL_FUNCTION);
             instruction.imm = number;
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! drain:    ring → decode ──┐ mappings, records
-//! main:     control ────────┴─▶ pipeline: order → collect → lifetimes, store
+//! main:     control ────────┴─▶ pipeline: collect → lifetimes, store
 //! symbols:  names ◀─ frames ──────┘  ▲
 //!                └──── names ────────┘
 //! ```
@@ -31,8 +31,8 @@ use super::{
     naming::{SymbolJob, symbolize},
 };
 use crate::{
-    collect::{Collector, Decoder, Observation, Order, Record, TargetStart},
-    kernel::{EventRing, MmapEvents},
+    collect::{Collector, DecodeError, Decoder, Observation, Record, TargetStart},
+    kernel::{EventRing, MmapEvents, RawRecord, Received},
     model::{Counters, Event, FrameSymbols, Item, Probe},
     reports::Analyzer,
     store::{StoreError, Writer},
@@ -91,14 +91,44 @@ pub(super) struct Progress {
 #[derive(Debug, Default)]
 pub(super) struct DrainState {
     stop: AtomicBool,
-    received: AtomicU64,
+    records: AtomicU64,
+    slots_taken: AtomicU64,
+    overwritten: AtomicU64,
+    calls: AtomicU64,
+    frees: AtomicU64,
     malformed: AtomicU64,
 }
 
+/// Of one batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct BatchCounts {
+    calls: u64,
+    frees: u64,
+    malformed: u64,
+}
+
 impl DrainState {
-    pub(super) fn received(&self) -> u64 {
-        self.received.load(Ordering::Acquire)
+    pub(super) fn received(&self) -> Received {
+        Received {
+            records: self.records.load(Ordering::Acquire),
+            slots_taken: self.slots_taken.load(Ordering::Acquire),
+            overwritten: self.overwritten.load(Ordering::Acquire),
+            calls: self.calls.load(Ordering::Acquire),
+            frees: self.frees.load(Ordering::Acquire),
+        }
     }
+
+    fn add(&self, records: usize, counts: BatchCounts) {
+        for (counter, count) in [
+            (&self.records, records as u64),
+            (&self.calls, counts.calls),
+            (&self.frees, counts.frees),
+            (&self.malformed, counts.malformed),
+        ] {
+            counter.fetch_add(count, Ordering::AcqRel);
+        }
+    }
+
     pub(super) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Acquire)
     }
@@ -293,6 +323,25 @@ fn send(input: &SyncSender<Input>, what: Input) -> anyhow::Result<()> {
     input.send(what).ok().context("the collecting thread has ended")
 }
 
+fn decoded(
+    decoder: &mut Decoder,
+    raw: RawRecord<'_>,
+    counts: &mut BatchCounts,
+) -> Result<Option<Record>, DecodeError> {
+    let record = match raw {
+        RawRecord::Small(words) => {
+            decoder.decode_small(words).map(Some)
+        }
+        RawRecord::Large(bytes) => decoder.decode(bytes),
+    }?;
+    match &record {
+        Some(Record::Allocation(_) | Record::ReallocationEnd(_)) => counts.calls += 1,
+        Some(Record::Free(_)) => counts.frees += 1,
+        _ => {}
+    }
+    Ok(record)
+}
+
 fn drain(
     mut ring: EventRing,
     mut mappings: Mappings,
@@ -310,25 +359,28 @@ fn drain(
         let controls: Vec<Control> = after_drain.try_iter().collect();
         loop {
             let mut batch = Vec::with_capacity(BATCH_RECORDS);
-            let mut malformed = 0;
-            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decoder.decode(bytes) {
-                Ok(Some(record)) => {
-                    // Not by way of the collector, which may have much to do before.
-                    if let Some(target) = record.changed_code_of()
-                        && notices.send(Notice::CodeChanged(target)).is_err()
-                    {
-                        log::debug!("after the end: code has changed");
+            let mut counts = BatchCounts::default();
+            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |raw| {
+                match decoded(&mut decoder, raw, &mut counts) {
+                    Ok(Some(record)) => {
+                        // Not by way of the collector, which may have much to do before.
+                        if let Some(target) = record.changed_code_of()
+                            && notices.send(Notice::CodeChanged(target)).is_err()
+                        {
+                            log::debug!("after the end: code has changed");
+                        }
+                        batch.push(record);
                     }
-                    batch.push(record);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    malformed += 1;
-                    log::debug!("{error}");
+                    Ok(None) => {}
+                    Err(error) => {
+                        counts.malformed += 1;
+                        log::debug!("{error}");
+                    }
                 }
             });
-            state.received.fetch_add(count as u64, Ordering::AcqRel);
-            state.malformed.fetch_add(malformed, Ordering::AcqRel);
+            state.add(count, counts);
+            state.slots_taken.store(ring.slots_taken(), Ordering::Release);
+            state.overwritten.store(ring.overwritten(), Ordering::Release);
             // After the batch was read and before it is handed over: so the collector knows of
             // every mapping that was made before a record of the batch.
             mappings.send(input)?;
@@ -352,7 +404,6 @@ fn drain(
 struct Collect<W> {
     collector: Collector<TargetView>,
     sink: Sink<W>,
-    order: Order,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
@@ -411,7 +462,6 @@ impl<W: Write> Collect<W> {
                 events: 0,
                 failure: None,
             },
-            order: Order::new(1),
             progress,
             flushed_at: Instant::now(),
         }
@@ -421,14 +471,11 @@ impl<W: Write> Collect<W> {
         loop {
             match input.recv_timeout(FLUSH_INTERVAL) {
                 Ok(Input::Records(records)) => {
-                    for record in records {
-                        let (collector, sink) = (&mut self.collector, &mut self.sink);
-                        self.order.push(0, record, |record| {
-                            collector.take(&record, |item| sink.take(&item));
-                        });
+                    let sink = &mut self.sink;
+                    for record in &records {
+                        self.collector.take(record, |item| sink.take(&item));
                     }
                     // Soon, so that a new image's allocator is probed early.
-                    let sink = &mut self.sink;
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
                 Ok(Input::Mapped(events)) => self.mapped(events),
@@ -501,7 +548,6 @@ impl<W: Write> Collect<W> {
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
             Control::NoMoreRecords => {
-                self.order.finish(|record| collector.take(&record, |item| sink.take(&item)));
                 sink.jobs = None;
             }
         }

@@ -338,12 +338,13 @@ impl Session {
         }
         let ended_at_ns = monotonic_ns();
         let patience = Instant::now();
-        while kernel.counters(0)?.in_flight > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
+        while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters(state.received())?;
-            let lost = counters.lost_total();
+            counters.in_flight = kernel.calls_in_flight()?;
+            let lost = counters.lost_total() + state.received().overwritten;
             if counters.attempted != counters.recorded + lost {
                 log::error!(
                     "{} records were attempted, {} received and {lost} lost: please report this",
@@ -351,7 +352,7 @@ impl Session {
                     counters.recorded
                 );
             }
-            count_malformed(&mut counters, state.malformed());
+            count_malformed(&mut counters, state.malformed(), state.received().overwritten);
             Ok(vec![Control::Counters(counters)])
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
@@ -380,11 +381,12 @@ fn is_about_exit(error: &anyhow::Error) -> bool {
     )
 }
 
-/// Records that arrived damaged were recorded by the kernel side, and are lost all the same.
-fn count_malformed(counters: &mut Counters, malformed: u64) {
+/// Records that arrived damaged were recorded by the kernel side, and are lost all the same; and
+/// so are those that were overwritten, which did not arrive.
+fn count_malformed(counters: &mut Counters, malformed: u64, overwritten: u64) {
     counters.recorded -= malformed;
     counters.malformed = malformed;
-    counters.lost.push((LossCause::MalformedRecord, malformed));
+    counters.lost.push((LossCause::MalformedRecord, malformed + overwritten));
 }
 
 /// The first of several futures to be ready; never, if there are none.
