@@ -44,7 +44,7 @@ fn bytes_of(workload: &Workload, items: &[Item]) -> Vec<u8> {
 fn lifetimes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lifetimes");
     for live in LIVE {
-        let workload = Workload::new(EVENTS, live);
+        let workload = Workload::random(EVENTS, live);
         group.throughput(Throughput::Elements(workload.events.len() as u64));
         group.bench_function(format!("{live} live"), |bencher| {
             bencher.iter(|| {
@@ -66,32 +66,67 @@ fn lifetimes(criterion: &mut Criterion) {
 }
 
 fn store(criterion: &mut Criterion) {
-    let workload = Workload::new(EVENTS, LIVE[0]);
-    let items = workload.items();
-    let bytes = bytes_of(&workload, &items);
-    let mut group = criterion.benchmark_group("store");
-    group.throughput(Throughput::Elements(workload.events.len() as u64));
-    group.bench_function("write", |bencher| {
-        bencher.iter(|| {
-            let written = bytes_of(&workload, black_box(&items));
-            assert_eq!(written.len(), bytes.len());
-            written
+    for (name, workload) in [
+        ("random", Workload::random(EVENTS, LIVE[0])),
+        ("server", Workload::server(EVENTS, LIVE[0])),
+    ] {
+        let items = workload.items();
+        let bytes = bytes_of(&workload, &items);
+        let events = workload.events.len();
+        println!("store/{name}: {:.2} bytes per event", bytes.len() as f64 / events as f64);
+        let mut group = criterion.benchmark_group("store");
+        group.throughput(Throughput::Elements(events as u64));
+        group.bench_function(format!("write {name}"), |bencher| {
+            bencher.iter(|| {
+                let written = bytes_of(&workload, black_box(&items));
+                assert_eq!(written.len(), bytes.len());
+                written
+            });
         });
-    });
-    check(&analyze(Reader::new(Cursor::new(&bytes)).unwrap()).unwrap(), workload.expected);
-    group.bench_function("read and analyze", |bencher| {
-        bencher.iter(|| {
-            let analysis = analyze(Reader::new(Cursor::new(black_box(&bytes))).unwrap()).unwrap();
-            assert!(analysis.is_complete());
-            check(&analysis, workload.expected);
-            analysis
+        group.bench_function(format!("read and analyze {name}"), |bencher| {
+            bencher.iter(|| {
+                let reader = Reader::new(Cursor::new(black_box(&bytes))).unwrap();
+                let analysis = analyze(reader).unwrap();
+                assert!(analysis.is_complete());
+                check(&analysis, workload.expected);
+                analysis
+            });
         });
-    });
+        group.finish();
+    }
+}
+
+/// What the collecting thread does with each event once it is in order.
+fn tracker_and_writer(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("track and write");
+    for live in LIVE {
+        let workload = Workload::server(EVENTS, live);
+        let items = workload.items();
+        group.throughput(Throughput::Elements(workload.events.len() as u64));
+        group.bench_function(format!("{live} live"), |bencher| {
+            bencher.iter(|| {
+                let mut analyzer = Analyzer::default();
+                let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
+                for item in black_box(&items) {
+                    analyzer.apply(item, |_| {});
+                    writer.push(item).unwrap();
+                }
+                writer.flush().unwrap();
+                let written_bytes = writer.written_bytes();
+                assert!(written_bytes > workload.events.len() as u64, "{written_bytes}");
+                let totals = analyzer.tracker().totals();
+                assert_eq!(totals.frees, workload.expected.frees);
+                assert_eq!(totals.live_bytes, workload.expected.live_bytes);
+                assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
+                analyzer
+            });
+        });
+    }
     group.finish();
 }
 
 fn outputs(criterion: &mut Criterion) {
-    let workload = Workload::new(EVENTS / 10, LIVE[0]);
+    let workload = Workload::random(EVENTS / 10, LIVE[0]);
     let mut analyzer = Analyzer::default();
     workload.items().iter().for_each(|item| analyzer.apply(item, |_| {}));
     let analysis = analyzer.finish(workload.capture(), RecordingEnd::Complete(workload.ending()));
@@ -175,6 +210,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));
-    targets = decoding, lifetimes, store, outputs
+    targets = decoding, lifetimes, store, tracker_and_writer, outputs
 }
 criterion_main!(pipeline);

@@ -292,6 +292,7 @@ impl<V: ProcessView> Collector<V> {
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(&record.header)?,
+            interval_bytes: 0,
         })
     }
 
@@ -351,6 +352,7 @@ impl<V: ProcessView> Collector<V> {
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(&record.header)?,
+            interval_bytes: 0,
         })
     }
 

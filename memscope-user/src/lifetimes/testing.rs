@@ -88,6 +88,7 @@ impl Trace {
                 size_bytes: size.parse().unwrap(),
                 stack: self.stack_of(&stack[1..], process_number),
                 probe,
+                interval_bytes: 0,
             },
             ["free", at] => Event::Free {
                 process,
@@ -115,6 +116,7 @@ impl Trace {
                 size_bytes: size.parse().unwrap(),
                 stack: self.stack_of(&stack[1..], process_number),
                 probe,
+                interval_bytes: 0,
             },
             ["realloc", old, rest @ ..] => {
                 self.call(process_number, thread, &["realloc>", old]);

@@ -197,11 +197,13 @@ pub enum StackOutcome {
     CopyTooShort,
     /// There are more different stacks than are kept apart: only the caller is known.
     StackTableFull,
+    /// Only the caller was asked for.
+    CallerOnly,
 }
 
 impl StackOutcome {
     /// All of them, in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Complete,
         Self::WithFramePointers,
         Self::FramePointerBroken,
@@ -218,6 +220,7 @@ impl StackOutcome {
         Self::NullReturn,
         Self::CopyTooShort,
         Self::StackTableFull,
+        Self::CallerOnly,
     ];
 
     /// Name in exports.
@@ -240,6 +243,7 @@ impl StackOutcome {
             Self::NullReturn => "null_return",
             Self::CopyTooShort => "copy_too_short",
             Self::StackTableFull => "stack_table_full",
+            Self::CallerOnly => "caller_only",
         }
     }
 }
@@ -370,6 +374,31 @@ pub struct Capture {
     pub command: Option<Vec<String>>,
     /// Size of the ring buffer.
     pub ring_bytes: u64,
+    /// Mean bytes between two sampled blocks, as asked for; none: every block.
+    pub sampling_interval_bytes: Option<u64>,
+    /// How much of a call chain was asked for.
+    pub stacks: StackMode,
+}
+
+/// How much of each call chain is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StackMode {
+    /// All of it.
+    #[default]
+    Full,
+    /// Only the caller is noted.
+    CallerOnly,
+}
+
+impl StackMode {
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::CallerOnly => "caller_only",
+        }
+    }
 }
 
 /// What a recording says of itself at its end.

@@ -119,6 +119,7 @@ impl Model {
             size_bytes,
             stack: StackId(site),
             probe: ProbeId(0),
+            interval_bytes: 0,
         });
     }
 
@@ -196,6 +197,7 @@ impl Model {
             size_bytes,
             stack: StackId(site),
             probe: ProbeId(0),
+            interval_bytes: 0,
         });
     }
 
@@ -285,10 +287,10 @@ proptest! {
         for (time_ns, (kind, process, thread, one, other, size_bytes, stack)) in (0..).zip(events) {
             let (process, thread, stack, probe) = (ProcessId(process), ThreadId(thread), StackId(stack), ProbeId(0));
             let event = match kind {
-                0 => Event::Allocation { process, thread, time_ns, address_avma: one, size_bytes, stack, probe },
+                0 => Event::Allocation { process, thread, time_ns, address_avma: one, size_bytes, stack, probe, interval_bytes: 0 },
                 1 => Event::Free { process, thread, time_ns, address_avma: one, caller: FreeCaller::AllocatorModule },
                 2 => Event::ReallocationBegin { process, thread, time_ns, old_address_avma: one },
-                3 => Event::ReallocationEnd { process, thread, time_ns, old_address_avma: one, new_address_avma: other, size_bytes, stack, probe },
+                3 => Event::ReallocationEnd { process, thread, time_ns, old_address_avma: one, new_address_avma: other, size_bytes, stack, probe, interval_bytes: 0 },
                 4 => Event::ThreadExit { process, thread, time_ns },
                 _ => Event::Loss { first_lost_ns: one, time_ns, lost_count: size_bytes },
             };
