@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure must stop the benchmark")]
 
+mod cpu_time;
+
 use std::{hint::black_box, io::Cursor, time::Duration};
 
+use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
     collect::decode,
@@ -41,31 +44,36 @@ fn bytes_of(workload: &Workload, items: &[Item]) -> Vec<u8> {
     writer.finish(&workload.ending()).unwrap()
 }
 
-fn lifetimes(criterion: &mut Criterion) {
+fn lifetimes(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("lifetimes");
     for live in LIVE {
-        let workload = Workload::random(EVENTS, live);
-        group.throughput(Throughput::Elements(workload.events.len() as u64));
-        group.bench_function(format!("{live} live"), |bencher| {
-            bencher.iter(|| {
-                let mut tracker = Tracker::new();
-                let mut ended = 0_u64;
-                for event in &workload.events {
-                    tracker.apply(event, |_| ended += 1);
-                }
-                let totals = tracker.totals();
-                assert_eq!(ended, workload.expected.frees);
-                assert_eq!(totals.allocations, workload.expected.allocations);
-                assert_eq!(totals.live_bytes, workload.expected.live_bytes);
-                assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
-                tracker
+        for (name, workload) in
+            [("random", Workload::random(EVENTS, live)), ("server", Workload::server(EVENTS, live))]
+        {
+            group.throughput(Throughput::Elements(workload.events.len() as u64));
+            group.bench_function(format!("{name}, {live} live"), |bencher| {
+                bencher.iter(|| track(&workload));
             });
-        });
+        }
     }
     group.finish();
 }
 
-fn store(criterion: &mut Criterion) {
+fn track(workload: &Workload) -> Tracker {
+    let mut tracker = Tracker::new();
+    let mut ended = 0_u64;
+    for event in black_box(&workload.events) {
+        tracker.apply(event, |_| ended += 1);
+    }
+    let totals = tracker.totals();
+    assert_eq!(ended, workload.expected.frees);
+    assert_eq!(totals.allocations, workload.expected.allocations);
+    assert_eq!(totals.live_bytes, workload.expected.live_bytes);
+    assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
+    tracker
+}
+
+fn store(criterion: &mut Criterion<CpuTime>) {
     for (name, workload) in [
         ("random", Workload::random(EVENTS, LIVE[0])),
         ("server", Workload::server(EVENTS, LIVE[0])),
@@ -97,7 +105,7 @@ fn store(criterion: &mut Criterion) {
 }
 
 /// What the collecting thread does with each event once it is in order.
-fn tracker_and_writer(criterion: &mut Criterion) {
+fn tracker_and_writer(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("track and write");
     for live in LIVE {
         let workload = Workload::server(EVENTS, live);
@@ -125,7 +133,7 @@ fn tracker_and_writer(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn outputs(criterion: &mut Criterion) {
+fn outputs(criterion: &mut Criterion<CpuTime>) {
     let workload = Workload::random(EVENTS / 10, LIVE[0]);
     let mut analyzer = Analyzer::default();
     workload.items().iter().for_each(|item| analyzer.apply(item, |_| {}));
@@ -162,7 +170,7 @@ fn outputs(criterion: &mut Criterion) {
 }
 
 /// Bytes of the ring to records, as the drain thread does it.
-fn decoding(criterion: &mut Criterion) {
+fn decoding(criterion: &mut Criterion<CpuTime>) {
     const RECORDS: u64 = 100_000;
     let records: Vec<Vec<u8>> = (0..RECORDS)
         .map(|number| {
@@ -207,6 +215,7 @@ fn decoding(criterion: &mut Criterion) {
 criterion_group! {
     name = pipeline;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));

@@ -8,6 +8,8 @@
 
 mod block;
 mod histogram;
+mod live;
+mod sampled;
 mod sites;
 mod state;
 mod tracker;
@@ -17,7 +19,8 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use block::{Block, LiveBlock, LossWindow, Totals};
+pub use block::{Block, LiveBlock, LossWindow, Totals, Weight};
 pub use histogram::{LifetimeSummary, Lifetimes};
+pub use sampled::{Sampled, Variance};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
 pub use tracker::Tracker;

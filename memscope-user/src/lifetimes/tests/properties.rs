@@ -44,7 +44,7 @@ struct Model {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Event(Event),
-    End(ProcessId, u64),
+    End(ProcessId),
 }
 
 /// A random choice; what it means depends on what is possible.
@@ -70,7 +70,7 @@ impl Model {
             }
             99 if place == 0 => {
                 state.ended = true;
-                self.events.push(Step::End(ProcessId(process), self.now_ns));
+                self.events.push(Step::End(ProcessId(process)));
             }
             _ => {}
         }
@@ -248,7 +248,7 @@ proptest! {
                     ended_blocks += 1;
                     ended_bytes += block.block.size_bytes;
                 }),
-                Step::End(process, time_ns) => tracker.end_process(*process, *time_ns),
+                Step::End(process) => tracker.end_process(*process),
             }
         }
         let totals = tracker.totals();
@@ -296,7 +296,7 @@ proptest! {
             };
             tracker.apply(&event, |_| {});
             if kind == 4 && one == 0 {
-                tracker.end_process(process, time_ns);
+                tracker.end_process(process);
             }
         }
         let totals = tracker.totals();
