@@ -84,9 +84,11 @@ impl Server {
 
     fn event(&mut self) -> Event {
         let (cached, limit) = (self.cache.len(), self.cache_blocks);
-        let ending = self.threads[self.current].ending;
-        match self.threads[self.current].held.pop() {
-            _ if !ending => self.allocate(),
+        let thread = &mut self.threads[self.current];
+        if !thread.ending {
+            return self.allocate();
+        }
+        match thread.held.pop() {
             // While the cache is not full, most of what ends is put there.
             Some(block) if self.random.below(if cached < limit { 2 } else { 30 }) == 0 => {
                 self.cache.push(block);
