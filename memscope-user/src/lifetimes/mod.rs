@@ -7,6 +7,7 @@
 //! The rules are those of `docs/accounting.md`.
 
 mod block;
+mod estimate;
 mod histogram;
 mod live;
 mod sampled;
@@ -20,7 +21,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use block::{Block, LiveBlock, LossWindow, Totals, Weight};
+pub use estimate::{Interval, Spread, deviations_for, interval};
 pub use histogram::{LifetimeSummary, Lifetimes};
-pub use sampled::{Sampled, Variance};
+pub use sampled::{Sampled, Spreads};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
 pub use tracker::Tracker;

@@ -2,7 +2,7 @@
 //! two draws was T bytes, was drawn with probability p = 1 − exp(−max(s, 1) / T). So it
 //! counts for 1/p blocks and s/p bytes, which is right on average (Horvitz and Thompson 1952).
 
-use super::block::Weight;
+use super::{block::Weight, estimate::Spread};
 
 /// Longer intervals count as this one: only a forged recording has them.
 const MAX_INTERVAL_BYTES: u64 = 1 << 40;
@@ -17,27 +17,24 @@ pub(super) fn weight_of(size_bytes: u64, interval_bytes: u64) -> f64 {
     1.0 / drawn
 }
 
-/// Estimates of the variances of two estimates, blocks and bytes: Σ w(w − 1) and
-/// Σ w(w − 1)s² over the sampled blocks.
+/// How far a number of blocks, and that of their bytes, can be off.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Variance {
+pub struct Spreads {
     /// Of a number of blocks.
-    pub blocks: f64,
+    pub blocks: Spread,
     /// Of a number of bytes.
-    pub bytes: f64,
+    pub bytes: Spread,
 }
 
-impl Variance {
+impl Spreads {
     fn add(&mut self, size_bytes: u64, weight: f64) {
-        let of_block = weight * (weight - 1.0);
-        let size_bytes = size_bytes as f64;
-        self.blocks += of_block;
-        self.bytes += of_block * size_bytes * size_bytes;
+        self.blocks.add(weight, 1.0);
+        self.bytes.add(weight, size_bytes as f64);
     }
 
     fn merge(&mut self, other: &Self) {
-        self.blocks += other.blocks;
-        self.bytes += other.bytes;
+        self.blocks.merge(&other.blocks);
+        self.bytes.merge(&other.bytes);
     }
 }
 
@@ -51,9 +48,9 @@ pub struct Sampled {
     /// Those of them that are live.
     pub live_blocks: u64,
     /// Of what was allocated.
-    pub allocated: Variance,
+    pub allocated: Spreads,
     /// Of what is live.
-    pub live: Variance,
+    pub live: Spreads,
     /// What of 1/p and s/p is not yet in whole blocks and bytes.
     carry_blocks: f64,
     carry_bytes: f64,

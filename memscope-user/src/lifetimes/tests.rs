@@ -10,6 +10,7 @@ use crate::model::StackId;
 
 mod properties;
 mod reallocations;
+mod sampling;
 
 /// Applies a trace; gives the tracker and what ended.
 pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
