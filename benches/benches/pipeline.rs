@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure must stop the benchmark")]
 
+mod cpu_time;
+
 use std::{hint::black_box, io::Cursor, time::Duration};
 
+use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
     collect::decode,
@@ -41,57 +44,97 @@ fn bytes_of(workload: &Workload, items: &[Item]) -> Vec<u8> {
     writer.finish(&workload.ending()).unwrap()
 }
 
-fn lifetimes(criterion: &mut Criterion) {
+fn lifetimes(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("lifetimes");
     for live in LIVE {
-        let workload = Workload::new(EVENTS, live);
+        for (name, workload) in
+            [("random", Workload::random(EVENTS, live)), ("server", Workload::server(EVENTS, live))]
+        {
+            group.throughput(Throughput::Elements(workload.events.len() as u64));
+            group.bench_function(format!("{name}, {live} live"), |bencher| {
+                bencher.iter(|| track(&workload));
+            });
+        }
+    }
+    group.finish();
+}
+
+fn track(workload: &Workload) -> Tracker {
+    let mut tracker = Tracker::new();
+    let mut ended = 0_u64;
+    for event in black_box(&workload.events) {
+        tracker.apply(event, |_| ended += 1);
+    }
+    let totals = tracker.totals();
+    assert_eq!(ended, workload.expected.frees);
+    assert_eq!(totals.allocations, workload.expected.allocations);
+    assert_eq!(totals.live_bytes, workload.expected.live_bytes);
+    assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
+    tracker
+}
+
+fn store(criterion: &mut Criterion<CpuTime>) {
+    for (name, workload) in [
+        ("random", Workload::random(EVENTS, LIVE[0])),
+        ("server", Workload::server(EVENTS, LIVE[0])),
+    ] {
+        let items = workload.items();
+        let bytes = bytes_of(&workload, &items);
+        let events = workload.events.len();
+        println!("store/{name}: {:.2} bytes per event", bytes.len() as f64 / events as f64);
+        let mut group = criterion.benchmark_group("store");
+        group.throughput(Throughput::Elements(events as u64));
+        group.bench_function(format!("write {name}"), |bencher| {
+            bencher.iter(|| {
+                let written = bytes_of(&workload, black_box(&items));
+                assert_eq!(written.len(), bytes.len());
+                written
+            });
+        });
+        group.bench_function(format!("read and analyze {name}"), |bencher| {
+            bencher.iter(|| {
+                let reader = Reader::new(Cursor::new(black_box(&bytes))).unwrap();
+                let analysis = analyze(reader).unwrap();
+                assert!(analysis.is_complete());
+                check(&analysis, workload.expected);
+                analysis
+            });
+        });
+        group.finish();
+    }
+}
+
+/// What the collecting thread does with each event once it is in order.
+fn tracker_and_writer(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("track and write");
+    for live in LIVE {
+        let workload = Workload::server(EVENTS, live);
+        let items = workload.items();
         group.throughput(Throughput::Elements(workload.events.len() as u64));
         group.bench_function(format!("{live} live"), |bencher| {
             bencher.iter(|| {
-                let mut tracker = Tracker::new();
-                let mut ended = 0_u64;
-                for event in &workload.events {
-                    tracker.apply(event, |_| ended += 1);
+                let mut analyzer = Analyzer::default();
+                let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
+                for item in black_box(&items) {
+                    analyzer.apply(item, |_| {});
+                    writer.push(item).unwrap();
                 }
-                let totals = tracker.totals();
-                assert_eq!(ended, workload.expected.frees);
-                assert_eq!(totals.allocations, workload.expected.allocations);
+                writer.flush().unwrap();
+                let written_bytes = writer.written_bytes();
+                assert!(written_bytes > workload.events.len() as u64, "{written_bytes}");
+                let totals = analyzer.tracker().totals();
+                assert_eq!(totals.frees, workload.expected.frees);
                 assert_eq!(totals.live_bytes, workload.expected.live_bytes);
                 assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
-                tracker
+                analyzer
             });
         });
     }
     group.finish();
 }
 
-fn store(criterion: &mut Criterion) {
-    let workload = Workload::new(EVENTS, LIVE[0]);
-    let items = workload.items();
-    let bytes = bytes_of(&workload, &items);
-    let mut group = criterion.benchmark_group("store");
-    group.throughput(Throughput::Elements(workload.events.len() as u64));
-    group.bench_function("write", |bencher| {
-        bencher.iter(|| {
-            let written = bytes_of(&workload, black_box(&items));
-            assert_eq!(written.len(), bytes.len());
-            written
-        });
-    });
-    check(&analyze(Reader::new(Cursor::new(&bytes)).unwrap()).unwrap(), workload.expected);
-    group.bench_function("read and analyze", |bencher| {
-        bencher.iter(|| {
-            let analysis = analyze(Reader::new(Cursor::new(black_box(&bytes))).unwrap()).unwrap();
-            assert!(analysis.is_complete());
-            check(&analysis, workload.expected);
-            analysis
-        });
-    });
-    group.finish();
-}
-
-fn outputs(criterion: &mut Criterion) {
-    let workload = Workload::new(EVENTS / 10, LIVE[0]);
+fn outputs(criterion: &mut Criterion<CpuTime>) {
+    let workload = Workload::random(EVENTS / 10, LIVE[0]);
     let mut analyzer = Analyzer::default();
     workload.items().iter().for_each(|item| analyzer.apply(item, |_| {}));
     let analysis = analyzer.finish(workload.capture(), RecordingEnd::Complete(workload.ending()));
@@ -127,7 +170,7 @@ fn outputs(criterion: &mut Criterion) {
 }
 
 /// Bytes of the ring to records, as the drain thread does it.
-fn decoding(criterion: &mut Criterion) {
+fn decoding(criterion: &mut Criterion<CpuTime>) {
     const RECORDS: u64 = 100_000;
     let records: Vec<Vec<u8>> = (0..RECORDS)
         .map(|number| {
@@ -172,9 +215,10 @@ fn decoding(criterion: &mut Criterion) {
 criterion_group! {
     name = pipeline;
     config = Criterion::default()
+        .with_measurement(CpuTime)
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));
-    targets = decoding, lifetimes, store, outputs
+    targets = decoding, lifetimes, store, tracker_and_writer, outputs
 }
 criterion_main!(pipeline);

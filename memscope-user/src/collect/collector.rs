@@ -279,6 +279,7 @@ impl<V: ProcessView> Collector<V> {
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(record.probe)?,
+            interval_bytes: record.interval_bytes,
         })
     }
 
@@ -325,6 +326,7 @@ impl<V: ProcessView> Collector<V> {
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(record.header.probe)?,
+            interval_bytes: record.interval_bytes,
         })
     }
 

@@ -25,12 +25,14 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
     let started_at_ns = capture.started_at_ns;
     writeln!(
         out,
-        "capture memscope={} kernel={} arch={} started_at_ns={} ring_bytes={} command={:?}",
+        "capture memscope={} kernel={} arch={} started_at_ns={} ring_bytes={} sampling_interval_bytes={} stacks={} command={:?}",
         harmless(&capture.memscope_version),
         harmless(&capture.kernel),
         harmless(&capture.arch),
         capture.started_at_ns,
         capture.ring_bytes,
+        capture.sampling_interval_bytes.unwrap_or(0),
+        capture.stacks.name(),
         capture.command,
     )?;
     while let Some(chunk) = reader.next_chunk()? {
@@ -144,10 +146,19 @@ fn write_counters(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
 fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
     let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
     match *event {
-        Event::Allocation { process, thread, address_avma, size_bytes, stack, probe, .. } => {
+        Event::Allocation {
+            process,
+            thread,
+            address_avma,
+            size_bytes,
+            stack,
+            probe,
+            interval_bytes,
+            ..
+        } => {
             writeln!(
                 out,
-                "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
+                "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe} interval={interval_bytes}"
             )
         }
         Event::Free { process, thread, address_avma, caller, .. } => writeln!(
@@ -166,10 +177,11 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
             size_bytes,
             stack,
             probe,
+            interval_bytes,
             ..
         } => writeln!(
             out,
-            "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
+            "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe} interval={interval_bytes}"
         ),
         Event::ThreadExit { process, thread, .. } => {
             writeln!(out, "thread-exit +{at_ns} process={process} thread={thread}")

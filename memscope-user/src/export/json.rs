@@ -245,7 +245,7 @@ fn stacks(analysis: &Analysis) -> StacksJson {
         reasons.map(|outcome| (outcome.name(), count(outcome))).collect();
     StacksJson {
         complete: count(&StackOutcome::Complete),
-        truncated: by_reason.values().sum(),
+        truncated: by_reason.values().fold(0_u64, |sum, count| sum.saturating_add(*count)),
         by_reason,
     }
 }

@@ -52,6 +52,23 @@ pub struct LossWindow {
     pub lost_count: u64,
 }
 
+/// What a block counts for in sums. Without sampling that is itself; a sampled block
+/// also counts for those that were not drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// So many blocks.
+    pub blocks: u64,
+    /// So many bytes.
+    pub bytes: u64,
+}
+
+impl Weight {
+    /// That of a block that stands for itself.
+    pub(super) const fn one(size_bytes: u64) -> Self {
+        Self { blocks: 1, bytes: size_bytes }
+    }
+}
+
 /// A block while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveBlock {
@@ -65,7 +82,11 @@ pub struct LiveBlock {
     pub site: u32,
     /// By which thread.
     pub thread: ThreadId,
-    /// The how-manieth allocation of all it was, modulo 2^32.
+    /// What it counts for.
+    pub weight: Weight,
+    /// Mean bytes between two sampled blocks when it was drawn; 0 without sampling.
+    pub interval_bytes: u64,
+    /// The how-manieth allocation of all it was, modulo 2^31.
     pub(super) ordinal: u32,
 }
 

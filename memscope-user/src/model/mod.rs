@@ -355,27 +355,6 @@ impl LossCause {
     }
 }
 
-/// How much of each stack is noted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StackMode {
-    /// All of it.
-    #[default]
-    Full,
-    /// The caller only.
-    CallerOnly,
-}
-
-impl StackMode {
-    /// Name on the command line and in exports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::CallerOnly => "caller",
-        }
-    }
-}
-
 /// How probes are attached. From the cheapest for the traced program to the dearest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMethod {
@@ -421,6 +400,31 @@ pub struct Capture {
     pub command: Option<Vec<String>>,
     /// Size of the ring buffer.
     pub ring_bytes: u64,
+    /// Mean bytes between two sampled blocks, as asked for; none: every block.
+    pub sampling_interval_bytes: Option<u64>,
+    /// How much of a call chain was asked for.
+    pub stacks: StackMode,
+}
+
+/// How much of each call chain is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StackMode {
+    /// All of it.
+    #[default]
+    Full,
+    /// Only the caller is noted.
+    CallerOnly,
+}
+
+impl StackMode {
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::CallerOnly => "caller",
+        }
+    }
 }
 
 /// What a recording says of itself at its end.

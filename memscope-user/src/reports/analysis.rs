@@ -82,7 +82,7 @@ impl Analyzer {
             }
             Item::ProcessEnd(end) => {
                 self.last_event_ns = self.last_event_ns.max(end.time_ns);
-                self.tracker.end_process(end.process, end.time_ns);
+                self.tracker.end_process(end.process);
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
             _ => {}
@@ -112,8 +112,9 @@ impl Analyzer {
         for site in &sites {
             let stack = self.definitions.stacks.get(&site.key.stack);
             let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
-            *stack_outcomes.entry(outcome).or_default() +=
-                site.sums.allocations + site.sums.failed_allocations;
+            let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
+            *count = count
+                .wrapping_add(site.sums.allocations.wrapping_add(site.sums.failed_allocations));
         }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
@@ -251,7 +252,7 @@ pub fn replay_blocks<R: Read + Seek>(
 ) -> Result<Analysis, ReadError> {
     let (analysis, tracker) = replay(reader, |block| each(BlockFate::Ended(block)))?;
     for (process, address_avma, block) in tracker.live_blocks() {
-        each(BlockFate::Live { process, address_avma, block });
+        each(BlockFate::Live { process, address_avma, block: &block });
     }
     Ok(analysis)
 }

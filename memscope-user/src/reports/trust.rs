@@ -242,7 +242,7 @@ impl Trust {
     }
 
     fn tell_stacks(&self) -> Option<String> {
-        let all = self.stacks.values().sum();
+        let all = self.stacks.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
         if all == 0 {
             return None;
         }

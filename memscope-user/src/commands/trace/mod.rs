@@ -32,7 +32,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, kernel_and_arch},
-    model::{Capture, EndingReason},
+    model::{Capture, EndingReason, StackMode},
     reports::{Report, SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -326,6 +326,8 @@ fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
         arch,
         command: (!options.command.is_empty()).then(|| options.command.clone()),
         ring_bytes: ring_bytes.into(),
+        sampling_interval_bytes: None,
+        stacks: StackMode::Full,
     }
 }
 
