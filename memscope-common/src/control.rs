@@ -10,8 +10,9 @@ pub struct Target {
     /// 1 while calls are recorded. Set once all probes are in place, so that no
     /// block is seen to begin whose end would be missed.
     pub enabled: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1 if all blocks come from one module: then a call of a function that calls no other
+    /// allocator function need not be followed to its return for what runs inside.
+    pub single_allocator: u32,
     /// The dynamic loader's `_r_debug` (glibc, `<link.h>`); 0 if it is not known.
     pub loader_state_avma: u64,
 }
@@ -41,8 +42,67 @@ pub struct Settings {
     pub caller_only: u32,
     /// Each CPU has this many slots, as a power of two.
     pub slots_log2: u32,
+    /// 1 if not every block is recorded; see [`Sampling`].
+    pub samples: u32,
+    /// Where random numbers begin.
+    pub seed: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 8);
+const _: () = assert!(size_of::<Settings>() == 16);
+
+/// How blocks are drawn. Of the bytes that a thread asks for, one is drawn every
+/// `interval_bytes` in the mean, the distances being exponentially distributed; a block is
+/// recorded if one of its bytes was drawn. So whether it is, does not depend on what came
+/// before, and a block of `s` bytes is recorded with the probability `1 - exp(-s / interval)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampling {
+    /// At least 1.
+    pub interval_bytes: u64,
+    /// Raised with each change, after it: then threads draw a new distance.
+    pub generation: u64,
+}
+const _: () = assert!(size_of::<Sampling>() == 16);
+
+/// Steps of [`Gaps`].
+pub const GAP_STEPS: usize = 4096;
+
+/// Quantiles of the exponential distribution with mean 1, in units of 2^-16: value `i` is
+/// exceeded with the probability `1 - i / GAP_STEPS`. The last one is such that the mean of
+/// the values between it and the one before is right.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Gaps {
+    /// One more than there are steps.
+    pub quantiles: [u32; GAP_STEPS + 1],
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Gaps>() == 4 * GAP_STEPS + 8);
+
+/// Classes of sizes: class `n` has those of `n` bits, 0 only 0.
+pub const SIZE_CLASSES: usize = 65;
+
+/// What is counted exactly while blocks are sampled, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExactCounters {
+    /// Calls that asked for a block, by class of their size.
+    pub calls: [u64; SIZE_CLASSES],
+    /// Sum of the sizes they asked for.
+    pub bytes: [u64; SIZE_CLASSES],
+    /// Frees of blocks that were not drawn, or not seen to begin.
+    pub frees_dropped: u64,
+    /// Zero.
+    pub padding: u64,
+}
+const _: () = assert!(size_of::<ExactCounters>() == 8 * (2 * SIZE_CLASSES + 2));
+
+/// Of a call: its new block is to be recorded.
+pub const FOLLOW_NEW: u64 = 1;
+/// Of a call: the block it was given was recorded, and its end is to be.
+pub const FOLLOW_OLD: u64 = 2;
+/// Of a call: neither; it is followed for what runs inside.
+pub const FOLLOW_NOTHING: u64 = 0;
 
 /// Stands in the object for the kernel's `bpf_session_cookie`, whose number only the running
 /// kernel tells. No helper has this number.
@@ -103,6 +163,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits  0..16  probe id              bits 16..20  argument: size
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot bits 32..48  target
+/// bit  48      calls no other allocator function
 /// ```
 ///
 /// No cookie is 0, because probe ids start at 1.
@@ -135,6 +196,19 @@ impl Cookie {
                 | (arguments.result_slot as u64 & 0xf) << 28
                 | (target as u64) << 32,
         )
+    }
+
+    /// The same, of a function that calls no other allocator function.
+    #[must_use]
+    pub const fn of_leaf(self) -> Self {
+        Self(self.0 | 1 << 48)
+    }
+
+    /// Whether the function calls no other allocator function.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_leaf(self) -> bool {
+        self.0 >> 48 & 1 != 0
     }
 
     /// Id of the probe, unique within a target, never 0.
@@ -191,8 +265,10 @@ pub const COUNTER_THREAD_TABLE_FULL: u32 = 7;
 pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
 /// The result of a call could not be read from the target's memory.
 pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
+/// No room to remember a block that was drawn: it is not recorded.
+pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 10;
+pub const COUNTER_COUNT: u32 = 11;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -230,6 +306,16 @@ pub struct ThreadState {
     pub number: u64,
     /// Of which image of the process it was given.
     pub numbered_image: u64,
+    /// What of the outermost call is recorded: `FOLLOW_` bits.
+    pub follow: u64,
+    /// Mean distance of samples when its block was drawn.
+    pub interval_bytes: u64,
+    /// Bytes to be asked for until one is drawn.
+    pub until_sample_bytes: u64,
+    /// Of which generation of [`Sampling`] that is; 0 if of none.
+    pub sampling_generation: u64,
+    /// State of the thread's random numbers.
+    pub random: u64,
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
     /// The walk up its stack.
@@ -252,7 +338,7 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () =
-    assert!(size_of::<ThreadState>() == 240 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+    assert!(size_of::<ThreadState>() == 280 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

@@ -12,23 +12,22 @@ use memscope_common::{
     control::{
         ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
         COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Target, ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT,
+        Target, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
         KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
-        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin,
-        ReallocationEnd, SmallAllocation, ThreadNumber, address_and_thread,
-        kind_and_time,
+        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin, ReallocationEnd,
+        SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
     },
 };
 use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
 
 use crate::{
     emit,
-    maps::{
-        EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS,
-    },
+    maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
+    sample,
     stack::{self, CallerRegisters},
 };
 
@@ -175,8 +174,20 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
         product_bytes(size_bytes, argument(context, arguments.count))
     };
     state.block_avma = argument(context, arguments.block);
-    state.result_slot_avma = argument(context, arguments.result_slot);
     state.sp_avma = sp_avma;
+    if emit::settings().samples != 0 {
+        let target = hit.cookie.target();
+        state.follow = sample::decide(state, target, state.size_bytes, state.block_avma);
+        // SAFETY: as in `enabled`.
+        let is_single = unsafe { (*hit.target).single_allocator != 0 };
+        if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
+            return None;
+        }
+        if state.follow & FOLLOW_OLD == 0 {
+            state.block_avma = 0;
+        }
+    }
+    state.result_slot_avma = argument(context, arguments.result_slot);
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
     state.cookie = hit.cookie.0;
@@ -205,6 +216,10 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
         return None;
     }
     state.cookie = 0;
+    let samples = emit::settings().samples != 0;
+    if samples && state.follow == FOLLOW_NOTHING {
+        return None;
+    }
     let address_avma = if state.result_slot_avma == 0 {
         registers.rax
     } else if registers.rax as u32 != 0 {
@@ -219,7 +234,13 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
             }
         }
     };
+    if samples && !keep_account(state, hit.cookie.target(), address_avma) {
+        return None;
+    }
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
+    if samples && state.follow == FOLLOW_OLD {
+        return end_of_drawn(state, &hit, header, address_avma);
+    }
     // Volatile, as in `argument`.
     // SAFETY: as in `entered`.
     let return_avma = unsafe { read_volatile(&raw const registers.rip) };
@@ -251,12 +272,52 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
             old_address_avma: state.block_avma,
             new_address_avma: address_avma,
             size_bytes: state.size_bytes,
-            interval_bytes: 0,
+            interval_bytes: interval_of(state),
             stack,
             thread: hit.thread(),
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
+    Some(())
+}
+
+/// Remembers the blocks that were drawn and live now, before the caller has the new one. False
+/// if there is no room, which is counted.
+#[inline(always)]
+fn keep_account(state: &ThreadState, target: u16, address_avma: u64) -> bool {
+    if address_avma != 0 {
+        return state.follow & FOLLOW_NEW == 0 || sample::remember(target, address_avma);
+    }
+    let lives_on = state.follow & FOLLOW_OLD != 0 && state.size_bytes != 0;
+    !lives_on || sample::remember(target, state.block_avma)
+}
+
+/// Mean distance of samples when the call's block was drawn; 0 if every block is recorded.
+#[inline(always)]
+fn interval_of(state: &ThreadState) -> u64 {
+    if emit::settings().samples == 0 { 0 } else { state.interval_bytes }
+}
+
+/// Return of a reallocation of a block that was drawn, whose new block was not: all that is
+/// recorded is that the old one has ended, if it has.
+#[inline(always)]
+fn end_of_drawn(
+    state: &mut ThreadState,
+    hit: &Hit,
+    header: Header,
+    address_avma: u64,
+) -> Option<()> {
+    let has_failed = address_avma == 0 && state.size_bytes != 0;
+    let record = ReallocationEnd {
+        header: Header { kind: KIND_REALLOCATION_END, ..header },
+        old_address_avma: state.block_avma,
+        new_address_avma: 0,
+        size_bytes: if has_failed { state.size_bytes } else { 0 },
+        interval_bytes: 0,
+        stack: 0,
+        thread: hit.thread(),
+    };
+    emit::send(record, COUNTER_LOST_REALLOCATION);
     Some(())
 }
 
@@ -272,7 +333,9 @@ fn send_allocation(
     state.allocated_block_avma = address_avma;
     let number = number_of(state, hit, header.time_ns);
     let probe = hit.cookie.probe();
+    let interval_bytes = interval_of(state);
     let is_small = number != 0
+        && interval_bytes == 0
         && address_avma < MAX_SMALL_AVMA
         && state.size_bytes < SmallAllocation::MAX_SIZE_BYTES
         && probe < SmallAllocation::MAX_PROBE;
@@ -289,11 +352,17 @@ fn send_allocation(
         header,
         address_avma,
         size_bytes: state.size_bytes,
-        interval_bytes: 0,
+        interval_bytes,
         stack,
         thread: hit.thread(),
     };
     emit::send(record, COUNTER_LOST_ALLOCATION);
+}
+
+/// Whether nothing of the call under way would have been recorded.
+#[inline(always)]
+pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
+    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
 }
 
 /// Whether a hit is inside another call that was seen to begin and has not returned.
@@ -306,6 +375,10 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
         Entry::TailCall => {
             state.tail_probe = u64::from(hit.cookie.probe());
             true
+        }
+        Entry::OutermostAfterLostReturn if is_unrecorded(state) => {
+            state.cookie = 0;
+            false
         }
         Entry::OutermostAfterLostReturn => {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
@@ -328,6 +401,10 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     let address_avma = argument(context, hit.cookie.arguments().block);
     if address_avma == 0 {
+        return None;
+    }
+    if emit::settings().samples != 0 && !sample::forget(hit.cookie.target(), address_avma) {
+        sample::drop_free();
         return None;
     }
     // SAFETY: as in `entered`.

@@ -10,6 +10,7 @@ mod copy;
 mod emit;
 mod maps;
 mod process;
+mod sample;
 mod sent;
 mod session;
 mod stack;

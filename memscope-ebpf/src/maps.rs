@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, CpuRing, MAX_TARGETS, ProbeSurroundings, Slot, Target, ThreadState,
+        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, ProbeSurroundings,
+        Sampling, Slot, Target, ThreadState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -86,6 +87,23 @@ pub(crate) const NUMBER_OF_STACKS: u32 = 0;
 pub(crate) const NUMBER_OF_COPIES: u32 = 1;
 /// Threads.
 pub(crate) const NUMBER_OF_THREADS: u32 = 2;
+
+/// How blocks are drawn. One element.
+#[map]
+pub(crate) static SAMPLING: Array<Sampling> = Array::with_max_entries(1, 0);
+
+/// What distances between samples are made of. One element.
+#[map]
+pub(crate) static GAPS: Array<Gaps> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What is counted exactly although blocks are sampled, per CPU. One element.
+#[map]
+pub(crate) static EXACT: PerCpuArray<ExactCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Blocks that were drawn and have not ended, by target and address; see `sample`. Full: a
+/// further one is lost and counted.
+#[map]
+pub(crate) static SAMPLED: HashMap<u64, u8> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
 /// Where the code of a probe's module lies, by probe.
 #[map]

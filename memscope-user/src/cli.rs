@@ -4,7 +4,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValue};
+use clap::{
+    ArgAction, Args, Parser, Subcommand,
+    builder::{PossibleValue, TypedValueParser},
+};
 
 use crate::{
     export::{Format, Weight},
@@ -62,6 +65,12 @@ pub struct TraceOptions {
     /// Size of the buffer between kernel and memscope, a power of two
     #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
     pub ring_buffer: ByteSize,
+    /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)
+    #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
+    pub sample: Option<ByteSize>,
+    /// Draw the sample by this number, not by the clock
+    #[arg(long, value_name = "NUMBER", requires = "sample")]
+    pub seed: Option<u32>,
     /// How much of each call chain is recorded: not walking stacks makes a traced call cheaper
     #[arg(long, value_name = "HOW", default_value = StackMode::Full.name(), value_parser = stack_modes())]
     pub stacks: StackMode,
@@ -155,7 +164,7 @@ struct Registry<T: 'static> {
     entries: Vec<(T, &'static str, &'static str)>,
 }
 
-impl<T: Copy + Send + Sync + 'static> clap::builder::TypedValueParser for Registry<T> {
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for Registry<T> {
     type Value = T;
 
     fn parse_ref(
@@ -190,10 +199,28 @@ fn formats() -> Registry<Format> {
     }
 }
 
+/// Largest mean distance of samples.
+const MAX_SAMPLING_INTERVAL: u64 = 1 << 40;
+
+fn sampling_interval() -> impl TypedValueParser<Value = ByteSize> {
+    clap::builder::StringValueParser::new().try_map(|text| {
+        let interval: ByteSize = text.parse()?;
+        if (1..=MAX_SAMPLING_INTERVAL).contains(&interval.as_u64()) {
+            Ok(interval)
+        } else {
+            Err("it must be at least 1 byte, and at most 1 TiB".to_owned())
+        }
+    })
+}
+
 fn stack_modes() -> Registry<StackMode> {
     Registry {
         entries: vec![
-            (StackMode::Full, StackMode::Full.name(), "the whole chain, to the start of the thread"),
+            (
+                StackMode::Full,
+                StackMode::Full.name(),
+                "the whole chain, to the start of the thread",
+            ),
             (StackMode::CallerOnly, StackMode::CallerOnly.name(), "only who called the allocator"),
         ],
     }

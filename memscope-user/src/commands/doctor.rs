@@ -98,6 +98,8 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         log_level: 0,
         attach_by: None,
         stacks: StackMode::Full,
+        sampling_interval_bytes: None,
+        seed: 0,
     });
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.

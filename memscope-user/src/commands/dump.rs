@@ -8,7 +8,9 @@ use std::{
 use super::{open_recording, warn_of_damage};
 use crate::{
     cli::FileOptions,
-    model::{Counters, Event, Frame, FrameSymbols, Item, Location, Probe, Process, Stack},
+    model::{
+        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, Probe, Process, Stack,
+    },
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
 };
@@ -82,6 +84,7 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
         Item::Symbols(symbols) => write_symbols(out, symbols),
         Item::Event(event) => write_event(out, event, started_at_ns),
         Item::Counters(counters) => write_counters(out, counters),
+        Item::ExactCounts(exact) => write_exact(out, exact),
     }
 }
 
@@ -139,6 +142,18 @@ fn write_counters(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
         counters.hits,
         counters.in_flight,
         lost.collect::<String>()
+    )
+}
+
+fn write_exact(out: &mut impl Write, exact: &ExactCounts) -> io::Result<()> {
+    let classes = exact.classes.iter();
+    let classes = classes.map(|class| format!(" {}:{}/{}", class.bits, class.calls, class.bytes));
+    let (calls, bytes) = (exact.calls(), exact.bytes());
+    writeln!(
+        out,
+        "exact calls={calls} bytes={bytes} frees_dropped={} by bits of size:{}",
+        exact.frees_dropped,
+        classes.collect::<String>()
     )
 }
 

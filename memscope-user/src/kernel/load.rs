@@ -13,8 +13,9 @@ use memscope_common::{
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie,
-        CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings, Target, ThreadState,
+        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
+        Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -24,10 +25,9 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
     plain::Plain,
-    probe_programs::{
-        CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION,
-    },
+    probe_programs::{CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION},
     ring::{self, EventRing, RingMaps},
+    sampling::SamplingMaps,
     tables::KernelTables,
     take_map,
 };
@@ -52,6 +52,10 @@ pub struct KernelConfig {
     pub attach_by: Option<AttachMethod>,
     /// How much of each stack is noted.
     pub stacks: StackMode,
+    /// Mean bytes between two sampled blocks; none: every block is recorded.
+    pub sampling_interval_bytes: Option<u64>,
+    /// What random numbers are made of.
+    pub seed: u32,
 }
 
 /// What to attach to: the functions of one file in one process.
@@ -78,6 +82,7 @@ pub struct Kernel {
     pub(super) programs: ProbePrograms,
     links: Vec<OwnedFd>,
     surroundings: Array<MapData, Plain<ProbeSurroundings>>,
+    pub(super) sampling: Option<SamplingMaps>,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }
@@ -135,7 +140,12 @@ impl Kernel {
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
         let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
-        Ok(Self { ebpf, method, programs, links: Vec::new(), surroundings, targets, tables })
+        let sampling = config
+            .sampling_interval_bytes
+            .map(|interval_bytes| SamplingMaps::new(&mut ebpf, interval_bytes))
+            .transpose()?;
+        let links = Vec::new();
+        Ok(Self { ebpf, method, programs, links, surroundings, sampling, targets, tables })
     }
 
     /// How probes are attached.
@@ -270,6 +280,15 @@ impl Kernel {
         self.change_target(target, |target| target.enabled = enabled.into())
     }
 
+    /// Tells whether all of a target's blocks come from one module.
+    ///
+    /// # Errors
+    ///
+    /// If the map refuses.
+    pub fn set_single_allocator(&mut self, target: u16, single: bool) -> Result<(), KernelError> {
+        self.change_target(target, |target| target.single_allocator = single.into())
+    }
+
     /// Tells where a target's dynamic loader says what it is about to do.
     ///
     /// # Errors
@@ -338,6 +357,7 @@ impl Kernel {
             (LossCause::ThreadTableFull, COUNTER_THREAD_TABLE_FULL),
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
+            (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
         ];
         // A call is hit at its entry and at its return, if that is seen.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
@@ -402,6 +422,8 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
     Settings {
         caller_only: u32::from(config.stacks == StackMode::CallerOnly),
         slots_log2: ring::slots_log2(buffer_bytes(config.ring_bytes), cpus),
+        samples: config.sampling_interval_bytes.is_some().into(),
+        seed: config.seed,
     }
 }
 
@@ -490,7 +512,8 @@ fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
         block: argument(function.block),
         result_slot: argument(function.result_slot),
     };
-    Cookie::new(target, id.0 as u16, arguments)
+    let cookie = Cookie::new(target, id.0 as u16, arguments);
+    if function.is_leaf { cookie.of_leaf() } else { cookie }
 }
 
 fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {

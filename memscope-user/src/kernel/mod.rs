@@ -12,6 +12,7 @@ mod offsets;
 mod plain;
 mod probe_programs;
 mod ring;
+mod sampling;
 mod sys;
 mod tables;
 

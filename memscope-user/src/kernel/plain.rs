@@ -1,5 +1,8 @@
 use memscope_common::{
-    control::{Consumer, CpuCounters, ProbeSurroundings, Settings, Target, ThreadState},
+    control::{
+        Consumer, CpuCounters, ExactCounters, Gaps, ProbeSurroundings, Sampling, Settings, Target,
+        ThreadState,
+    },
     unwind::{Epoch, KernelOffsets},
 };
 
@@ -15,4 +18,16 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ThreadState, ProbeSurroundings, Settings, Epoch, KernelOffsets);
+plain!(
+    Target,
+    Consumer,
+    CpuCounters,
+    ThreadState,
+    ProbeSurroundings,
+    Settings,
+    Sampling,
+    Gaps,
+    ExactCounters,
+    Epoch,
+    KernelOffsets
+);

@@ -39,6 +39,8 @@ pub enum Item {
     Event(Event),
     /// What the kernel side had counted at some moment; later ones replace earlier ones.
     Counters(Counters),
+    /// What it had counted of all calls while it sampled; later ones replace earlier ones.
+    ExactCounts(ExactCounts),
 }
 
 /// One image of one process: exec begins a new one.
@@ -301,6 +303,40 @@ impl Counters {
     }
 }
 
+/// What was counted of all calls, sampled or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExactCounts {
+    /// Those of which there were calls, in order of size.
+    pub classes: Vec<SizeClass>,
+    /// Frees of blocks that were not drawn, or not seen to begin.
+    pub frees_dropped: u64,
+}
+
+/// Sizes of as many bits: 0 only 0, 1 only 1, 2 from 2 to 3, 3 from 4 to 7 …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeClass {
+    /// How many bits.
+    pub bits: u8,
+    /// Calls that asked for a block of such a size. Those that got none are among them.
+    pub calls: u64,
+    /// Sum of the sizes.
+    pub bytes: u64,
+}
+
+impl ExactCounts {
+    /// Calls that asked for a block.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.classes.iter().fold(0, |sum, class| sum.saturating_add(class.calls))
+    }
+
+    /// Sum of the sizes they asked for.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.classes.iter().fold(0, |sum, class| sum.wrapping_add(class.bytes))
+    }
+}
+
 /// Why an event is missing. Append only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum LossCause {
@@ -322,11 +358,13 @@ pub enum LossCause {
     ResultUnreadable,
     /// A record arrived damaged.
     MalformedRecord,
+    /// No room to remember a block that was drawn.
+    SampleTableFull,
 }
 
 impl LossCause {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RingFullAllocation,
         Self::RingFullFree,
         Self::RingFullReallocation,
@@ -336,6 +374,7 @@ impl LossCause {
         Self::ReturnNotSeen,
         Self::ResultUnreadable,
         Self::MalformedRecord,
+        Self::SampleTableFull,
     ];
 
     /// Name in exports.
@@ -351,6 +390,7 @@ impl LossCause {
             Self::ReturnNotSeen => "return_not_seen",
             Self::ResultUnreadable => "result_unreadable",
             Self::MalformedRecord => "malformed_record",
+            Self::SampleTableFull => "sample_table_full",
         }
     }
 }

@@ -8,8 +8,9 @@ use rustc_hash::FxHashMap;
 use crate::{
     lifetimes::{Block, LiveBlock, LossWindow, Site, Totals, Tracker},
     model::{
-        Capture, Counters, Frame, FrameId, FrameSymbols, Item, Module, ModuleId, Probe, ProbeId,
-        Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId, StackOutcome,
+        Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
+        Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
+        StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -57,7 +58,7 @@ impl Definitions {
             Item::Symbols(FrameSymbols { frame, functions }) => {
                 self.symbols.insert(*frame, functions.clone());
             }
-            Item::Event(_) | Item::Counters(_) => {}
+            Item::Event(_) | Item::Counters(_) | Item::ExactCounts(_) => {}
         }
     }
 }
@@ -68,6 +69,7 @@ pub struct Analyzer {
     definitions: Definitions,
     tracker: Tracker,
     counters: Option<Counters>,
+    exact: Option<ExactCounts>,
     last_event_ns: u64,
 }
 
@@ -85,6 +87,7 @@ impl Analyzer {
                 self.tracker.end_process(end.process);
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
+            Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
             _ => {}
         }
     }
@@ -129,6 +132,7 @@ impl Analyzer {
             loss_windows: self.tracker.loss_windows().to_vec(),
             definitions: self.definitions,
             counters: self.counters,
+            exact: self.exact,
             capture,
             end,
             ended_at_ns,
@@ -163,6 +167,8 @@ pub struct Analysis {
     pub stack_outcomes: BTreeMap<StackOutcome, u64>,
     /// What the kernel side counted; none if the recording was cut before it said so.
     pub counters: Option<Counters>,
+    /// What it counted of all calls while it sampled; none in full mode.
+    pub exact: Option<ExactCounts>,
     /// Stretches in which records are missing.
     pub loss_windows: Vec<LossWindow>,
     /// Where the file is damaged; at most the first thousand.

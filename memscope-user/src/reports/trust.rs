@@ -72,7 +72,8 @@ const fn may_hide_free(cause: LossCause) -> bool {
         LossCause::RingFullAllocation
         | LossCause::RingFullStack
         | LossCause::RingFullProcess
-        | LossCause::ResultUnreadable => false,
+        | LossCause::ResultUnreadable
+        | LossCause::SampleTableFull => false,
     }
 }
 
@@ -83,7 +84,8 @@ const fn may_hide_allocation(cause: LossCause) -> bool {
         | LossCause::ThreadTableFull
         | LossCause::ReturnNotSeen
         | LossCause::ResultUnreadable
-        | LossCause::MalformedRecord => true,
+        | LossCause::MalformedRecord
+        | LossCause::SampleTableFull => true,
         LossCause::RingFullFree | LossCause::RingFullStack | LossCause::RingFullProcess => false,
     }
 }

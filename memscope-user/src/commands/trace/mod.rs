@@ -32,7 +32,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, kernel_and_arch},
-    model::{Capture, EndingReason, StackMode},
+    model::{Capture, EndingReason},
     reports::{Report, SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -73,6 +73,8 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         log_level,
         attach_by: options.attach_by,
         stacks: options.stacks,
+        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
+        seed: options.seed.unwrap_or_else(seed_of_now),
     })?;
     let output = Output::create(
         options.output.as_deref(),
@@ -326,9 +328,15 @@ fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
         arch,
         command: (!options.command.is_empty()).then(|| options.command.clone()),
         ring_bytes: ring_bytes.into(),
-        sampling_interval_bytes: None,
-        stacks: StackMode::Full,
+        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
+        stacks: options.stacks,
     }
+}
+
+/// Another one for each trace.
+fn seed_of_now() -> u32 {
+    let now_ns = monotonic_ns();
+    (now_ns ^ now_ns >> 32) as u32 ^ std::process::id()
 }
 
 /// `memscope.NAME.PID.mscope`, as in `heaptrack.NAME.PID.zst`.

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     collect::{Collector, DecodeError, Decoder, Observation, Record, TargetStart},
     kernel::{EventRing, MmapEvents, RawRecord, Received},
-    model::{Counters, Event, FrameSymbols, Item, Probe},
+    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -74,6 +74,7 @@ pub(super) enum Control {
     EndTarget { target: u16, time_ns: u64, status: Option<i32> },
     ProbedLate(u16),
     Counters(Counters),
+    ExactCounts(ExactCounts),
     NoMoreRecords,
 }
 
@@ -329,9 +330,7 @@ fn decoded(
     counts: &mut BatchCounts,
 ) -> Result<Option<Record>, DecodeError> {
     let record = match raw {
-        RawRecord::Small(words) => {
-            decoder.decode_small(words).map(Some)
-        }
+        RawRecord::Small(words) => decoder.decode_small(words).map(Some),
         RawRecord::Large(bytes) => decoder.decode(bytes),
     }?;
     match &record {
@@ -547,6 +546,7 @@ impl<W: Write> Collect<W> {
                 collector.probed_late(target, |item| sink.take(&item));
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
+            Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
             Control::NoMoreRecords => {
                 sink.jobs = None;
             }

@@ -44,7 +44,8 @@ struct Target {
     process: Arc<TargetProcess>,
     exit: AsyncFd<OwnedFd>,
     attached: FxHashSet<ModuleId>,
-    has_allocator: bool,
+    /// How many files are probed from which blocks come.
+    allocators: usize,
     /// Whether it may run: what is attached from then on may have been used before.
     running: bool,
     ended: bool,
@@ -117,7 +118,7 @@ impl Session {
         let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
             bail!("target {target} is not there");
         };
-        if !state.has_allocator {
+        if state.allocators == 0 {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
@@ -184,7 +185,7 @@ impl Session {
             process,
             exit,
             attached: FxHashSet::default(),
-            has_allocator: false,
+            allocators: 0,
             running: false,
             ended: false,
         });
@@ -218,9 +219,12 @@ impl Session {
             self.attach_module(target, &process, module)?;
             if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
                 state.attached.insert(module.module.id);
-                state.has_allocator |= module.is_allocator();
+                state.allocators += usize::from(module.is_allocator());
             }
         }
+        let state = self.targets.iter().find(|state| state.index == target);
+        let single = state.is_some_and(|state| state.allocators == 1);
+        self.kernel.set_single_allocator(target, single)?;
         if running && new.iter().any(|module| module.is_allocator()) {
             self.tell(Control::ProbedLate(target))?;
         }
@@ -237,6 +241,7 @@ impl Session {
                     if let Some(state) = self.targets.iter_mut().find(|state| state.index == target)
                     {
                         state.attached.clear();
+                        state.allocators = 0;
                     }
                     self.attach_new_modules(target).map(drop)
                 }
@@ -327,6 +332,9 @@ impl Session {
         counters.attempted =
             counters.recorded + counters.lost.iter().map(|(_, lost)| lost).sum::<u64>();
         self.tell(Control::Counters(counters.clone()))?;
+        if let Some(exact) = self.kernel.exact_counts()? {
+            self.tell(Control::ExactCounts(exact))?;
+        }
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
 
@@ -353,7 +361,8 @@ impl Session {
                 );
             }
             count_malformed(&mut counters, state.malformed(), state.received().overwritten);
-            Ok(vec![Control::Counters(counters)])
+            let exact = kernel.exact_counts()?.map(Control::ExactCounts);
+            Ok(exact.into_iter().chain([Control::Counters(counters)]).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
         if nonsense > 0 {

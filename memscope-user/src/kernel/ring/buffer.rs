@@ -51,15 +51,8 @@ impl RingBuffer {
                 .len(page_bytes + 2 * ring_bytes)
                 .map(descriptor)
         }?;
-        let mut ring = Self {
-            consumer,
-            producer,
-            page_bytes,
-            ring_bytes,
-            read: 0,
-            told: 0,
-            last_ns: 0,
-        };
+        let mut ring =
+            Self { consumer, producer, page_bytes, ring_bytes, read: 0, told: 0, last_ns: 0 };
         ring.read = ring.consumer_position().load(Ordering::Acquire);
         ring.told = ring.read;
         Ok(ring)

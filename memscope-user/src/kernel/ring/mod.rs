@@ -92,9 +92,12 @@ impl EventRing {
         let wakers = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .and_then(|wakers| wakers.add(buffer_fd, woken()).map(|()| wakers))
             .map_err(|error| memory_error("EVENTS")(error.into()))?;
-        let slots_memory =
-            Slots::map(data_of(&slots)?.fd().as_fd(), data_of(&cpu_rings)?.fd().as_fd(), buffer_bytes)
-                .map_err(memory_error("SLOTS"))?;
+        let slots_memory = Slots::map(
+            data_of(&slots)?.fd().as_fd(),
+            data_of(&cpu_rings)?.fd().as_fd(),
+            buffer_bytes,
+        )
+        .map_err(memory_error("SLOTS"))?;
         Ok(Self {
             buffer,
             slots: slots_memory,
