@@ -26,7 +26,7 @@ pub struct Consumer {
     pub waiting: u32,
     /// Unread bytes in the ring from which a sleeping reader is woken.
     pub watermark_bytes: u32,
-    /// Unread bytes in the ring from which no stacks are copied into it.
+    /// Unread bytes in the ring from which no stacks are copied into it; 0: never.
     pub copy_limit_bytes: u32,
     /// Unread slots of one CPU from which a sleeping reader is woken.
     pub watermark_slots: u32,
@@ -46,8 +46,36 @@ pub struct Settings {
     pub samples: u32,
     /// Where random numbers begin.
     pub seed: u32,
+    /// 1 if a target is stopped before the collector falls too far behind it.
+    pub pauses: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Settings>() == 24);
+
+/// Allocations for which there was no room, of one stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OverflowKey {
+    /// Which target.
+    pub target: u16,
+    /// Which image of it.
+    pub image: u16,
+    /// Number of the stack.
+    pub stack: u32,
+}
+const _: () = assert!(size_of::<OverflowKey>() == 8);
+
+/// How many these are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overflow {
+    /// Blocks.
+    pub allocations: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Overflow>() == 16);
 
 /// How blocks are drawn. Of the bytes that a thread asks for, one is drawn every
 /// `interval_bytes` in the mean, the distances being exponentially distributed; a block is

@@ -13,7 +13,7 @@ use memscope_common::{
         ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
         COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
         COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT,
-        Target, ThreadState,
+        OverflowKey, Target, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
@@ -27,7 +27,7 @@ use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, produ
 use crate::{
     emit,
     maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
-    sample,
+    overflow, sample,
     stack::{self, CallerRegisters},
 };
 
@@ -276,8 +276,11 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
             stack,
             thread: hit.thread(),
         };
-        emit::send(record, COUNTER_LOST_REALLOCATION);
+        if !emit::send(record, COUNTER_LOST_REALLOCATION) {
+            count_lost(header, address_avma, state.size_bytes, stack);
+        }
     }
+    overflow::pause_if_needed(hit.cookie.target());
     Some(())
 }
 
@@ -345,7 +348,9 @@ fn send_allocation(
             address_and_thread(address_avma, number),
             SmallAllocation::pack(stack, state.size_bytes, probe),
         ];
-        emit::send_small(words, COUNTER_LOST_ALLOCATION);
+        if !emit::send_small(words, COUNTER_LOST_ALLOCATION) {
+            count_lost(header, address_avma, state.size_bytes, stack);
+        }
         return;
     }
     let record = Allocation {
@@ -356,7 +361,19 @@ fn send_allocation(
         stack,
         thread: hit.thread(),
     };
-    emit::send(record, COUNTER_LOST_ALLOCATION);
+    if !emit::send(record, COUNTER_LOST_ALLOCATION) {
+        count_lost(header, address_avma, state.size_bytes, stack);
+    }
+}
+
+/// The sums of a lost allocation's stack stay exact. Where blocks are sampled, what is lost is
+/// a sample, and all calls are counted anyhow.
+#[inline(always)]
+fn count_lost(header: Header, address_avma: u64, size_bytes: u64, stack: u32) {
+    if address_avma != 0 && emit::settings().samples == 0 {
+        let key = OverflowKey { target: header.target, image: header.image, stack };
+        overflow::count(key, size_bytes);
+    }
 }
 
 /// Whether nothing of the call under way would have been recorded.
@@ -444,6 +461,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         };
         emit::send(record, COUNTER_LOST_FREE);
     }
+    overflow::pause_if_needed(hit.cookie.target());
     Some(())
 }
 

@@ -21,7 +21,8 @@ use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
 
 /// Written by the loader.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0 };
+static SETTINGS: Settings =
+    Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, padding: 0 };
 
 /// What was asked for.
 #[inline(always)]
@@ -159,17 +160,17 @@ fn send_waking<T: 'static>(
     true
 }
 
-/// Puts a small record into a slot of this CPU, or counts its loss under `cause`. That it was
-/// attempted is told by the head of the CPU's slots. Nothing is called and nothing locked:
+/// Puts a small record into a slot of this CPU, or counts its loss under `cause`; true if it
+/// has one. That it was attempted is told by the head of the CPU's slots. Nothing is called and nothing locked:
 /// this is where most of an event's cost would be.
 #[inline(always)]
-pub(crate) fn send_small(words: [u64; 3], cause: u32) {
-    let Some(counters) = counters() else { return };
+pub(crate) fn send_small(words: [u64; 3], cause: u32) -> bool {
+    let Some(counters) = counters() else { return false };
     tell_losses(counters);
     // SAFETY: the helper takes nothing.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slots_log2 = settings().slots_log2 & 31;
-    let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return };
+    let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return false };
     // SAFETY: an element of an array map, whose words are read and written whole.
     let (taken, read) =
         unsafe { (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail)) };
@@ -177,13 +178,13 @@ pub(crate) fn send_small(words: [u64; 3], cause: u32) {
     if waiting + SPARE_SLOTS >= 1 << slots_log2 {
         count_on(counters, COUNTER_ATTEMPTED);
         note_loss(counters, cause);
-        return;
+        return false;
     }
     // Another task can have come between; each gets a slot of its own.
     // SAFETY: as above.
     let number = next(unsafe { &raw mut (*ring).head });
     let index = cpu << slots_log2 | number as u32 & ((1 << slots_log2) - 1);
-    let Some(slot) = SLOTS.get_ptr_mut(index) else { return };
+    let Some(slot) = SLOTS.get_ptr_mut(index) else { return false };
     // SAFETY: as above. The sequence is written last: on x86-64 others see writes in order.
     unsafe {
         write_volatile(&raw mut (*slot).words[0], words[0]);
@@ -192,6 +193,7 @@ pub(crate) fn send_small(words: [u64; 3], cause: u32) {
         write_volatile(&raw mut (*slot).sequence, number + 1);
     }
     wake_for_slots(waiting);
+    true
 }
 
 /// Wakes a reader that sleeps while many slots wait for it.
@@ -205,7 +207,12 @@ fn wake_for_slots(waiting: u64) {
         }
         (*consumer).waiting = 0;
     }
-    // Only the ring buffer can wake; a record that is given up wakes as well.
+    wake();
+}
+
+/// Wakes the reader. Only the ring buffer can; a record that is given up does it as well.
+#[inline(always)]
+pub(crate) fn wake() {
     if let Some(place) = EVENTS.reserve::<u64>(0) {
         place.discard(u64::from(BPF_RB_FORCE_WAKEUP));
     }

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, ProbeSurroundings,
-        Sampling, Slot, Target, ThreadState,
+        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, Overflow, OverflowKey,
+        ProbeSurroundings, Sampling, Slot, Target, ThreadState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -87,6 +87,15 @@ pub(crate) const NUMBER_OF_STACKS: u32 = 0;
 pub(crate) const NUMBER_OF_COPIES: u32 = 1;
 /// Threads.
 pub(crate) const NUMBER_OF_THREADS: u32 = 2;
+
+/// Allocations that found no room, by stack. Full: they are counted as lost only.
+#[map]
+pub(crate) static OVERFLOWS: HashMap<OverflowKey, Overflow> =
+    HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+
+/// Targets that were stopped since the collector looked here last: 1.
+#[map]
+pub(crate) static PAUSED: Array<u64> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
 /// How blocks are drawn. One element.
 #[map]

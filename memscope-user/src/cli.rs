@@ -11,9 +11,12 @@ use clap::{
 
 use crate::{
     export::{Format, Weight},
-    model::{AttachMethod, StackMode},
+    model::{AttachMethod, OnOverflow, StackMode},
     reports::View,
 };
+
+/// What memscope calls itself with to be the guard of targets that it may stop.
+pub const GUARD_COMMAND: &str = "resume-guard";
 
 /// Size of the ring buffer unless another is given: about a second of a loop that does
 /// nothing but allocate.
@@ -47,6 +50,9 @@ pub enum Command {
     Verify(FileOptions),
     /// Say what this kernel and a process allow, and why not
     Doctor(DoctorOptions),
+    /// Let stopped targets go on when memscope is gone; memscope itself calls this
+    #[command(name = GUARD_COMMAND, hide = true)]
+    ResumeGuard,
 }
 
 /// Options of `memscope trace`.
@@ -74,6 +80,9 @@ pub struct TraceOptions {
     /// How much of each call chain is recorded: not walking stacks makes a traced call cheaper
     #[arg(long, value_name = "HOW", default_value = StackMode::Full.name(), value_parser = stack_modes())]
     pub stacks: StackMode,
+    /// What to do when allocations come faster than they can be recorded
+    #[arg(long, value_name = "WHAT", default_value = OnOverflow::Count.name(), value_parser = on_overflow())]
+    pub on_overflow: OnOverflow,
     /// How probes are attached [default: the cheapest way that the kernel has]
     #[arg(long, value_name = "WAY", value_parser = attach_methods())]
     pub attach_by: Option<AttachMethod>,
@@ -223,6 +232,18 @@ fn stack_modes() -> Registry<StackMode> {
             ),
             (StackMode::CallerOnly, StackMode::CallerOnly.name(), "only who called the allocator"),
         ],
+    }
+}
+
+fn on_overflow() -> Registry<OnOverflow> {
+    let help = |what| match what {
+        OnOverflow::Count => "keep each call chain's sums exact, and say what else is missing",
+        OnOverflow::Pause => "stop the target (SIGSTOP) until there is room again (SIGCONT)",
+    };
+    Registry {
+        entries: [OnOverflow::Count, OnOverflow::Pause]
+            .map(|what| (what, what.name(), help(what)))
+            .to_vec(),
     }
 }
 

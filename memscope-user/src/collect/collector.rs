@@ -12,8 +12,8 @@ use super::{
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
-    EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId, Probe, ProbeId,
-    Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
+    CountedAllocations, EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId,
+    Probe, ProbeId, Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -219,6 +219,24 @@ impl<V: ProcessView> Collector<V> {
             target.outdated = true;
             target.space.events_lost();
         }
+    }
+
+    /// Allocations of which only the sum is known, as they were counted up to a moment. `of`
+    /// says whose, `stack` the number of their stack.
+    pub fn counted(
+        &mut self,
+        of: OfImage,
+        stack: u32,
+        (allocations, bytes): (u64, u64),
+        time_ns: u64,
+        mut give: impl FnMut(Item),
+    ) {
+        let Some(process) = self.process(of, time_ns, &mut give) else {
+            return;
+        };
+        let stack = self.stacks.of_event(process, stack, |stack| give(Item::Stack(stack)));
+        let counted = CountedAllocations { process, stack, time_ns, allocations, bytes };
+        give(Item::Counted(counted));
     }
 
     /// How many ranges of code were forgotten for want of room, of all targets.

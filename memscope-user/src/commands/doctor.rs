@@ -13,7 +13,7 @@ use crate::{
     kernel::{
         Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
     },
-    model::StackMode,
+    model::{OnOverflow, StackMode},
     target::{
         CodeMapping, FileIdentity, FunctionKind, MappedFile, ModuleFacts, TargetError,
         TargetProcess, is_of_interest, plan_probes,
@@ -100,6 +100,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         stacks: StackMode::Full,
         sampling_interval_bytes: None,
         seed: 0,
+        on_overflow: OnOverflow::Count,
     });
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.

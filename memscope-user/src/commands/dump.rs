@@ -85,6 +85,11 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
         Item::Event(event) => write_event(out, event, started_at_ns),
         Item::Counters(counters) => write_counters(out, counters),
         Item::ExactCounts(exact) => write_exact(out, exact),
+        Item::Counted(counted) => writeln!(
+            out,
+            "counted process={} stack={} allocations={} bytes={}",
+            counted.process.0, counted.stack.0, counted.allocations, counted.bytes
+        ),
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     KernelError,
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
+    overflow::Overflows,
     plain::Plain,
     probe_programs::{CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION},
     ring::{self, EventRing, RingMaps},
@@ -32,7 +33,7 @@ use super::{
     take_map,
 };
 use crate::{
-    model::{AttachMethod, Counters, LossCause, ProbeId, StackMode},
+    model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
     target::{FunctionKind, PlannedProbe},
 };
 
@@ -56,6 +57,8 @@ pub struct KernelConfig {
     pub sampling_interval_bytes: Option<u64>,
     /// What random numbers are made of.
     pub seed: u32,
+    /// What is done when records come faster than they are taken.
+    pub on_overflow: OnOverflow,
 }
 
 /// What to attach to: the functions of one file in one process.
@@ -83,6 +86,8 @@ pub struct Kernel {
     links: Vec<OwnedFd>,
     surroundings: Array<MapData, Plain<ProbeSurroundings>>,
     pub(super) sampling: Option<SamplingMaps>,
+    pub(super) overflows: Overflows,
+    pub(super) pauses: bool,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }
@@ -144,8 +149,19 @@ impl Kernel {
             .sampling_interval_bytes
             .map(|interval_bytes| SamplingMaps::new(&mut ebpf, interval_bytes))
             .transpose()?;
-        let links = Vec::new();
-        Ok(Self { ebpf, method, programs, links, surroundings, sampling, targets, tables })
+        let overflows = Overflows::new(&mut ebpf)?;
+        Ok(Self {
+            ebpf,
+            method,
+            programs,
+            links: Vec::new(),
+            surroundings,
+            sampling,
+            overflows,
+            pauses: config.on_overflow == OnOverflow::Pause,
+            targets,
+            tables,
+        })
     }
 
     /// How probes are attached.
@@ -424,6 +440,8 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
         slots_log2: ring::slots_log2(buffer_bytes(config.ring_bytes), cpus),
         samples: config.sampling_interval_bytes.is_some().into(),
         seed: config.seed,
+        pauses: u32::from(config.on_overflow == OnOverflow::Pause),
+        padding: 0,
     }
 }
 

@@ -9,6 +9,7 @@ mod features;
 mod load;
 mod mmap_events;
 mod offsets;
+mod overflow;
 mod plain;
 mod probe_programs;
 mod ring;
@@ -20,6 +21,7 @@ pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig, Received};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
+pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 

@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, ExactCounters, Gaps, ProbeSurroundings, Sampling, Settings, Target,
-        ThreadState,
+        Consumer, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey, ProbeSurroundings,
+        Sampling, Settings, Target, ThreadState,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -28,6 +28,8 @@ plain!(
     Sampling,
     Gaps,
     ExactCounters,
+    Overflow,
+    OverflowKey,
     Epoch,
     KernelOffsets
 );

@@ -39,6 +39,9 @@ pub struct Totals {
     pub unseen_end_bytes: u64,
     /// Records lost, as told by markers in the stream.
     pub marked_losses: u64,
+    /// Of the allocations, those whose records were lost and that were counted by their stack;
+    /// they are among the unseen ends, too.
+    pub counted_allocations: u64,
 }
 
 /// A stretch of time in which records are missing.

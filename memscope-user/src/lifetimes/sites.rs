@@ -251,6 +251,19 @@ impl Sites {
         }
     }
 
+    /// Blocks began of which nothing else is known: neither that they live nor that they ended.
+    pub(super) fn count(&mut self, index: u32, weight: Weight) {
+        let Some(site) = self.list.get_mut(index as usize) else { return };
+        let sums = &mut site.sums;
+        for (blocks, bytes) in [
+            (&mut sums.allocations, &mut sums.allocated_bytes),
+            (&mut sums.unseen_ends, &mut sums.unseen_end_bytes),
+        ] {
+            *blocks = blocks.wrapping_add(weight.blocks);
+            *bytes = bytes.wrapping_add(weight.bytes);
+        }
+    }
+
     /// A call gave no block.
     pub(super) fn fail(&mut self, index: u32, calls: u64) {
         if let Some(site) = self.list.get_mut(index as usize) {

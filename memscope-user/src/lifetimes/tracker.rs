@@ -4,13 +4,14 @@ use hashbrown::hash_table::Entry;
 use rustc_hash::FxBuildHasher;
 
 use super::{
+    Weight,
     block::{Block, LiveBlock, LossWindow, Totals},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
     sites::{Site, SiteKey, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
 };
-use crate::model::{Event, FreeCaller, ProcessId, ThreadId};
+use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -140,6 +141,24 @@ impl Tracker {
     fn settle_pending(&mut self, by: By) {
         let pending = &mut self.actors.threads[by.thread_index].pending_internal_frees;
         self.totals.unknown_frees += std::mem::take(pending);
+    }
+
+    /// Allocations of which only the sum is known. They count as begun, and as ended unseen:
+    /// they are never called live.
+    pub fn counted(&mut self, counted: &CountedAllocations) {
+        let weight = Weight { blocks: counted.allocations, bytes: counted.bytes };
+        for (blocks, bytes) in [
+            (&mut self.totals.allocations, &mut self.totals.allocated_bytes),
+            (&mut self.totals.unseen_ends, &mut self.totals.unseen_end_bytes),
+        ] {
+            add(blocks, weight.blocks);
+            add(bytes, weight.bytes);
+        }
+        self.totals.counted_allocations =
+            self.totals.counted_allocations.wrapping_add(weight.blocks);
+        let key = SiteKey { process: counted.process, stack: counted.stack };
+        let site = self.sites.index_of(key);
+        self.sites.count(site, weight);
     }
 
     fn fail(&mut self, begin: &Begin) {

@@ -41,6 +41,8 @@ pub enum Item {
     Counters(Counters),
     /// What it had counted of all calls while it sampled; later ones replace earlier ones.
     ExactCounts(ExactCounts),
+    /// Allocations of which only this is known, as there was no room for their records.
+    Counted(CountedAllocations),
 }
 
 /// One image of one process: exec begins a new one.
@@ -334,6 +336,43 @@ impl ExactCounts {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.classes.iter().fold(0, |sum, class| sum.wrapping_add(class.bytes))
+    }
+}
+
+/// Allocations that were lost one by one, and counted by their stack. What became of their
+/// blocks is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedAllocations {
+    /// Whose.
+    pub process: ProcessId,
+    /// From where.
+    pub stack: StackId,
+    /// `CLOCK_MONOTONIC` of the moment at which the counters were read.
+    pub time_ns: u64,
+    /// Blocks since they were last read.
+    pub allocations: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+}
+
+/// What is done when records come faster than they can be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnOverflow {
+    /// The sums of each site are kept exact.
+    #[default]
+    Count,
+    /// The target is stopped until there is room.
+    Pause,
+}
+
+impl OnOverflow {
+    /// Name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Pause => "pause",
+        }
     }
 }
 

@@ -58,7 +58,7 @@ impl Definitions {
             Item::Symbols(FrameSymbols { frame, functions }) => {
                 self.symbols.insert(*frame, functions.clone());
             }
-            Item::Event(_) | Item::Counters(_) | Item::ExactCounts(_) => {}
+            Item::Event(_) | Item::Counters(_) | Item::ExactCounts(_) | Item::Counted(_) => {}
         }
     }
 }
@@ -88,6 +88,10 @@ impl Analyzer {
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
             Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
+            Item::Counted(counted) => {
+                self.last_event_ns = self.last_event_ns.max(counted.time_ns);
+                self.tracker.counted(counted);
+            }
             _ => {}
         }
     }

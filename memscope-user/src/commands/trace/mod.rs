@@ -4,6 +4,7 @@ mod copies;
 mod modules;
 mod naming;
 mod output;
+mod pause;
 mod pipeline;
 mod session;
 mod status;
@@ -23,6 +24,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
+pub use self::pause::run_guard;
 use self::{
     modules::Notice,
     output::Output,
@@ -75,6 +77,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         stacks: options.stacks,
         sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
         seed: options.seed.unwrap_or_else(seed_of_now),
+        on_overflow: options.on_overflow,
     })?;
     let output = Output::create(
         options.output.as_deref(),
@@ -298,6 +301,8 @@ fn conclude(
     eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path, Wrappers::Folded)).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
+    // Only now can no probe stop a target any more.
+    drop(recorded.guard);
     if let Some(failure) = recorded.failure {
         let failure = anyhow::Error::new(failure);
         return Err(failure.context(cannot_save(output)));

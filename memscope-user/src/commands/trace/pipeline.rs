@@ -29,10 +29,11 @@ use tokio::sync::{mpsc::UnboundedSender, watch};
 use super::{
     modules::{EventFilter, Notice, SharedModules, TargetEvent, TargetView},
     naming::{SymbolJob, symbolize},
+    pause::Resumer,
 };
 use crate::{
-    collect::{Collector, DecodeError, Decoder, Observation, Record, TargetStart},
-    kernel::{EventRing, MmapEvents, RawRecord, Received},
+    collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
+    kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
     model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe},
     reports::Analyzer,
     store::{StoreError, Writer},
@@ -75,6 +76,7 @@ pub(super) enum Control {
     ProbedLate(u16),
     Counters(Counters),
     ExactCounts(ExactCounts),
+    Overflows(Vec<OverflowCount>),
     NoMoreRecords,
 }
 
@@ -155,14 +157,19 @@ pub(super) struct Collected<W> {
     pub(super) nonsense: u64,
 }
 
+/// What a pipeline is made of.
+pub(super) struct PipelineParts<W> {
+    pub(super) ring: EventRing,
+    /// If targets may be stopped.
+    pub(super) resumer: Option<Resumer>,
+    pub(super) view: TargetView,
+    pub(super) debuginfod: Option<Debuginfod>,
+    pub(super) writer: Writer<W>,
+}
+
 impl<W: Write + Send + 'static> Pipeline<W> {
-    pub(super) fn start(
-        ring: EventRing,
-        view: TargetView,
-        modules: SharedModules,
-        debuginfod: Option<Debuginfod>,
-        writer: Writer<W>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(parts: PipelineParts<W>, modules: SharedModules) -> anyhow::Result<Self> {
+        let PipelineParts { ring, resumer, view, debuginfod, writer } = parts;
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
         let (after_drain, after_drain_receiver) = mpsc::channel();
         let (jobs, job_receiver) = mpsc::channel();
@@ -171,8 +178,8 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let mappings = Mappings::open(&view);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
-            let notices = view.notices.clone();
-            move || drain(ring, mappings, &state, &input, &after_drain_receiver, &notices)
+            let drain = Drain { ring, resumer, mappings, notices: view.notices.clone() };
+            move || drain.run(&state, &input, &after_drain_receiver)
         })?;
         let symbols = spawn("memscope-symbols", {
             let input = input.clone();
@@ -341,61 +348,73 @@ fn decoded(
     Ok(record)
 }
 
-fn drain(
-    mut ring: EventRing,
-    mut mappings: Mappings,
-    state: &DrainState,
-    input: &SyncSender<Input>,
-    after_drain: &Receiver<Control>,
-    notices: &UnboundedSender<Notice>,
-) -> anyhow::Result<()> {
-    super::set_niceness(super::URGENT_NICENESS);
-    ring.also_wake_by(mappings.fds())?;
-    let mut decoder = Decoder::default();
-    loop {
-        // Read before the ring: what is in it now was made before these were said.
-        let stop = state.stop.load(Ordering::Acquire);
-        let controls: Vec<Control> = after_drain.try_iter().collect();
+/// What the draining thread works with.
+struct Drain {
+    ring: EventRing,
+    resumer: Option<Resumer>,
+    mappings: Mappings,
+    notices: UnboundedSender<Notice>,
+}
+
+impl Drain {
+    fn run(
+        self,
+        state: &DrainState,
+        input: &SyncSender<Input>,
+        after_drain: &Receiver<Control>,
+    ) -> anyhow::Result<()> {
+        let Self { mut ring, resumer, mut mappings, notices } = self;
+        super::set_niceness(super::URGENT_NICENESS);
+        ring.also_wake_by(mappings.fds())?;
+        let mut decoder = Decoder::default();
         loop {
-            let mut batch = Vec::with_capacity(BATCH_RECORDS);
-            let mut counts = BatchCounts::default();
-            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |raw| {
-                match decoded(&mut decoder, raw, &mut counts) {
-                    Ok(Some(record)) => {
-                        // Not by way of the collector, which may have much to do before.
-                        if let Some(target) = record.changed_code_of()
-                            && notices.send(Notice::CodeChanged(target)).is_err()
-                        {
-                            log::debug!("after the end: code has changed");
+            // Read before the ring: what is in it now was made before these were said.
+            let stop = state.stop.load(Ordering::Acquire);
+            let controls: Vec<Control> = after_drain.try_iter().collect();
+            loop {
+                let mut batch = Vec::with_capacity(BATCH_RECORDS);
+                let mut counts = BatchCounts::default();
+                let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |raw| {
+                    match decoded(&mut decoder, raw, &mut counts) {
+                        Ok(Some(record)) => {
+                            // Not by way of the collector, which may have much to do before.
+                            if let Some(target) = record.changed_code_of()
+                                && notices.send(Notice::CodeChanged(target)).is_err()
+                            {
+                                log::debug!("after the end: code has changed");
+                            }
+                            batch.push(record);
                         }
-                        batch.push(record);
+                        Ok(None) => {}
+                        Err(error) => {
+                            counts.malformed += 1;
+                            log::debug!("{error}");
+                        }
                     }
-                    Ok(None) => {}
-                    Err(error) => {
-                        counts.malformed += 1;
-                        log::debug!("{error}");
-                    }
+                });
+                state.add(count, counts);
+                state.slots_taken.store(ring.slots_taken(), Ordering::Release);
+                state.overwritten.store(ring.overwritten(), Ordering::Release);
+                // After the batch was read and before it is handed over: so the collector knows of
+                // every mapping that was made before a record of the batch.
+                mappings.send(input)?;
+                if count == 0 {
+                    break;
                 }
-            });
-            state.add(count, counts);
-            state.slots_taken.store(ring.slots_taken(), Ordering::Release);
-            state.overwritten.store(ring.overwritten(), Ordering::Release);
-            // After the batch was read and before it is handed over: so the collector knows of
-            // every mapping that was made before a record of the batch.
-            mappings.send(input)?;
-            if count == 0 {
-                break;
+                send(input, Input::Records(batch))?;
             }
-            send(input, Input::Records(batch))?;
+            if let Some(resumer) = &resumer {
+                resumer.resume();
+            }
+            for control in controls {
+                send(input, Input::Control(control))?;
+            }
+            if stop {
+                mappings.say_lost();
+                return Ok(());
+            }
+            ring.wait(POLL_INTERVAL)?;
         }
-        for control in controls {
-            send(input, Input::Control(control))?;
-        }
-        if stop {
-            mappings.say_lost();
-            return Ok(());
-        }
-        ring.wait(POLL_INTERVAL)?;
     }
 }
 
@@ -546,6 +565,14 @@ impl<W: Write> Collect<W> {
                 collector.probed_late(target, |item| sink.take(&item));
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
+            Control::Overflows(counts) => {
+                for count in counts {
+                    let of = OfImage { target: count.target, image: count.image };
+                    let sums = (count.allocations, count.bytes);
+                    let now_ns = super::monotonic_ns();
+                    collector.counted(of, count.stack, sums, now_ns, |item| sink.take(&item));
+                }
+            }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
             Control::NoMoreRecords => {
                 sink.jobs = None;

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,8 @@ use super::{
         observation_of, probed_modules_of,
     },
     monotonic_ns,
-    pipeline::{Collected, Control, Input, Pipeline, Progress},
+    pause::{Guard, Resumer},
+    pipeline::{Collected, Control, Input, Pipeline, PipelineParts, Progress},
     tables::bring_tables,
 };
 use crate::{
@@ -60,6 +61,8 @@ pub(super) struct Session {
     targets: Vec<Target>,
     defined: FxHashSet<ModuleId>,
     tables: Tables,
+    /// If targets may be stopped.
+    guard: Option<Guard>,
 }
 
 /// What a trace leaves.
@@ -70,6 +73,8 @@ pub(super) struct Recorded {
     /// What is still attached. Dropping it takes seconds, see [`Kernel::forget_process`];
     /// recording has ended all the same.
     pub(super) attached: Kernel,
+    /// To be dropped after that.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Session {
@@ -91,8 +96,14 @@ impl Session {
             notices: notices_sender,
             frame_infos: FrameInfos::default(),
         };
+        let has_paused = Arc::new(AtomicBool::new(false));
+        let resumer = kernel
+            .take_pauses()?
+            .map(|pauses| Resumer::new(pauses, Arc::clone(&processes), Arc::clone(&has_paused)));
+        let guard = resumer.is_some().then(|| Guard::start(has_paused)).transpose()?;
         let writer = Writer::new(output, capture)?;
-        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), debuginfod, writer)?;
+        let parts = PipelineParts { ring, resumer, view, debuginfod, writer };
+        let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
         let cache = TableCache::open()
             .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
             .ok();
@@ -104,6 +115,7 @@ impl Session {
             targets: Vec::new(),
             defined: FxHashSet::default(),
             tables: Tables::new(cache),
+            guard,
         };
         Ok((session, notices))
     }
@@ -173,6 +185,9 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index, Arc::clone(&process));
         self.kernel.watch_process(index, pid)?;
+        if let Some(guard) = &mut self.guard {
+            guard.watch(pid, process.start_ticks())?;
+        }
         self.tell(Control::StartTarget(TargetStart {
             target: index,
             pid,
@@ -325,13 +340,17 @@ impl Session {
     }
 
     /// Saves what the kernel side has counted; that, and how things stand.
-    pub(super) fn save_counters(&self) -> anyhow::Result<(Counters, Progress)> {
+    pub(super) fn save_counters(&mut self) -> anyhow::Result<(Counters, Progress)> {
         let mut counters = self.kernel.counters(self.pipeline.drain_state.received())?;
         // Records are being made while this is read, counted as attempted and not yet as
         // recorded or lost, or the other way around. Left out here; at the end there are none.
         counters.attempted =
             counters.recorded + counters.lost.iter().map(|(_, lost)| lost).sum::<u64>();
         self.tell(Control::Counters(counters.clone()))?;
+        let overflows = self.kernel.take_overflows()?;
+        if !overflows.is_empty() {
+            self.pipeline.after_records(Control::Overflows(overflows));
+        }
         if let Some(exact) = self.kernel.exact_counts()? {
             self.tell(Control::ExactCounts(exact))?;
         }
@@ -340,7 +359,7 @@ impl Session {
 
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
-        let Self { mut kernel, pipeline, targets, .. } = self;
+        let Self { mut kernel, pipeline, targets, guard, .. } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
         }
@@ -362,7 +381,8 @@ impl Session {
             }
             count_malformed(&mut counters, state.malformed(), state.received().overwritten);
             let exact = kernel.exact_counts()?.map(Control::ExactCounts);
-            Ok(exact.into_iter().chain([Control::Counters(counters)]).collect())
+            let overflows = Control::Overflows(kernel.take_overflows()?);
+            Ok(exact.into_iter().chain([overflows, Control::Counters(counters)]).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
         if nonsense > 0 {
@@ -374,11 +394,13 @@ impl Session {
                 end: RecordingEnd::Truncated,
                 failure,
                 attached: kernel,
+                guard,
             });
         }
         let ending = Ending { ended_at_ns, reason };
         let failure = writer.finish(&ending).err().map(Arc::new);
-        Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure, attached: kernel })
+        let end = RecordingEnd::Complete(ending);
+        Ok(Recorded { analyzer, end, failure, attached: kernel, guard })
     }
 }
 

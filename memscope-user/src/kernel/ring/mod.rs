@@ -17,7 +17,7 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData, MapError};
-use memscope_common::control::Consumer;
+use memscope_common::{control::Consumer, record::MAX_COPY_BYTES};
 use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
@@ -108,12 +108,16 @@ impl EventRing {
     }
 
     /// The reader is woken early, because copies of stacks fill the buffer quickly; they may not
-    /// take more than half of it.
+    /// take more than half of it, and none is made where a few would fill it.
     fn state(&self, waiting: bool) -> Consumer {
         Consumer {
             waiting: waiting.into(),
             watermark_bytes: self.buffer.bytes() / 8,
-            copy_limit_bytes: self.buffer.bytes() / 2,
+            copy_limit_bytes: if self.buffer.bytes() as usize >= 8 * MAX_COPY_BYTES {
+                self.buffer.bytes() / 2
+            } else {
+                0
+            },
             watermark_slots: self.slots.count_per_cpu() / 8,
         }
     }
