@@ -19,7 +19,7 @@ pub use fields::{FIELDS, Field, Origin};
 use super::ExportError;
 use crate::{
     model::{Capture, Counters, EndReason, Process, StackOutcome},
-    reports::{Analysis, SiteRow, Trust, check, started_at},
+    reports::{Analysis, Estimate, SiteRow, Trust, check, started_at},
     store::Damage,
 };
 use blocks::Blocks;
@@ -52,6 +52,7 @@ struct CaptureJson<'a> {
     arch: &'a str,
     mode: &'static str,
     sampling_interval_bytes: Option<u64>,
+    stacks: &'static str,
     command: Option<&'a [String]>,
     complete: bool,
     memscope_version: &'a str,
@@ -95,6 +96,8 @@ struct TotalsJson {
     unseen_end_bytes: u64,
     live_blocks_at_least: Option<u64>,
     live_blocks_at_most: Option<u64>,
+    /// None if every block was recorded.
+    estimate: Option<Estimate>,
 }
 
 #[derive(Serialize)]
@@ -191,9 +194,9 @@ fn capture<'a>(analysis: &Analysis, capture: &'a Capture) -> CaptureJson<'a> {
         duration_ns: analysis.duration_ns(),
         kernel: &capture.kernel,
         arch: &capture.arch,
-        // This version records every call.
-        mode: "full",
-        sampling_interval_bytes: None,
+        mode: if analysis.is_sampled() { "sampled" } else { "full" },
+        sampling_interval_bytes: capture.sampling_interval_bytes,
+        stacks: capture.stacks.name(),
         command: capture.command.as_deref(),
         complete: analysis.is_complete(),
         memscope_version: &capture.memscope_version,
@@ -222,6 +225,7 @@ fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
         unseen_end_bytes: totals.unseen_end_bytes,
         live_blocks_at_least: trust.live_blocks_between.map(|bounds| bounds.at_least),
         live_blocks_at_most: trust.live_blocks_between.map(|bounds| bounds.at_most),
+        estimate: Estimate::of_all(analysis),
     }
 }
 

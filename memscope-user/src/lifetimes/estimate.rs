@@ -29,59 +29,72 @@ fn normal_deviate(probability: f64) -> f64 {
     t - above / below
 }
 
-/// What is known of how far a sum over sampled blocks can be off.
+/// What is known of how far a sum over sampled blocks can be off. Each summand is wy, where y
+/// is 1 or the block's size, and w the inverse of its probability to be drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spread {
     /// Σ y, of what was drawn.
     pub drawn: f64,
-    /// Estimate of its variance: Σ w(w − 1)y², for summands wy.
+    /// Σ (w − 1)y, an estimate of what was not.
+    pub missed: f64,
+    /// Σ w(w − 1)y², an estimate of the sum's variance.
     pub variance: f64,
-    /// Σ (wy)².
-    pub squares: f64,
+    /// Σ ((w − 1)y)².
+    pub missed_squares: f64,
 }
 
 impl Spread {
     /// One more block is in the sum.
     pub(super) fn add(&mut self, weight: f64, value: f64) {
+        let missed = (weight - 1.0) * value;
         self.drawn += value;
-        self.variance += weight * (weight - 1.0) * value * value;
-        self.squares += (weight * value).powi(2);
+        self.missed += missed;
+        self.variance += missed * weight * value;
+        self.missed_squares += missed * missed;
     }
 
     /// The sum is added to another.
     pub fn merge(&mut self, other: &Self) {
         self.drawn += other.drawn;
+        self.missed += other.missed;
         self.variance += other.variance;
-        self.squares += other.squares;
+        self.missed_squares += other.missed_squares;
     }
 }
 
-/// Where the truth is: the sum is taken for one over k blocks that are all alike and were
-/// drawn from n with probability p, where k and p are chosen so that sum, variance and squares are
-/// those that were found (k is Kish's effective sample size). The bounds are the n for which so
-/// few or so many draws would be as rare as is allowed: Garwood's for a small p, where the number
-/// of draws is a Poisson variate, and right too for blocks of which few were missed.
+/// Where the truth is. What is uncertain is taken for a sample of k blocks that are all alike,
+/// drawn from n with probability p each; k, p and the block's summand are those with which
+/// `missed`, `variance` and `missed_squares` are what was found. The bounds are the n for which
+/// so few or so many draws would be as rare as is allowed. For a small p, where the number of
+/// draws is a Poisson variate, these are Garwood's; they are right too where few were missed.
 #[must_use]
 pub fn interval(estimate: f64, spread: &Spread, deviations: f64) -> Interval {
+    let Spread { drawn, missed, variance, missed_squares } = *spread;
     // Nothing was left to chance.
-    if spread.variance <= 0.0 || estimate <= 0.0 {
+    if missed_squares <= 0.0 || estimate <= 0.0 {
         return Interval { low: estimate, high: estimate };
     }
-    let drawn = (estimate * estimate / spread.squares).clamp(1.0, MAX_DRAWN);
-    let missed = (spread.variance / spread.squares).clamp(f64::MIN_POSITIVE, MAX_MISSED);
-    let sample = Sample { drawn, missed, in_all: drawn / (1.0 - missed) };
-    let of_one = estimate / sample.in_all;
+    let sample_drawn = (missed * missed / missed_squares).clamp(1.0, MAX_DRAWN);
+    let probability = (1.0 - missed_squares / variance).clamp(MIN_PROBABILITY, 1.0);
+    let sample = Sample {
+        drawn: sample_drawn,
+        missed: (missed_squares / variance).min(1.0 - MIN_PROBABILITY),
+        in_all: sample_drawn / probability,
+    };
+    let of_one = variance / missed * probability;
+    let at = |all: f64| estimate + (all - sample.in_all) * of_one;
     Interval {
         // What was drawn is there.
-        low: sample.least(deviations).map_or(0.0, |least| least * of_one).max(spread.drawn),
-        high: sample.most(deviations) * of_one,
+        low: sample.least(deviations).map_or(0.0, at).max(drawn),
+        high: at(sample.most(deviations)),
     }
 }
 
 /// More draws leave no doubt that could be told.
 const MAX_DRAWN: f64 = 1e12;
-/// More than what is missed at the longest interval.
-const MAX_MISSED: f64 = 1.0 - 1e-13;
+/// Less than that of a block of one byte at the longest interval.
+const MIN_PROBABILITY: f64 = 1e-13;
+
 /// Halvings of a range in which a bound is looked for.
 const HALVINGS: usize = 60;
 
@@ -224,8 +237,9 @@ mod tests {
         let one = interval(estimate, &spread, 2.0);
         let larger = Spread {
             drawn: spread.drawn * 1e3,
+            missed: spread.missed * 1e3,
             variance: spread.variance * 1e6,
-            squares: spread.squares * 1e6,
+            missed_squares: spread.missed_squares * 1e6,
         };
         let thousand = interval(estimate * 1000.0, &larger, 2.0);
         assert!((thousand.low / one.low - 1000.0).abs() < 1e-6);
@@ -234,9 +248,16 @@ mod tests {
 
     #[test]
     fn what_is_certain_has_no_width() {
-        let certain = Spread { drawn: 7.0, variance: 0.0, squares: 49.0 };
+        let certain = Spread { drawn: 7.0, ..Spread::default() };
         assert_eq!(interval(7.0, &certain, 2.0), Interval { low: 7.0, high: 7.0 });
         assert_eq!(interval(0.0, &Spread::default(), 2.0), Interval { low: 0.0, high: 0.0 });
+        // A large block that is certain does not hide what the small ones leave open.
+        let (small, mut with_large) = spread_of(10, 0.2);
+        let alone = interval(small, &with_large, 2.0);
+        with_large.add(1.0, 1e6);
+        let both = interval(small + 1e6, &with_large, 2.0);
+        assert!((both.low - 1e6 - alone.low).abs() < 1e-3, "{both:?} {alone:?}");
+        assert!((both.high - 1e6 - alone.high).abs() < 1e-3, "{both:?} {alone:?}");
         // One in a million such blocks is missed.
         let (estimate, spread) = spread_of(10, 1.0 - 1e-6);
         let found = interval(estimate, &spread, deviations_for(20));
@@ -245,16 +266,15 @@ mod tests {
 
     #[test]
     fn any_numbers_have_finite_bounds() {
-        let numbers = [0.0, 1e-9, 1.0, 1e9, 1e30];
+        let numbers = [0.0_f64, 1e-9, 1.0, 1e9, 1e30];
         for estimate in numbers {
-            for variance in numbers {
-                for squares in numbers.into_iter().filter(|squares| *squares >= variance) {
-                    let spread = Spread { drawn: 0.0, variance, squares };
+            for missed in numbers {
+                for variance in numbers {
+                    let missed_squares = missed.min(variance);
+                    let spread = Spread { drawn: 0.0, missed, variance, missed_squares };
                     let found = interval(estimate, &spread, 3.0);
-                    assert!(
-                        found.low <= found.high + 1e-9 * estimate,
-                        "{estimate} {spread:?}: {found:?}"
-                    );
+                    assert!(found.low.is_finite(), "{estimate} {spread:?}: {found:?}");
+                    assert!(!found.high.is_nan(), "{estimate} {spread:?}: {found:?}");
                 }
             }
         }

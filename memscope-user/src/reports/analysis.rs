@@ -6,7 +6,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Site, Totals, Tracker},
+    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker},
     model::{
         Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
         Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
@@ -131,6 +131,10 @@ impl Analyzer {
             age.oldest_allocated_ns = age.oldest_allocated_ns.min(block.allocated_ns);
             age.newest_allocated_ns = age.newest_allocated_ns.max(block.allocated_ns);
         }
+        let mut sampled: Option<Sampled> = None;
+        for of_site in sites.iter().filter_map(|site| site.sampled.as_ref()) {
+            sampled.get_or_insert_default().merge(of_site);
+        }
         let analysis = Analysis {
             totals: self.tracker.totals(),
             loss_windows: self.tracker.loss_windows().to_vec(),
@@ -143,6 +147,7 @@ impl Analyzer {
             sites,
             stack_outcomes,
             live_ages,
+            sampled,
             damages: Vec::new(),
             damage_count: 0,
         };
@@ -167,6 +172,8 @@ pub struct Analysis {
     pub sites: Vec<Site>,
     /// When the live blocks of a site began, by index of the site.
     pub live_ages: FxHashMap<u32, LiveAge>,
+    /// What the sampled blocks tell; none if none was sampled.
+    pub sampled: Option<Sampled>,
     /// How many allocations have a stack of each outcome.
     pub stack_outcomes: BTreeMap<StackOutcome, u64>,
     /// What the kernel side counted; none if the recording was cut before it said so.
@@ -195,6 +202,12 @@ impl Analysis {
     #[must_use]
     pub fn duration_ns(&self) -> u64 {
         self.ended_at_ns.saturating_sub(self.capture.started_at_ns)
+    }
+
+    /// Whether the numbers are estimates.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.capture.sampling_interval_bytes.is_some() || self.sampled.is_some()
     }
 
     /// Records known to be missing; `None` if the recording does not say.

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, SiteOrder, SitesReport, Trust, Wrappers,
+    Analysis, Bounds, Estimate, SiteOrder, SitesReport, Trust, Wrappers,
+    estimate::{bytes_about, bytes_within},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
     origin::{self, ProcessName},
@@ -59,6 +60,8 @@ pub struct SummaryReport<'a> {
     pub peak_after_ns: Option<u64>,
     /// Probe hits while recording was on; none if the recording does not say.
     pub probe_hits: Option<u64>,
+    /// What these numbers rest on; none if every block was recorded.
+    pub estimate: Option<Estimate>,
     /// The sites with most bytes live at the end.
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
@@ -95,6 +98,7 @@ impl<'a> SummaryReport<'a> {
             peak_live_bytes: totals.peak_live_bytes,
             peak_after_ns: peak_after_ns(analysis),
             probe_hits: analysis.counters.as_ref().map(|counters| counters.hits),
+            estimate: Estimate::of_all(analysis),
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
@@ -117,10 +121,12 @@ impl<'a> SummaryReport<'a> {
         }
         out.push('\n');
         tell_sites(&mut out, "Most live at the end", &self.most_live, |row| {
-            (row.live_bytes, self.live_bytes, row.live_blocks)
+            let bounds = row.estimate.map(|estimate| estimate.live_bytes);
+            (row.live_bytes, bounds, self.live_bytes, row.live_blocks)
         });
         tell_sites(&mut out, "Most allocated", &self.most_allocated, |row| {
-            (row.allocated_bytes, self.allocated_bytes, row.allocations)
+            let bounds = row.estimate.map(|estimate| estimate.allocated_bytes);
+            (row.allocated_bytes, bounds, self.allocated_bytes, row.allocations)
         });
         let gap = if self.allocations == 0 { "" } else { "\n" };
         line!(out, "{gap}{}", self.trust.sentence);
@@ -141,6 +147,7 @@ impl<'a> SummaryReport<'a> {
     }
 
     fn tell_numbers(&self, out: &mut String) {
+        let estimate = self.estimate.as_ref();
         let when = self.started_at.split('.').next().unwrap_or_default();
         line!(
             out,
@@ -151,7 +158,7 @@ impl<'a> SummaryReport<'a> {
         line!(
             out,
             "  allocated  {} in {}; {}, {} failed",
-            text::bytes(self.allocated_bytes),
+            bytes_within(self.allocated_bytes, estimate.map(|estimate| estimate.allocated_bytes)),
             counted(self.allocations, "block"),
             counted(self.reallocations, "reallocation"),
             text::count(self.failed_allocations)
@@ -159,21 +166,21 @@ impl<'a> SummaryReport<'a> {
         line!(
             out,
             "  freed      {} in {}; {} of allocations were temporary",
-            text::bytes(self.freed_bytes),
+            bytes_about(self.freed_bytes, estimate),
             counted(self.frees, "block"),
             text::percent(self.temporary_allocations, self.allocations)
         );
         line!(
             out,
             "  live       {} in {} at the end",
-            text::bytes(self.live_bytes),
+            bytes_within(self.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
             counted(self.live_blocks, "block")
         );
         if let Some(after_ns) = self.peak_after_ns {
             line!(
                 out,
                 "  peak       {} in {}, {} after the start",
-                text::bytes(self.peak_live_bytes),
+                bytes_about(self.peak_live_bytes, estimate),
                 counted(self.peak_live_blocks, "block"),
                 text::duration_ns(after_ns)
             );
@@ -201,22 +208,22 @@ fn process_text(process: &Process, end: Option<EndReason>) -> String {
     told
 }
 
-/// A heading and a line for each row. `number` gives bytes, bytes in all, blocks.
+/// A heading and a line for each row. `number` gives bytes, their bounds, bytes in all, blocks.
 fn tell_sites(
     out: &mut String,
     heading: &str,
     rows: &[SiteRow<'_>],
-    number: impl Fn(&SiteRow<'_>) -> (u64, u64, u64),
+    number: impl Fn(&SiteRow<'_>) -> (u64, Option<Bounds>, u64, u64),
 ) {
     if rows.is_empty() {
         return;
     }
     line!(out, "{heading}");
     for row in rows {
-        let (bytes, all_bytes, blocks) = number(row);
+        let (bytes, bounds, all_bytes, blocks) = number(row);
         let numbers = format!(
             "  {:>9} {:>7} in {:<14}",
-            text::bytes(bytes),
+            bytes_within(bytes, bounds),
             text::percent(bytes, all_bytes),
             counted(blocks, "block")
         );

@@ -45,6 +45,8 @@ pub struct Trust {
     pub probed_late: u64,
     /// How many blocks were live when the trace ended; none if nothing bounds it.
     pub live_blocks_between: Option<LiveBounds>,
+    /// How many sampled blocks the numbers are estimated from; none if all were recorded.
+    pub sampled_blocks: Option<u64>,
     /// How many allocations have a call chain of each outcome.
     pub stacks: BTreeMap<&'static str, u64>,
 }
@@ -115,7 +117,8 @@ fn lost_by_cause(analysis: &Analysis) -> BTreeMap<&'static str, u64> {
 /// Damage hides any number of events, and so does a missing end.
 fn live_bounds(analysis: &Analysis) -> Option<LiveBounds> {
     let counters = analysis.counters.as_ref()?;
-    if analysis.damage_count > 0 {
+    // A lost record of a sampled block stood for more than one.
+    if analysis.damage_count > 0 || analysis.is_sampled() {
         return None;
     }
     let live = analysis.totals.live_blocks;
@@ -160,6 +163,9 @@ impl Trust {
                 .filter(|process| process.probed_late)
                 .count() as u64,
             live_blocks_between: live_bounds(analysis),
+            sampled_blocks: analysis
+                .is_sampled()
+                .then(|| analysis.sampled.as_ref().map_or(0, |sampled| sampled.blocks)),
             stacks: StackOutcome::ALL.iter().map(outcome).collect(),
         };
         trust.sentence = trust.tell(analysis.totals.live_blocks);
@@ -168,6 +174,9 @@ impl Trust {
 
     fn tell(&self, live_blocks: u64) -> String {
         let mut parts = if self.complete { self.tell_complete() } else { self.tell_missing() };
+        if let Some(blocks) = self.sampled_blocks {
+            parts.push(format!("estimated from {}", counted(blocks, "sampled block")));
+        }
         if let Some(bounds) = self.live_blocks_between
             && (bounds.at_least, bounds.at_most) != (live_blocks, live_blocks)
         {

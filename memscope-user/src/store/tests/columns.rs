@@ -88,7 +88,7 @@ fn limits_hold_before_memory_is_reserved() {
     let many = Columns { tags: vec![OTHER_INTERVAL; MAX_CHUNK_TAGS + 1], ..Columns::default() };
     assert_eq!(decode(&many), (vec![], false));
     let mut payload = Vec::new();
-    varint::push(&mut payload, u64::from(MAX_PAYLOAD_BYTES) + 1 << 1);
+    varint::push(&mut payload, (u64::from(MAX_PAYLOAD_BYTES) + 1) << 1);
     assert!(Columns::unpack(&payload).is_none());
     // Two columns of which each is within the limit.
     let half = MAX_PAYLOAD_BYTES as usize / 2 + 1;
