@@ -17,18 +17,15 @@ use memscope_common::{
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
         KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
-        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin,
-        ReallocationEnd, SmallAllocation, ThreadNumber, address_and_thread,
-        kind_and_time,
+        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin, ReallocationEnd,
+        SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
     },
 };
 use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
 
 use crate::{
     emit,
-    maps::{
-        EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS,
-    },
+    maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
     stack::{self, CallerRegisters},
 };
 

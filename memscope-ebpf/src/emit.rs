@@ -51,7 +51,9 @@ fn add(counter: *mut u64, increment: u64) {
 pub(crate) fn next(counter: *mut u64) -> u64 {
     let mut value: u64 = 1;
     // SAFETY: `counter` points to an aligned u64 of a map value.
-    unsafe { asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value) }
+    unsafe {
+        asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value)
+    }
     value
 }
 
@@ -169,9 +171,8 @@ pub(crate) fn send_small(words: [u64; 3], cause: u32) {
     let slots_log2 = settings().slots_log2 & 31;
     let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return };
     // SAFETY: an element of an array map, whose words are read and written whole.
-    let (taken, read) = unsafe {
-        (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail))
-    };
+    let (taken, read) =
+        unsafe { (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail)) };
     let waiting = taken.wrapping_sub(read);
     if waiting + SPARE_SLOTS >= 1 << slots_log2 {
         count_on(counters, COUNTER_ATTEMPTED);

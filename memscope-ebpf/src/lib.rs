@@ -176,10 +176,19 @@ mod tests {
     #[test]
     fn calls_from_within_the_code_around_the_probe_are_internal() {
         let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200 };
-        for (return_avma, expected) in
-            [(0x8eff, false), (0x8f00, true), (0x9000, true), (0x91ff, true), (0x9200, false), (0, false)]
-        {
-            assert_eq!(is_internal_call(&around, 0x9000, return_avma), expected, "{return_avma:#x}");
+        for (return_avma, expected) in [
+            (0x8eff, false),
+            (0x8f00, true),
+            (0x9000, true),
+            (0x91ff, true),
+            (0x9200, false),
+            (0, false),
+        ] {
+            assert_eq!(
+                is_internal_call(&around, 0x9000, return_avma),
+                expected,
+                "{return_avma:#x}"
+            );
         }
         let unknown = ProbeSurroundings::default();
         assert!(!is_internal_call(&unknown, 0x9000, 0x9000));

@@ -193,7 +193,11 @@ fn formats() -> Registry<Format> {
 fn stack_modes() -> Registry<StackMode> {
     Registry {
         entries: vec![
-            (StackMode::Full, StackMode::Full.name(), "the whole chain, to the start of the thread"),
+            (
+                StackMode::Full,
+                StackMode::Full.name(),
+                "the whole chain, to the start of the thread",
+            ),
             (StackMode::CallerOnly, StackMode::CallerOnly.name(), "only who called the allocator"),
         ],
     }

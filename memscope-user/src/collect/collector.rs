@@ -1,8 +1,8 @@
 use memscope_common::record::{
-    self, Header, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN,
-    OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN,
-    OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE,
-    OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
+    self, Header, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
+    OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES,
+    OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED,
+    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -443,7 +443,8 @@ impl<V: ProcessView> Collector<V> {
         let found = self.found(&copy.header, process, walked, give);
         self.copied.count += 1;
         self.copied.complete += u64::from(found.outcome == StackOutcome::Complete);
-        self.stacks.define(process, copy.stack as u32, true, found, |stack| give(Item::Stack(stack)));
+        self.stacks
+            .define(process, copy.stack as u32, true, found, |stack| give(Item::Stack(stack)));
     }
 
     fn walk_copy(&mut self, stack: &CopiedStack) -> Option<WalkedCopy> {

@@ -1,6 +1,6 @@
 use memscope_common::record::{
-    self, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
-    KIND_LOSS, KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
+    self, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS,
+    KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
     KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
     KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
     ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
@@ -332,80 +332,4 @@ fn stack_copy(bytes: &[u8]) -> Option<CopiedStack> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use memscope_common::record::{Header, OUTCOME_DEPTH_LIMIT};
-    use proptest::prelude::*;
-    use zerocopy::IntoBytes as _;
-
-    fn header(kind: u8) -> Header {
-        Header { kind, padding: 0, probe: 1, image: 0, target: 2, time_ns: 3 }
-    }
-
-    #[test]
-    fn an_allocation_is_read_back() {
-        let record = Allocation {
-            header: header(KIND_ALLOCATION),
-            address_avma: 0x1000,
-            size_bytes: 24,
-            stack: 7,
-            thread: 9,
-            padding: 0,
-        };
-        assert_eq!(decode(record.as_bytes()), Ok(Record::Allocation(record)));
-    }
-
-    #[test]
-    fn a_stack_has_as_many_frames_as_it_says() {
-        let stack = StackHeader {
-            header: header(KIND_STACK),
-            stack: 5,
-            tables_read_ns: 0,
-            outcome: OUTCOME_DEPTH_LIMIT,
-            flags: 0,
-            frame_count: 2,
-        };
-        let mut bytes = stack.as_bytes().to_vec();
-        bytes.extend(0x40_1000_u64.to_ne_bytes());
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "one frame too few");
-        bytes.extend(0x40_2000_u64.to_ne_bytes());
-        let expected = StackFrames { header: stack, frames_avma: vec![0x40_1000, 0x40_2000] };
-        assert_eq!(decode(&bytes), Ok(Record::Stack(expected)));
-        bytes.push(0);
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "a byte too many");
-    }
-
-    #[test]
-    fn frame_counts_beyond_the_limit_are_refused() {
-        let stack = StackHeader {
-            header: header(KIND_STACK),
-            stack: 5,
-            tables_read_ns: 0,
-            outcome: 0,
-            flags: 0,
-            frame_count: MAX_FRAMES as u32 + 1,
-        };
-        let mut bytes = stack.as_bytes().to_vec();
-        bytes.resize(bytes.len() + (MAX_FRAMES + 1) * 8, 0);
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })));
-    }
-
-    #[test]
-    fn what_is_no_record_is_told_apart() {
-        assert_eq!(decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(decode(&[200, 0, 0]), Err(DecodeError::UnknownKind { kind: 200 }));
-        assert_eq!(decode(&[KIND_FREE]), Err(DecodeError::Length { kind: KIND_FREE, bytes: 1 }));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_a_record_or_an_error(kind in 0_u8..12, mut bytes in prop::collection::vec(any::<u8>(), 0..1200)) {
-            if let Some(first) = bytes.first_mut() {
-                *first = kind;
-            }
-            if let Ok(record) = decode(&bytes) {
-                prop_assert!(record.time_ns() == u64::from_ne_bytes(bytes[8..16].try_into().unwrap()));
-            }
-        }
-    }
-}
+mod tests;

@@ -40,8 +40,11 @@ impl Kernel {
                 Err(error) => return Err(error),
             }
         }
-        let ids: BTreeMap<u32, &str> =
-            self.programs.iter().filter_map(|(name, program)| Some((id_of(program)?, name))).collect();
+        let ids: BTreeMap<u32, &str> = self
+            .programs
+            .iter()
+            .filter_map(|(name, program)| Some((id_of(program)?, name)))
+            .collect();
         for info in loaded_programs() {
             // Other programs of this machine come and go while they are listed.
             if let Ok(info) = info

@@ -24,9 +24,7 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
     plain::Plain,
-    probe_programs::{
-        CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION,
-    },
+    probe_programs::{CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION},
     ring::{self, EventRing, RingMaps},
     tables::KernelTables,
     take_map,

@@ -15,4 +15,13 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ThreadState, ProbeSurroundings, Settings, Epoch, KernelOffsets);
+plain!(
+    Target,
+    Consumer,
+    CpuCounters,
+    ThreadState,
+    ProbeSurroundings,
+    Settings,
+    Epoch,
+    KernelOffsets
+);

@@ -68,7 +68,8 @@ impl ProbePrograms {
             AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED],
             AttachMethod::PerfEvent => &[],
         };
-        let mut object = Object::parse(object).map_err(|error| KernelError::Object(error.into()))?;
+        let mut object =
+            Object::parse(object).map_err(|error| KernelError::Object(error.into()))?;
         let btf = load_btf(&mut object)?;
         relocate(&mut object, ebpf)?;
         let programs = names
@@ -130,7 +131,8 @@ fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<(), KernelError> {
         })
         .collect();
     let code: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    let failed = |error: aya_obj::relocation::EbpfRelocationError| KernelError::Object(error.into());
+    let failed =
+        |error: aya_obj::relocation::EbpfRelocationError| KernelError::Object(error.into());
     object
         .relocate_maps(maps.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &code)
         .map_err(failed)?;

@@ -105,7 +105,8 @@ pub(super) fn load_program(program: &RawProgram<'_>) -> io::Result<OwnedFd> {
     for (place, byte) in load.prog_name.iter_mut().take(name_places).zip(program.name.bytes()) {
         *place = byte.cast_signed();
     }
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map_err(|refused| with_log(&mut attributes, refused))
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
+        .map_err(|refused| with_log(&mut attributes, refused))
 }
 
 /// Asks once more, for the verifier's reasons.

@@ -51,15 +51,8 @@ impl RingBuffer {
                 .len(page_bytes + 2 * ring_bytes)
                 .map(descriptor)
         }?;
-        let mut ring = Self {
-            consumer,
-            producer,
-            page_bytes,
-            ring_bytes,
-            read: 0,
-            told: 0,
-            last_ns: 0,
-        };
+        let mut ring =
+            Self { consumer, producer, page_bytes, ring_bytes, read: 0, told: 0, last_ns: 0 };
         ring.read = ring.consumer_position().load(Ordering::Acquire);
         ring.told = ring.read;
         Ok(ring)
@@ -84,9 +77,14 @@ impl RingBuffer {
         unsafe { &*self.producer.as_ptr().cast::<AtomicU64>() }
     }
 
+    /// Whether there is nothing behind the reading position.
+    pub(super) fn is_empty(&self) -> bool {
+        self.read == self.producer_position().load(Ordering::Acquire)
+    }
+
     /// The record at the reading position, those that were given up passed over.
     pub(super) fn next(&mut self) -> Next {
-        while self.read != self.producer_position().load(Ordering::Acquire) {
+        while !self.is_empty() {
             let Some(header) = self.header() else { return Next::Nothing };
             if header & BUSY != 0 {
                 return Next::Unwritten;
