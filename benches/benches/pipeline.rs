@@ -10,7 +10,7 @@ use std::{hint::black_box, io::Cursor, time::Duration};
 use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
-    collect::decode,
+    collect::Decoder,
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
@@ -18,7 +18,10 @@ use memscope::{
     store::{Reader, RecordingEnd, Writer},
 };
 use memscope_benches::{Expected, Workload};
-use memscope_common::record::{self, Header, KIND_ALLOCATION, KIND_FREE};
+use memscope_common::record::{
+    self, Header, KIND_FREE, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_THREAD_NUMBER,
+    SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
+};
 use zerocopy::IntoBytes as _;
 
 const EVENTS: usize = 1_000_000;
@@ -169,43 +172,61 @@ fn outputs(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-/// Bytes of the ring to records, as the drain thread does it.
+/// What the kernel side writes to records, as the drain thread does it: small ones, and those
+/// that have no place among them.
 fn decoding(criterion: &mut Criterion<CpuTime>) {
     const RECORDS: u64 = 100_000;
-    let records: Vec<Vec<u8>> = (0..RECORDS)
-        .map(|number| {
-            let header =
-                |kind| Header { kind, padding: 0, probe: 1, image: 0, target: 0, time_ns: number };
-            if number % 2 == 0 {
-                let record = record::Allocation {
-                    header: header(KIND_ALLOCATION),
-                    address_avma: number << 4,
-                    size_bytes: number,
-                    stack: number % 100,
-                    thread: 1,
-                    padding: 0,
-                };
-                record.as_bytes().to_vec()
+    const THREAD: u32 = 1;
+    let header =
+        |kind, time_ns| Header { kind, padding: 0, probe: 1, image: 0, target: 0, time_ns };
+    let number =
+        ThreadNumber { header: header(KIND_THREAD_NUMBER, 0), number: THREAD, thread: 900 };
+    let mut decoder = Decoder::default();
+    assert_eq!(decoder.decode(number.as_bytes()), Ok(None));
+    let small: Vec<[u64; 3]> = (0..RECORDS)
+        .map(|time_ns| {
+            let address = address_and_thread(time_ns << 4, THREAD.into());
+            if time_ns % 2 == 0 {
+                let pack = SmallAllocation::pack(time_ns as u32 % 100, time_ns, 1);
+                [kind_and_time(KIND_SMALL_ALLOCATION, time_ns), address, pack]
             } else {
-                let record = record::Free {
-                    header: header(KIND_FREE),
-                    address_avma: number << 4,
-                    thread: 1,
-                    caller_distance_bytes: 0,
-                };
-                record.as_bytes().to_vec()
+                [kind_and_time(KIND_SMALL_FREE, time_ns), address, 0]
             }
         })
         .collect();
+    let large: Vec<Vec<u8>> = (0..RECORDS)
+        .map(|time_ns| {
+            let record = record::Free {
+                header: header(KIND_FREE, time_ns),
+                address_avma: time_ns << 4,
+                thread: THREAD,
+                is_internal: 0,
+            };
+            record.as_bytes().to_vec()
+        })
+        .collect();
+    let expected = RECORDS * (RECORDS - 1) / 2;
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Elements(RECORDS));
-    group.bench_function("allocations and frees", |bencher| {
+    group.bench_function("small records", |bencher| {
         bencher.iter(|| {
-            let time_sum: u64 = records
-                .iter()
-                .map(|bytes| decode(black_box(bytes)).map_or(0, |record| record.time_ns()))
-                .sum();
-            assert_eq!(time_sum, RECORDS * (RECORDS - 1) / 2, "every record was read");
+            let times = small.iter().map(|words| {
+                decoder.decode_small(black_box(*words)).map_or(0, |record| record.time_ns())
+            });
+            let time_sum: u64 = times.sum();
+            assert_eq!(time_sum, expected, "every record was read");
+            time_sum
+        });
+    });
+    group.bench_function("records of the ring buffer", |bencher| {
+        bencher.iter(|| {
+            let mut time_sum = 0;
+            for bytes in &large {
+                if let Ok(Some(record)) = decoder.decode(black_box(bytes)) {
+                    time_sum += record.time_ns();
+                }
+            }
+            assert_eq!(time_sum, expected, "every record was read");
             time_sum
         });
     });

@@ -200,11 +200,11 @@ mod tests {
         fn new() -> Self {
             Self(StackTable::default(), Vec::new())
         }
-        fn define(&mut self, identity: u32, once: bool, stack: FoundStack) {
-            self.0.define(PROCESS, identity, once, stack, |stack| self.1.push(stack));
+        fn define(&mut self, number: u32, once: bool, stack: FoundStack) {
+            self.0.define(PROCESS, number, once, stack, |stack| self.1.push(stack));
         }
-        fn event(&mut self, identity: u32) -> StackId {
-            self.0.of_event(PROCESS, identity, |stack| self.1.push(stack))
+        fn event(&mut self, number: u32) -> StackId {
+            self.0.of_event(PROCESS, number, |stack| self.1.push(stack))
         }
         fn given(&mut self) -> Vec<Stack> {
             std::mem::take(&mut self.1)
@@ -216,9 +216,9 @@ mod tests {
         let mut bench = Bench::new();
         bench.define(7, false, found(&[1, 2]));
         let id = bench.event(7);
-        for identity in 100..1100 {
-            bench.define(identity, true, found(&[1, 2]));
-            assert_eq!(bench.event(identity), id);
+        for number in 100..1100 {
+            bench.define(number, true, found(&[1, 2]));
+            assert_eq!(bench.event(number), id);
         }
         assert_eq!(bench.given().len(), 1, "defined once");
         assert_eq!(bench.0.numbers.len(), 1, "only what can come again is remembered");
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(given.len(), 1);
         assert_eq!((given[0].id, &given[0].frames), (waiting, &found(&[1, 2]).frames));
         bench.define(8, false, found(&[3]));
-        assert_eq!(bench.given(), [], "the same identity again");
+        assert_eq!(bench.given(), [], "the same number again");
         assert_eq!(bench.event(8), waiting);
     }
 
@@ -249,19 +249,19 @@ mod tests {
     fn above_the_limit_stacks_are_cut_to_their_caller() {
         let mut bench = Bench::new();
         bench.0 = StackTable::with_limits(2, 5);
-        for identity in 0..5 {
-            bench.define(identity, false, found(&[identity, 9]));
+        for number in 0..5 {
+            bench.define(number, false, found(&[number, 9]));
         }
         let given = bench.given();
         assert_eq!(given.len(), 5);
-        for (stack, identity) in given[2..].iter().zip(2..) {
+        for (stack, number) in given[2..].iter().zip(2..) {
             assert_eq!(stack.outcome, StackOutcome::StackTableFull);
-            assert_eq!(stack.frames, [FrameId(identity)]);
+            assert_eq!(stack.frames, [FrameId(number)]);
         }
         assert_eq!(bench.0.over_limit(), 3);
         bench.define(5, false, found(&[0, 9]));
         let nameless = bench.event(5);
-        assert_eq!(bench.event(6), nameless, "identities too are limited");
+        assert_eq!(bench.event(6), nameless, "numbers too are limited");
         let given = bench.given();
         assert_eq!(given.len(), 1);
         assert_eq!((given[0].id, given[0].frames.len()), (nameless, 0));

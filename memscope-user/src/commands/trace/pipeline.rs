@@ -51,10 +51,16 @@ const WAITING_BATCHES: usize = 256;
 const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 /// How long records may wait in the ring of a quiet target.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often what is still being written is looked for when recording has ended, and how long.
+const LAST_RECORDS_INTERVAL: Duration = Duration::from_millis(1);
+const LAST_RECORDS_PATIENCE: Duration = Duration::from_millis(100);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often lost reports of new code make the collector look at all targets.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longer than the rings keep back a record that was written.
+const LAST_MOMENT: Duration = Duration::from_micros(50);
 
 /// What reaches the pipeline.
 pub(super) enum Input {
@@ -367,10 +373,15 @@ impl Drain {
         super::set_niceness(super::URGENT_NICENESS);
         ring.also_wake_by(mappings.fds())?;
         let mut decoder = Decoder::default();
+        let mut stopped_at = None;
         loop {
             // Read before the ring: what is in it now was made before these were said.
             let stop = state.stop.load(Ordering::Acquire);
             let controls: Vec<Control> = after_drain.try_iter().collect();
+            if !controls.is_empty() {
+                // The rings keep back what was made in the last moment.
+                std::thread::sleep(LAST_MOMENT);
+            }
             loop {
                 let mut batch = Vec::with_capacity(BATCH_RECORDS);
                 let mut counts = BatchCounts::default();
@@ -409,11 +420,17 @@ impl Drain {
             for control in controls {
                 send(input, Input::Control(control))?;
             }
-            if stop {
+            if !stop {
+                ring.wait(POLL_INTERVAL)?;
+                continue;
+            }
+            // Those of the last moment, and those whose tasks were interrupted in between.
+            let stopped_at = *stopped_at.get_or_insert_with(Instant::now);
+            if ring.is_empty() || stopped_at.elapsed() > LAST_RECORDS_PATIENCE {
                 mappings.say_lost();
                 return Ok(());
             }
-            ring.wait(POLL_INTERVAL)?;
+            std::thread::sleep(LAST_RECORDS_INTERVAL);
         }
     }
 }

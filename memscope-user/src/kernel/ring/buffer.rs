@@ -77,9 +77,14 @@ impl RingBuffer {
         unsafe { &*self.producer.as_ptr().cast::<AtomicU64>() }
     }
 
+    /// Whether there is nothing behind the reading position.
+    pub(super) fn is_empty(&self) -> bool {
+        self.read == self.producer_position().load(Ordering::Acquire)
+    }
+
     /// The record at the reading position, those that were given up passed over.
     pub(super) fn next(&mut self) -> Next {
-        while self.read != self.producer_position().load(Ordering::Acquire) {
+        while !self.is_empty() {
             let Some(header) = self.header() else { return Next::Nothing };
             if header & BUSY != 0 {
                 return Next::Unwritten;

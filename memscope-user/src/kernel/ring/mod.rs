@@ -73,10 +73,15 @@ pub(super) struct RingMaps {
     pub(super) consumer: Array<MapData, Plain<Consumer>>,
 }
 
-/// Reading end of all rings.
-pub struct EventRing {
+/// Where records wait.
+struct Sources {
     buffer: RingBuffer,
     slots: Slots,
+}
+
+/// Reading end of all rings.
+pub struct EventRing {
+    sources: Sources,
     wakers: Epoll,
     consumer: Array<MapData, Plain<Consumer>>,
     /// Keep the memory's maps.
@@ -92,15 +97,16 @@ impl EventRing {
         let wakers = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .and_then(|wakers| wakers.add(buffer_fd, woken()).map(|()| wakers))
             .map_err(|error| memory_error("EVENTS")(error.into()))?;
+        let cpus = possible_cpus().map_err(KernelError::Cpus)?;
         let slots_memory = Slots::map(
             data_of(&slots)?.fd().as_fd(),
             data_of(&cpu_rings)?.fd().as_fd(),
-            buffer_bytes,
+            cpus,
+            slots_log2(buffer_bytes, cpus),
         )
         .map_err(memory_error("SLOTS"))?;
         Ok(Self {
-            buffer,
-            slots: slots_memory,
+            sources: Sources { buffer, slots: slots_memory },
             wakers,
             consumer,
             _maps: [buffer_map, slots, cpu_rings],
@@ -110,29 +116,36 @@ impl EventRing {
     /// The reader is woken early, because copies of stacks fill the buffer quickly; they may not
     /// take more than half of it, and none is made where a few would fill it.
     fn state(&self, waiting: bool) -> Consumer {
+        let buffer_bytes = self.sources.buffer.bytes();
         Consumer {
             waiting: waiting.into(),
-            watermark_bytes: self.buffer.bytes() / 8,
-            copy_limit_bytes: if self.buffer.bytes() as usize >= 8 * MAX_COPY_BYTES {
-                self.buffer.bytes() / 2
+            watermark_bytes: buffer_bytes / 8,
+            copy_limit_bytes: if buffer_bytes as usize >= 8 * MAX_COPY_BYTES {
+                buffer_bytes / 2
             } else {
                 0
             },
-            watermark_slots: self.slots.count_per_cpu() / 8,
+            watermark_slots: self.sources.slots.count_per_cpu() / 8,
         }
     }
 
     /// How many slots the eBPF side has taken.
     #[must_use]
     pub fn slots_taken(&self) -> u64 {
-        self.slots.taken()
+        self.sources.slots.taken()
     }
 
     /// How many slots were lost because another record took them before they were read, which
     /// [`memscope_common::control::SPARE_SLOTS`] are there to prevent.
     #[must_use]
     pub fn overwritten(&self) -> u64 {
-        self.slots.overwritten()
+        self.sources.slots.overwritten()
+    }
+
+    /// Whether nothing waits, not even what is not written yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sources.buffer.is_empty() && self.sources.slots.is_empty()
     }
 
     /// Gives at most `limit` waiting records, in order, and then room for as many back to the
@@ -141,10 +154,56 @@ impl EventRing {
         &mut self,
         limit: usize,
         limit_bytes: usize,
+        record: impl FnMut(RawRecord<'_>),
+    ) -> usize {
+        let until_ns = monotonic_ns().saturating_sub(CLOCK_DOUBT_NS);
+        self.sources.drain(until_ns, limit, limit_bytes, record)
+    }
+
+    /// From now on these descriptors wake the reader as well.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    pub fn also_wake_by<'a>(
+        &mut self,
+        others: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> Result<(), RingError> {
+        for other in others {
+            self.wakers.add(other, woken()).map_err(|error| RingError::Wait(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until much has come together, here or behind one of the other descriptors, at most
+    /// for the given time. Waking up is costly for the target, so it happens by time unless the
+    /// rings fill quickly.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
+        self.consumer.set(0, Plain(self.state(true)), 0).map_err(RingError::Consumer)?;
+        let timeout = EpollTimeout::try_from(at_most).unwrap_or(EpollTimeout::MAX);
+        match self.wakers.wait(&mut [EpollEvent::empty()], timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(RingError::Wait(error.into())),
+        }
+    }
+}
+
+impl Sources {
+    /// Gives records in order, none later than `until_ns`, a moment from before the call.
+    fn drain(
+        &mut self,
+        mut until_ns: u64,
+        limit: usize,
+        limit_bytes: usize,
         mut record: impl FnMut(RawRecord<'_>),
     ) -> usize {
-        let mut until_ns = monotonic_ns().saturating_sub(CLOCK_DOUBT_NS);
         let (mut count, mut bytes) = (0, 0_usize);
+        // Before the buffer: what a small record refers to was in the buffer before it was
+        // in its slot.
         self.slots.look();
         while count < limit && bytes < limit_bytes {
             let buffered = self.buffer.next();
@@ -185,37 +244,6 @@ impl EventRing {
         self.slots.tell();
         count
     }
-
-    /// From now on these descriptors wake the reader as well.
-    ///
-    /// # Errors
-    ///
-    /// If the operating system refuses.
-    pub fn also_wake_by<'a>(
-        &mut self,
-        others: impl Iterator<Item = BorrowedFd<'a>>,
-    ) -> Result<(), RingError> {
-        for other in others {
-            self.wakers.add(other, woken()).map_err(|error| RingError::Wait(error.into()))?;
-        }
-        Ok(())
-    }
-
-    /// Sleeps until much has come together, here or behind one of the other descriptors, at most
-    /// for the given time. Waking up is costly for the target, so it happens by time unless the
-    /// rings fill quickly.
-    ///
-    /// # Errors
-    ///
-    /// If the operating system refuses.
-    pub fn wait(&mut self, at_most: Duration) -> Result<(), RingError> {
-        self.consumer.set(0, Plain(self.state(true)), 0).map_err(RingError::Consumer)?;
-        let timeout = EpollTimeout::try_from(at_most).unwrap_or(EpollTimeout::MAX);
-        match self.wakers.wait(&mut [EpollEvent::empty()], timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(RingError::Wait(error.into())),
-        }
-    }
 }
 
 /// By the edge: a ring buffer is always ready that has a record in it
@@ -238,3 +266,6 @@ fn data_of(map: &Map) -> Result<&MapData, KernelError> {
         _ => Err(KernelError::Missing { what: "map of the kind that is read" }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,9 @@ pub(super) struct Slots {
 /// How far one CPU's slots are read.
 #[derive(Clone, Copy, Debug)]
 struct Cpu {
+    /// How many were taken as it was looked at. What is taken since can refer to what was put
+    /// into the ring buffer after that was looked at.
+    head: u64,
     read: u64,
     told: u64,
     next: Next,
@@ -74,14 +77,13 @@ impl Slots {
     pub(super) fn map(
         slots: BorrowedFd<'_>,
         rings: BorrowedFd<'_>,
-        bytes: u32,
+        count: u32,
+        slots_log2: u32,
     ) -> io::Result<Self> {
-        let count = possible_cpus()?;
-        let slots_log2 = slots_log2(bytes, count);
         let memory = |fd: BorrowedFd<'_>, bytes: usize| {
             MmapOptions::new().len(bytes).map_raw(fd.as_raw_fd())
         };
-        let cpu = Cpu { read: 0, told: 0, next: Next::Nothing, last_ns: 0 };
+        let cpu = Cpu { head: 0, read: 0, told: 0, next: Next::Nothing, last_ns: 0 };
         Ok(Self {
             slots: memory(slots, (count as usize * size_of::<Slot>()) << slots_log2)?,
             rings: memory(rings, count as usize * size_of::<CpuRing>())?,
@@ -107,6 +109,11 @@ impl Slots {
         self.overwritten
     }
 
+    /// Whether all that were taken have been read.
+    pub(super) fn is_empty(&self) -> bool {
+        (0..).zip(&self.cpus).all(|(cpu, state)| state.read >= self.head(cpu))
+    }
+
     /// A word that the eBPF side writes or reads as well.
     fn ring_word(&self, cpu: usize, offset: usize) -> &AtomicU64 {
         // SAFETY: `cpu` is below the number of rings that were mapped, the offset is that of a
@@ -125,13 +132,18 @@ impl Slots {
     /// Finds out what is next on each CPU.
     pub(super) fn look(&mut self) {
         for cpu in 0..self.cpus.len() {
+            let head = self.head(cpu);
+            if let Some(state) = self.cpus.get_mut(cpu) {
+                state.head = head;
+            }
             self.look_at(cpu);
         }
     }
 
     fn look_at(&mut self, cpu: usize) {
         let Some(mut state) = self.cpus.get(cpu).copied() else { return };
-        loop {
+        state.next = Next::Nothing;
+        while state.read < state.head {
             let slot = self.slot(cpu, state.read);
             // SAFETY: the slot lies in the mapping; its words are written whole.
             let sequence = unsafe { &*(&raw const (*slot).sequence).cast::<AtomicU64>() };
@@ -148,8 +160,7 @@ impl Slots {
                 state.read += 1;
                 continue;
             }
-            // Taken, and not written as it was looked at: not yet, or since.
-            state.next = if self.head(cpu) > state.read { Next::Unwritten } else { Next::Nothing };
+            state.next = Next::Unwritten;
             break;
         }
         if let Some(place) = self.cpus.get_mut(cpu) {
