@@ -14,8 +14,8 @@ use crate::{
         Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
     },
     target::{
-        CodeMapping, FileIdentity, FunctionKind, MappedFile, ModuleFacts, TargetError,
-        TargetProcess, is_of_interest, plan_probes,
+        CodeMapping, EmulatedForms, FileIdentity, FunctionKind, MappedFile, ModuleFacts,
+        TargetError, TargetProcess, is_of_interest, plan_probes,
     },
     text::{bytes, count, harmless},
     unwind::{TableCache, Tables},
@@ -205,14 +205,14 @@ fn code_files(
 
 /// None if nothing of it is probed.
 fn diagnose_allocator(path: &str, facts: &ModuleFacts) -> Option<AllocatorDiagnosis> {
-    let probes: Vec<ProbeDiagnosis> = plan_probes(facts)
+    let probes: Vec<ProbeDiagnosis> = plan_probes(facts, EmulatedForms::of_this_kernel())
         .iter()
         .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
         .map(|probe| ProbeDiagnosis {
             function: probe.function.name,
             file_offset: probe.file_offset,
             emulated: probe.site.emulated,
-            reason: probe.site.reason,
+            reason: probe.site.reason.as_str(),
         })
         .collect();
     (!probes.is_empty()).then(|| AllocatorDiagnosis { path: path.to_owned(), probes })
