@@ -11,6 +11,7 @@ mod mmap_events;
 mod offsets;
 mod plain;
 mod ring;
+mod site_cost;
 mod tables;
 
 pub use facts::{ProgramFacts, held_map_bytes};
@@ -18,6 +19,7 @@ pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use ring::{EventRing, RingError};
+pub use site_cost::{AttachWay, HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;
