@@ -14,6 +14,7 @@ mod plain;
 mod probe_programs;
 mod ring;
 mod sampling;
+mod site_cost;
 mod sys;
 mod tables;
 
@@ -23,6 +24,7 @@ pub use load::{AttachRequest, Kernel, KernelConfig, Received};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError};
+pub use site_cost::{AttachWay, HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;

@@ -18,8 +18,8 @@ use crate::{
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
-        CodeMapping, CodeSegment, FileIdentity, FunctionKind, MappedFile, ModuleFacts,
-        PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
+        CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
+        ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
     },
 };
 
@@ -162,7 +162,7 @@ impl ModuleCache {
         let loaded = Arc::new(LoadedModule {
             module: Arc::new(module),
             file,
-            probes: self.number(plan_probes(&facts)),
+            probes: self.number(plan_probes(&facts, EmulatedForms::of_this_kernel())),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
             root: root_of(pid),
