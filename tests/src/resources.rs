@@ -60,12 +60,13 @@ fn signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the end of a child; none if it is still running after that time.
+/// Waits for the end of a child, in its own way: the standard library does not learn of it. None if it is still
+/// running after that time.
 ///
 /// # Errors
 ///
 /// If it has been waited for before.
-pub fn wait(child: &Child, at_most: Duration) -> io::Result<Option<Ended>> {
+pub fn wait(child: &mut Child, at_most: Duration) -> io::Result<Option<Ended>> {
     const LOOK: Duration = Duration::from_millis(5);
     let pid = child.id().cast_signed();
     for _ in 0..=at_most.as_millis() / LOOK.as_millis() {
@@ -105,22 +106,22 @@ mod tests {
     #[test]
     fn a_child_that_works_uses_time_and_memory_and_tells_its_code() {
         let work = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 7";
-        let child = Command::new("sh").args(["-c", work]).spawn().unwrap();
-        let ended = wait(&child, PATIENCE).unwrap().unwrap();
+        let mut child = Command::new("sh").args(["-c", work]).spawn().unwrap();
+        let ended = wait(&mut child, PATIENCE).unwrap().unwrap();
         assert_eq!(ended.code, Some(7));
         assert!(ended.cpu_ns > 100_000, "{ended:?}");
         assert!(ended.peak_rss_bytes > 100_000, "{ended:?}");
-        assert!(wait(&child, PATIENCE).is_err(), "it was waited for");
+        assert!(wait(&mut child, PATIENCE).is_err(), "it was waited for");
     }
 
     #[test]
     fn a_child_that_waits_is_still_running_and_can_be_interrupted() {
         let mut sleeping = Command::new("sleep");
-        let child = sleeping.arg("100").stdin(Stdio::null()).spawn().unwrap();
-        assert_eq!(wait(&child, Duration::from_millis(20)).unwrap(), None);
+        let mut child = sleeping.arg("100").stdin(Stdio::null()).spawn().unwrap();
+        assert_eq!(wait(&mut child, Duration::from_millis(20)).unwrap(), None);
         assert!(cpu_ns(child.id()).unwrap() < PATIENCE.as_nanos() as u64);
         interrupt(child.id()).unwrap();
-        assert_eq!(wait(&child, PATIENCE).unwrap().unwrap().code, None);
+        assert_eq!(wait(&mut child, PATIENCE).unwrap().unwrap().code, None);
         assert!(cpu_ns(child.id()).is_err());
     }
 

@@ -132,7 +132,7 @@ fn memscope(root: &Path) -> Result<PathBuf> {
 /// The same task, by root: only root may probe.
 fn run_as_root() -> Result<()> {
     let mut command = as_root("env")?;
-    for variable in ["PATH", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR", "HOME"] {
+    for variable in ["PATH", "HOME", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR", "MEMSCOPE_BIN"] {
         if let Some(value) = env::var_os(variable) {
             let mut setting = std::ffi::OsString::from(format!("{variable}="));
             setting.push(value);

@@ -116,7 +116,7 @@ impl Process {
     pub(super) fn finish(mut self) -> Result<Output> {
         self.stdin = None;
         while self.next_line()?.is_some() {}
-        let child = self.child.as_ref().context("it was waited for")?;
+        let child = self.child.as_mut().context("it was waited for")?;
         let ended = resources::wait(child, DEADLINE).context("cannot wait for a child")?;
         let ended = ended.with_context(|| format!("`{}` does not end", self.shown))?;
         self.child = None;

@@ -113,7 +113,8 @@ fn block(results: &Results) -> String {
     }
     let machine = &results.machine;
     text + &format!(
-        "\nMedians of {} rounds on {} processors ({}), Linux {}, {}, commit {}.\n",
+        "\n`pairs` and `threads-8` do nothing but malloc and free, in one thread and in 8. \
+         Medians of {} rounds on {} processors ({}), Linux {}, {}, commit {}.\n",
         results.rounds,
         machine.processors,
         machine.processor,
@@ -236,6 +237,10 @@ fn own_table(results: &Results) -> String {
                 results.memscope(workload.name, mode, |figures| Some(value(figures)))
             };
             let Some(cpu) = own(|figures| figures.cpu_ns as f64 / 1e6) else { continue };
+            let truncated = own(|figures| figures.truncated_stacks as f64);
+            // Where only callers are recorded, no stack is meant to be complete.
+            let truncated = truncated.filter(|_| mode != CALLER);
+            let incomplete = shown(truncated, |stacks| format!("{stacks:.0}"));
             let cells = [
                 workload.name.to_owned(),
                 mode.to_owned(),
@@ -245,9 +250,7 @@ fn own_table(results: &Results) -> String {
                 }),
                 shown(bytes_per_event(results, workload.name, mode), |bytes| format!("{bytes:.1}")),
                 shown(own(|figures| figures.lost_events as f64), |lost| format!("{lost:.0}")),
-                shown(own(|figures| figures.truncated_stacks as f64), |stacks| {
-                    format!("{stacks:.0}")
-                }),
+                incomplete,
             ];
             text += &row(&cells);
         }
