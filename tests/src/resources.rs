@@ -1,5 +1,6 @@
 //! What a process has used, and its end: for measurements of programs that the kit starts.
 
+use std::fs;
 use std::io;
 use std::process::Child;
 use std::time::Duration;
@@ -32,6 +33,49 @@ pub fn cpu_ns(pid: u32) -> io::Result<u64> {
     }
     let time = Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32);
     Ok(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// While it lives, the thread that raised it, and what it starts, run before others.
+#[derive(Debug)]
+pub struct Priority {
+    /// Of the whole session, where the kernel shares processors out between sessions first.
+    session_before: Option<String>,
+}
+
+const SESSION_NICENESS: &str = "/proc/self/autogroup";
+
+impl Priority {
+    /// Gives that niceness.
+    ///
+    /// # Errors
+    ///
+    /// If it may not, as only root may.
+    pub fn raise(niceness: i32) -> io::Result<Self> {
+        // SAFETY: setpriority takes three numbers.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let Ok(session) = fs::read_to_string(SESSION_NICENESS) else {
+            return Ok(Self { session_before: None });
+        };
+        fs::write(SESSION_NICENESS, niceness.to_string())?;
+        Ok(Self { session_before: niceness_of_session(&session).map(str::to_owned) })
+    }
+}
+
+/// `/autogroup-9 nice 0`
+fn niceness_of_session(text: &str) -> Option<&str> {
+    text.rsplit_once(" nice ").map(|(_, niceness)| niceness.trim())
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        if let Some(niceness) = &self.session_before
+            && let Err(error) = fs::write(SESSION_NICENESS, niceness)
+        {
+            eprintln!("cannot set this session's priority back to {niceness}: {error}");
+        }
+    }
 }
 
 /// Asks a process to end, as Ctrl-C does.
@@ -123,6 +167,12 @@ mod tests {
         interrupt(child.id()).unwrap();
         assert_eq!(wait(&mut child, PATIENCE).unwrap().unwrap().code, None);
         assert!(cpu_ns(child.id()).is_err());
+    }
+
+    #[test]
+    fn the_niceness_of_a_session_is_the_last_word() {
+        assert_eq!(niceness_of_session("/autogroup-9 nice -10\n"), Some("-10"));
+        assert_eq!(niceness_of_session(""), None);
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub(crate) const BENCH_TOOLS: Tools<'static> = &[
     ("redis-benchmark", &["redis-tools"]),
     ("bpftrace", &["bpftrace"]),
     ("heaptrack", &["heaptrack"]),
+    ("zstd", &["zstd"]),
     ("valgrind", &["valgrind"]),
     ("libjemalloc.so.2", &["libjemalloc2"]),
 ];

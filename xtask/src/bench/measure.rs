@@ -150,6 +150,7 @@ impl Measurement<'_> {
             tracer: tracer.name.to_owned(),
             round: 0,
             cost_ns: work.cost_ns,
+            units: work.units,
             wall_ns: work.wall_ns,
             cpu_ns: work.cpu_ns,
             allocations: seen.allocations,

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::process::Output;
 use super::workloads::Launch;
+use crate::process::output;
 
 /// Mean bytes between jemalloc's samples, as a power of two; its usual one.
 pub(super) const JEMALLOC_USUAL: u8 = 19;
@@ -17,6 +19,8 @@ const MAX_PROFILE_BYTES: u64 = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Heaptrack,
+    /// Without its interpreter, which gives names to addresses while the program runs.
+    HeaptrackRaw,
     Memcheck,
     Massif,
     Dhat,
@@ -42,6 +46,10 @@ impl Peer {
         match self {
             Peer::Heaptrack => {
                 launch.wrapper = words(&["heaptrack", "-o"]);
+                launch.wrapper.push(folder.join("heaptrack").into());
+            }
+            Peer::HeaptrackRaw => {
+                launch.wrapper = words(&["heaptrack", "--raw", "-o"]);
                 launch.wrapper.push(folder.join("heaptrack").into());
             }
             // What the C library would free only for valgrind's sake is left alone.
@@ -88,6 +96,7 @@ impl Peer {
         let stderr = &output.stderr;
         let seen = match self {
             Peer::Heaptrack => number_after(stderr, "\n\tallocations:"),
+            Peer::HeaptrackRaw => Some(raw_allocations(&folder.join("heaptrack.raw.zst"))?),
             Peer::Memcheck => number_after(stderr, "total heap usage:"),
             Peer::Massif => number_after(stderr, "Massif: heap allocs:"),
             Peer::Dhat => dhat_blocks(stderr),
@@ -134,6 +143,14 @@ fn with_path(option: &str, path: PathBuf) -> OsString {
 fn number_after(text: &str, words: &str) -> Option<u64> {
     let (_, rest) = text.split_once(words)?;
     rest.split_whitespace().next()?.replace(',', "").parse().ok()
+}
+
+/// Lines of allocations in what heaptrack has recorded: `+ <size> <stack> <address>`.
+fn raw_allocations(recording: &Path) -> Result<u64> {
+    const COUNT: &str = "zstd --decompress --stdout \"$1\" | grep --count '^+ '";
+    let mut count = Command::new("sh");
+    let lines = output(count.args(["-c", COUNT, "sh"]).arg(recording))?;
+    lines.trim().parse().context("grep counts lines")
 }
 
 /// `Total:     3,200,000 bytes in 100,000 blocks`
@@ -200,6 +217,18 @@ mod tests {
             assert!(seen(peer, "", 0).is_err(), "{peer:?}");
         }
         assert!(seen(Peer::JemallocProfile { sample: 0 }, "", 0).is_err());
+    }
+
+    #[test]
+    fn allocations_of_a_raw_recording_are_its_lines_that_begin_with_a_plus() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (raw, packed) = (scratch.path().join("raw"), scratch.path().join("raw.zst"));
+        assert!(raw_allocations(&packed).is_err());
+        fs::write(&raw, "v 1\n+ 10 1 2\n- 2\nt + 1\n+ 20 1 2\n").unwrap();
+        // Without zstd this tracer is left out.
+        if output(Command::new("zstd").arg("--quiet").arg(&raw)).is_ok() {
+            assert_eq!(raw_allocations(&packed).unwrap(), 2);
+        }
     }
 
     #[test]

@@ -83,6 +83,7 @@ impl Redis {
         }
         Ok(Work {
             cost_ns: ns_per_request(&table)?,
+            units: asked,
             wall_ns,
             cpu_ns,
             allocations_at_least: self.requests * ALLOCATING_KINDS,

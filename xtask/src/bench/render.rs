@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::claims::{Bound, Verdict, bytes_per_event, verdicts};
-use super::results::{FILE, Results, Spread};
+use super::results::{FILE, MemscopeFigures, Results, Run, Spread};
 use super::text::METHOD;
 use super::tracers::{
-    BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, MASSIF, MEMCHECK, NONE, SAMPLED, TRACERS,
-    Tracer,
+    BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, MASSIF, MEMCHECK, NONE, SAMPLED,
+    TRACERS, Tracer,
 };
 use super::workloads::{Unit, WORKLOADS, Workload};
 
@@ -20,7 +20,7 @@ const BLOCK_BEGINS: &str =
     "<!-- docs/results/overhead.json: `cargo xtask bench --render` writes this block -->\n";
 const BLOCK_ENDS: &str = "<!-- end of the block -->\n";
 const README_TRACERS: &[&str] =
-    &[FULL, CALLER, SAMPLED, FLOOR, HEAPTRACK, MASSIF, DHAT, MEMCHECK, BPFTRACE];
+    &[FULL, CALLER, SAMPLED, FLOOR, HEAPTRACK, HEAPTRACK_RAW, MASSIF, DHAT, MEMCHECK, BPFTRACE];
 const README_WORKLOADS: &[&str] = &["pairs", "threads-8", "stl", "python-json", "sqlite", "redis"];
 const NOT_MEASURED: &str = "–";
 
@@ -58,7 +58,7 @@ fn document(results: &Results) -> String {
     text += &claims(&verdicts(results));
     text += "\n## Measured\n";
     for workload in WORKLOADS {
-        text += &format!("\n### {}: {}\n\n", workload.name, workload.title);
+        text += &format!("\n### {}\n\n{}.\n\n", workload.name, workload.title);
         text += &density(results, workload);
         text += &workload_table(results, workload);
     }
@@ -106,7 +106,7 @@ fn block(results: &Results) -> String {
     for tracer in README_TRACERS.iter().filter_map(|name| Tracer::named(name)) {
         let mut cells = vec![tracer.title.to_owned()];
         cells.extend(workloads.iter().map(|workload| {
-            let slowdown = results.ratio(workload.name, tracer.name, NONE);
+            let slowdown = results.slowdown(workload.name, tracer.name, NONE);
             slowdown.map_or(NOT_MEASURED.to_owned(), |slowdown| times(slowdown.median))
         }));
         text += &row(&cells);
@@ -147,8 +147,9 @@ fn machine(results: &Results) -> String {
 }
 
 fn claims(verdicts: &[Verdict]) -> String {
-    let head = ["memscope …", "on", "compared", "measured", "limit", "holds"];
+    let head = ["memscope …", "on", "compared", "measured", "by processor time", "limit", "holds"];
     let mut text = table_head(&head.map(str::to_owned));
+    let ratio = |value: f64| if value == 0.0 { "0".to_owned() } else { format!("{value:.2}") };
     for verdict in verdicts {
         let limit = match verdict.bound {
             Bound::AtMost(limit) => format!("≤ {limit}"),
@@ -161,11 +162,10 @@ fn claims(verdicts: &[Verdict]) -> String {
         };
         text += &row(&[
             verdict.claim.to_owned(),
-            verdict.workload.to_owned(),
+            verdict.workload.clone(),
             verdict.what.clone(),
-            shown(verdict.measured, |value| {
-                if value == 0.0 { "0".to_owned() } else { format!("{value:.2}") }
-            }),
+            shown(verdict.measured, ratio),
+            shown(verdict.by_processor_time, ratio),
             limit,
             holds.to_owned(),
         ]);
@@ -189,7 +189,7 @@ fn density(results: &Results, workload: &Workload) -> String {
 }
 
 fn workload_table(results: &Results, workload: &Workload) -> String {
-    let (unit, cost): (_, fn(f64) -> String) = match workload.unit {
+    let (unit, shown_cost): (_, fn(f64) -> String) = match workload.unit {
         Unit::Pair => ("ns per pair", |ns| format!("{ns:.0}")),
         Unit::Run => ("ms", |ns| format!("{:.1}", ns / 1e6)),
         Unit::Request => ("µs per request", |ns| format!("{:.1}", ns / 1e3)),
@@ -199,22 +199,20 @@ fn workload_table(results: &Results, workload: &Workload) -> String {
     if is_request {
         head.push("requests per second".to_owned());
     }
-    head.push("processor time, ms".to_owned());
+    head.extend([format!("processor time, {unit}"), "times as much".to_owned()]);
     let mut text = table_head(&head);
     for tracer in TRACERS {
-        let Some(spread) = results.figure(workload.name, tracer.name, |run| run.cost_ns) else {
-            continue;
+        let figure = |value: fn(&Run) -> f64| results.figure(workload.name, tracer.name, value);
+        let ratio = |value: fn(&Run) -> f64| {
+            shown(results.ratio(workload.name, tracer.name, NONE, value), times)
         };
-        let mut cells = vec![
-            tracer.title.to_owned(),
-            shown(Some(spread), cost),
-            shown(results.ratio(workload.name, tracer.name, NONE), times),
-        ];
+        let (cost, cpu): (fn(&Run) -> f64, _) = (|run| run.cost_ns, Run::cpu_ns_per_unit);
+        let Some(spread) = figure(cost) else { continue };
+        let mut cells = vec![tracer.title.to_owned(), shown(Some(spread), shown_cost), ratio(cost)];
         if is_request {
             cells.push(format!("{:.0}", 1e9 / spread.median));
         }
-        let cpu = results.figure(workload.name, tracer.name, |run| run.cpu_ns as f64 / 1e6);
-        cells.push(shown(cpu, |ms| format!("{ms:.0}")));
+        cells.extend([shown(figure(cpu), shown_cost), ratio(cpu)]);
         text += &row(&cells);
     }
     text
@@ -233,7 +231,7 @@ fn own_table(results: &Results) -> String {
     let mut text = table_head(&head.map(str::to_owned));
     for workload in WORKLOADS {
         for mode in [FULL, CALLER, SAMPLED] {
-            let own = |value: fn(&super::results::MemscopeFigures) -> f64| {
+            let own = |value: fn(&MemscopeFigures) -> f64| {
                 results.memscope(workload.name, mode, |figures| Some(value(figures)))
             };
             let Some(cpu) = own(|figures| figures.cpu_ns as f64 / 1e6) else { continue };
@@ -268,9 +266,9 @@ fn shown(spread: Option<Spread>, value: impl Fn(f64) -> String) -> String {
 /// With the digits that it deserves.
 fn times(ratio: f64) -> String {
     match ratio {
-        ratio if ratio < 10.0 => format!("{ratio:.2} ×"),
-        ratio if ratio < 100.0 => format!("{ratio:.1} ×"),
-        ratio => format!("{ratio:.0} ×"),
+        ratio if ratio < 10.0 => format!("{ratio:.2}"),
+        ratio if ratio < 100.0 => format!("{ratio:.1}"),
+        ratio => format!("{ratio:.0}"),
     }
 }
 
@@ -286,7 +284,6 @@ fn row(cells: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::MemscopeFigures;
     use super::super::results::tests::{results, run};
     use super::super::tracers::BARE_TRAP;
     use super::*;
@@ -315,12 +312,13 @@ mod tests {
     fn documents_have_what_was_measured_and_nothing_else() {
         let text = document(&measured());
         for line in [
-            "| **memscope**, every event with its stack | 2000 (1800–2200) | 100 × | 1 |",
-            "| none | 20 (18–22) | 1.00 × | 1 |",
-            "| bare trap: the same without the return | 1000 | 50.0 × (45.5 ×–55.6 ×) | 1 |",
-            "| **memscope**, every event with its stack | 20.0 | – | 50000 | 1 |",
+            "| **memscope**, every event with its stack | 2000 (1800–2200) | 100 | 1000 (900–1100) | 100 |",
+            "| none | 20 (18–22) | 1.00 | 10 (9–11) | 1.00 |",
+            "| bare trap: the same without the return | 1000 | 50.0 (45.5–55.6) | 500 | 50.0 (45.5–55.6) |",
+            "| **memscope**, every event with its stack | 20.0 | – | 50000 | 10.0 | – |",
             "| pairs | memscope | 30 | 50 | 4.0 | 0 | 0 |",
-            "| within 1.25 × of DHAT on the tight loop | pairs | memscope / dhat | – | ≤ 1.25 | not measured |",
+            "| within 1.25 × of DHAT on the tight loop | pairs | memscope / dhat | – | – | ≤ 1.25 | not measured |",
+            "| records an event in at most 6 bytes | all 1; most: pairs | bytes | 4.00 | – | ≤ 6 | yes |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -332,10 +330,7 @@ mod tests {
         let readme = format!("before\n{BLOCK_BEGINS}old\n{BLOCK_ENDS}after\n");
         let text = with_block(&readme, &measured()).unwrap();
         assert!(text.starts_with("before\n") && text.ends_with("after\n") && !text.contains("old"));
-        assert!(
-            text.contains("| **memscope**, every event with its stack | 100 × | – |"),
-            "{text}"
-        );
+        assert!(text.contains("| **memscope**, every event with its stack | 100 | – |"), "{text}");
         assert_eq!(with_block(&text, &measured()).unwrap(), text);
         assert!(with_block("no block", &measured()).is_err());
     }

@@ -56,12 +56,21 @@ pub(super) struct Run {
     pub(super) round: u32,
     /// Of the workload's unit.
     pub(super) cost_ns: f64,
+    /// How many of them were done, by all threads together.
+    pub(super) units: u64,
     pub(super) wall_ns: u64,
     pub(super) cpu_ns: u64,
     /// As the tracer says; none where it does not count.
     pub(super) allocations: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) memscope: Option<MemscopeFigures>,
+}
+
+impl Run {
+    /// Processor time of the workload's unit.
+    pub(super) fn cpu_ns_per_unit(&self) -> f64 {
+        self.cpu_ns as f64 / self.units.max(1) as f64
+    }
 }
 
 /// What memscope itself took.
@@ -152,13 +161,24 @@ impl Results {
         Spread::of(self.of(workload, tracer).map(value))
     }
 
-    /// How many times as much one costs as the other, each compared in its own round only.
-    pub(super) fn ratio(&self, workload: &str, tracer: &str, base: &str) -> Option<Spread> {
+    /// How many times as much one is as the other, each compared in its own round only.
+    pub(super) fn ratio(
+        &self,
+        workload: &str,
+        tracer: &str,
+        base: &str,
+        value: impl Fn(&Run) -> f64,
+    ) -> Option<Spread> {
         let ratios = self.of(workload, tracer).filter_map(|run| {
             let other = self.of(workload, base).find(|other| other.round == run.round)?;
-            Some(run.cost_ns / other.cost_ns)
+            Some(value(run) / value(other))
         });
         Spread::of(ratios)
+    }
+
+    /// How many times as long a program takes as under another tracer.
+    pub(super) fn slowdown(&self, workload: &str, tracer: &str, base: &str) -> Option<Spread> {
+        self.ratio(workload, tracer, base, |run| run.cost_ns)
     }
 
     /// memscope's own figures in one mode.
@@ -188,8 +208,9 @@ pub(super) mod tests {
             tracer: tracer.to_owned(),
             round,
             cost_ns,
+            units: 10,
             wall_ns: 2_000_000,
-            cpu_ns: 1_000_000,
+            cpu_ns: 5 * cost_ns as u64,
             allocations: None,
             memscope: None,
         }
@@ -220,8 +241,13 @@ pub(super) mod tests {
             run("w", "a", 3, 7.0),
             run("other", "b", 3, 1.0),
         ];
-        let ratio = results(runs).ratio("w", "a", "b").unwrap();
-        assert_eq!(ratio, Spread { median: 3.0, least: 2.0, most: 4.0 });
+        let results = results(runs);
+        let expected = Spread { median: 3.0, least: 2.0, most: 4.0 };
+        assert_eq!(results.slowdown("w", "a", "b").unwrap(), expected);
+        assert_eq!(results.ratio("w", "a", "b", Run::cpu_ns_per_unit).unwrap(), expected);
+        let cpu = results.figure("w", "b", Run::cpu_ns_per_unit).unwrap();
+        assert_eq!(cpu, Spread { median: 7.5, least: 2.5, most: 12.5 });
+        assert_eq!(results.slowdown("w", "a", "c"), None);
     }
 
     #[test]

@@ -30,8 +30,10 @@ other machines differ, and those of one machine from day to day; compare ratios,
   jemalloc's profile of every allocation must have seen at least as many allocations as the program is known to make;
   memscope may not have lost a single event. A profile by samples must not be empty. How often programs that do nothing
   run is counted in a run of its own, because to count takes time.
-- **processor time** is the program's, and with valgrind, heaptrack and jemalloc what they do in its process. What memscope
-  takes beside it, on another processor if there is one, has a table of its own.
+- **Processor time** is the program's, and with valgrind, heaptrack and jemalloc what they do in its process. Other programs
+  on the machine change it less than they change the time. What memscope takes beside it, on another processor if there is
+  one, has a table of its own; in it is what memscope does to start, most of which is the kernel's check of its programs.
+- The programs and the tracers have the same priority, which is raised so that others on the machine disturb them less.
 
 The tracers:
 
@@ -42,7 +44,8 @@ The tracers:
 - **bpftrace, naive**: what one would write first, and what bcc's memleak does: probes at the first instruction of malloc and
   free and at malloc's return, stacks counted by the kernel, live blocks in a map. bpftrace 0.17 probes every process that
   maps the file, so the program gets a copy of the file to itself.
-- **heaptrack** with its interpreter running beside the program, as it does by default. **valgrind**'s tools, which run one
+- **heaptrack** with its interpreter beside the program, as it runs by default, which the program waits for at first; and with
+  `--raw`, which leaves the interpreter for later. memscope gives names to addresses beside the program too. **valgrind**'s tools, which run one
   thread at a time. **jemalloc**'s profiler, which needs jemalloc as the allocator: compare with the row above it, not with
   the C library's. redis-server uses jemalloc in all rows.
 

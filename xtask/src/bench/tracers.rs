@@ -39,6 +39,7 @@ pub(super) const FLOOR: &str = "floor";
 pub(super) const BARE_TRAP: &str = "bare-trap";
 pub(super) const BPFTRACE: &str = "bpftrace";
 pub(super) const HEAPTRACK: &str = "heaptrack";
+pub(super) const HEAPTRACK_RAW: &str = "heaptrack-raw";
 pub(super) const MEMCHECK: &str = "memcheck";
 pub(super) const MASSIF: &str = "massif";
 pub(super) const DHAT: &str = "dhat";
@@ -73,6 +74,11 @@ pub(super) const TRACERS: &[Tracer] = &[
     },
     Tracer { name: BPFTRACE, title: "bpftrace, naive", kind: Kind::Bpftrace },
     Tracer { name: HEAPTRACK, title: "heaptrack", kind: Kind::Peer(Peer::Heaptrack) },
+    Tracer {
+        name: HEAPTRACK_RAW,
+        title: "heaptrack `--raw`",
+        kind: Kind::Peer(Peer::HeaptrackRaw),
+    },
     Tracer { name: MEMCHECK, title: "valgrind memcheck", kind: Kind::Peer(Peer::Memcheck) },
     Tracer { name: MASSIF, title: "valgrind massif", kind: Kind::Peer(Peer::Massif) },
     Tracer { name: DHAT, title: "valgrind DHAT", kind: Kind::Peer(Peer::Dhat) },
@@ -152,6 +158,8 @@ impl Tracer {
             }
             Kind::Bpftrace => program("bpftrace"),
             Kind::Peer(Peer::Heaptrack) => program("heaptrack"),
+            // Without zstd it packs what it records in another way.
+            Kind::Peer(Peer::HeaptrackRaw) => program("heaptrack").or_else(|| program("zstd")),
             Kind::Peer(Peer::Memcheck | Peer::Massif | Peer::Dhat) => program("valgrind"),
             Kind::Peer(Peer::Jemalloc | Peer::JemallocProfile { .. }) => kit
                 .libraries

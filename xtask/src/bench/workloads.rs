@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use memscope_tests::stacks::{self, Compiler};
 use memscope_tests::{Variant, programs, resources};
 
@@ -138,6 +138,8 @@ pub(super) struct Launch {
 pub(super) struct Work {
     /// Time per unit.
     pub(super) cost_ns: f64,
+    /// How many of them were done, by all threads together.
+    pub(super) units: u64,
     pub(super) wall_ns: u64,
     pub(super) cpu_ns: u64,
     /// The program has allocated at least so often: who traced it must have seen as many.
@@ -327,21 +329,23 @@ impl Lines {
         let said = self.process.said();
         let value = |key| said.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         let number = |key| value(key).and_then(|text| text.parse::<f64>().ok());
-        let figure = match self.script.pairs {
-            Some(_) => number("ns_per_pair").context("the loop says no ns_per_pair")?,
-            None => wall_ns as f64,
-        };
-        let at_least = match self.script.pairs {
-            Some(pairs) => pairs,
-            None => value("allocations_at_least")
-                .and_then(|text| text.parse().ok())
-                .context("the program says no allocations_at_least")?,
-        };
-        let checksum = value("checksum").map(str::to_owned);
-        if self.script.pairs.is_none() && checksum.is_none() {
-            bail!("the program says no checksum: {said}");
+        if let Some(pairs) = self.script.pairs {
+            let cost_ns = number("ns_per_pair").context("the loop says no ns_per_pair")?;
+            let (units, allocations_at_least, checksum) = (pairs, pairs, None);
+            return Ok(Work { cost_ns, units, wall_ns, cpu_ns, allocations_at_least, checksum });
         }
-        Ok(Work { cost_ns: figure, wall_ns, cpu_ns, allocations_at_least: at_least, checksum })
+        let allocations_at_least = value("allocations_at_least")
+            .and_then(|text| text.parse().ok())
+            .context("the program says no allocations_at_least")?;
+        let checksum = value("checksum").context("the program says no checksum")?.to_owned();
+        Ok(Work {
+            cost_ns: wall_ns as f64,
+            units: 1,
+            wall_ns,
+            cpu_ns,
+            allocations_at_least,
+            checksum: Some(checksum),
+        })
     }
 }
 
