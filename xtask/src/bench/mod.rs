@@ -87,7 +87,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let trace_help = output(Command::new(&memscope).args(["trace", "--help"]))?;
     let libraries = Libraries {
         jemalloc: find_library("libjemalloc.so.2"),
-        bytehound: options.bytehound.clone().or_else(|| find_library("libbytehound.so")),
+        bytehound: match &options.bytehound {
+            Some(path) => {
+                Some(path.canonicalize().with_context(|| format!("no {}", path.display()))?)
+            }
+            None => find_library("libbytehound.so"),
+        },
     };
     let kit = Kit { memscope, trace_help, libraries };
     let mut results = Results::new(Machine::of(&root, &kit.memscope)?, plan.rounds, options.quick);

@@ -117,7 +117,10 @@ fn ask(port: u16, command: &str) -> Result<String> {
     let bytes = bytes.filter(|bytes| *bytes <= MAX_ANSWER_BYTES);
     let bytes = bytes.with_context(|| format!("redis-server answers {command} by {length:?}"))?;
     let mut text = Vec::new();
-    reader.take(bytes).read_to_end(&mut text).context("the answer ends early")?;
+    reader.take(bytes).read_to_end(&mut text).context("cannot read an answer")?;
+    if text.len() as u64 != bytes {
+        bail!("redis-server's answer to {command} ends after {} of {bytes} bytes", text.len());
+    }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -155,6 +158,30 @@ mod tests {
         );
         for bad in ["", "\"SET\",\"0.00\",\"1\"\n", &table.replace("50000.00", "nan")] {
             assert!(ns_per_request(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Asks a server that answers once, so.
+    fn asked(answer: &'static str) -> Result<String> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            BufReader::new(&mut stream).read_line(&mut request).unwrap();
+            assert_eq!(request, "INFO stats\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let answered = ask(port, "INFO stats");
+        server.join().unwrap();
+        answered
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_it_says_within_limits() {
+        assert_eq!(asked("$7\r\na:1\r\nb:\r\n").unwrap(), "a:1\r\nb:");
+        for bad in ["$9\r\nshort", "$99999999999\r\nx", "$-1\r\n", "-ERR no\r\n", ""] {
+            assert!(asked(bad).is_err(), "{bad:?}");
         }
     }
 
