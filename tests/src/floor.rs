@@ -14,10 +14,16 @@ use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
 
 /// `r0 = 0; exit`, as `struct bpf_insn` (include/uapi/linux/bpf.h).
 const DO_NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
+/// `r0 = 1; exit`: at the entry of a session, "the return is not wanted".
+const WANT_NO_RETURN: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ENABLE_STATS: libc::c_long = 32;
+const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+const BPF_TRACE_UPROBE_SESSION: u32 = 57;
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 const BPF_STATS_RUN_TIME: u32 = 0;
 const BPF_MAP_TYPE_STACK_TRACE: u32 = 7;
 /// The kernel's `PERF_MAX_STACK_DEPTH`: it refuses maps for more.
@@ -50,7 +56,29 @@ struct ProgramLoad {
     log_buffer: u64,
     kernel_version: u32,
     flags: u32,
+    name: [u8; 16],
+    interface_index: u32,
+    expected_attach_type: u32,
 }
+const _: () = assert!(size_of::<ProgramLoad>() == 72);
+
+/// First part of `union bpf_attr` for `BPF_LINK_CREATE` of `uprobe_multi`; the rest is zero.
+#[repr(C)]
+struct MultiLink {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    file_offsets: u64,
+    reference_counters: u64,
+    cookies: u64,
+    count: u32,
+    multi_flags: u32,
+    pid: u32,
+    padding: u32,
+}
+const _: () = assert!(size_of::<MultiLink>() == 64);
 
 /// `struct perf_event_attr` up to `PERF_ATTR_SIZE_VER1`.
 #[repr(C)]
@@ -76,7 +104,36 @@ const _: () = assert!(size_of::<EventAttributes>() == 72);
 pub struct Floor {
     program: OwnedFd,
     _map: Option<OwnedFd>,
-    _events: Vec<OwnedFd>,
+    _links: Vec<OwnedFd>,
+}
+
+/// The ways to attach many probes by one link, which take newer kernels than perf events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MultiProbe {
+    /// At the instructions (Linux 6.6).
+    Instruction,
+    /// At the returns of the functions (Linux 6.6).
+    Return,
+    /// At the instructions and the returns, by one program (Linux 6.13).
+    Session,
+    /// By the same kind of program, which lets the kernel not hook the return.
+    SessionWithoutReturn,
+}
+
+impl MultiProbe {
+    fn attach_type(self) -> u32 {
+        match self {
+            MultiProbe::Instruction | MultiProbe::Return => BPF_TRACE_UPROBE_MULTI,
+            MultiProbe::Session | MultiProbe::SessionWithoutReturn => BPF_TRACE_UPROBE_SESSION,
+        }
+    }
+
+    fn instructions(self) -> &'static [u64] {
+        match self {
+            MultiProbe::SessionWithoutReturn => &WANT_NO_RETURN,
+            _ => &DO_NOTHING,
+        }
+    }
 }
 
 /// What the probes do.
@@ -181,17 +238,17 @@ impl Floor {
         probes: &[FloorProbe],
     ) -> io::Result<Self> {
         let (program, map) = match what {
-            FloorProgram::Nothing => (load(&DO_NOTHING)?, None),
+            FloorProgram::Nothing => (load(&DO_NOTHING, 0)?, None),
             FloorProgram::StackId => {
                 let map = stack_map()?;
-                (load(&get_stack_id(&map))?, Some(map))
+                (load(&get_stack_id(&map), 0)?, Some(map))
             }
         };
         let event_type = number_in("/sys/bus/event_source/devices/uprobe/type")?;
         // "config:0"
         let return_bit: u64 = number_in("/sys/bus/event_source/devices/uprobe/format/retprobe")?;
         let path = CString::new(file.as_os_str().as_encoded_bytes())?;
-        let mut events = Vec::new();
+        let mut links = Vec::new();
         for probe in probes {
             let attributes = EventAttributes {
                 event_type: event_type as u32,
@@ -206,9 +263,40 @@ impl Floor {
                 path: path.as_ptr() as u64,
                 file_offset: probe.file_offset,
             };
-            events.push(open_event(&attributes, pid, &program)?);
+            links.push(open_event(&attributes, pid, &program)?);
         }
-        Ok(Self { program, _map: map, _events: events })
+        Ok(Self { program, _map: map, _links: links })
+    }
+
+    /// Attaches a program that does nothing to a process, at all these instructions of a file by one link.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, as those do that have no such link.
+    pub fn attach_multi(
+        how: MultiProbe,
+        pid: u32,
+        file: &Path,
+        file_offsets: &[u64],
+    ) -> io::Result<Self> {
+        let program = load(how.instructions(), how.attach_type())?;
+        let path = CString::new(file.as_os_str().as_encoded_bytes())?;
+        let attributes = MultiLink {
+            program: program.as_raw_fd().cast_unsigned(),
+            target: 0,
+            attach_type: how.attach_type(),
+            flags: 0,
+            path: path.as_ptr() as u64,
+            file_offsets: file_offsets.as_ptr() as u64,
+            reference_counters: 0,
+            cookies: 0,
+            count: file_offsets.len() as u32,
+            multi_flags: if how == MultiProbe::Return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
+            pid,
+            padding: 0,
+        };
+        let link = bpf(BPF_LINK_CREATE, &attributes)?;
+        Ok(Self { program, _map: None, _links: vec![link] })
     }
 
     /// How long its program has run; 0 unless [`RunTimes`] are measured.
@@ -269,7 +357,7 @@ fn number_in(path: &str) -> io::Result<u64> {
     digits.parse().map_err(|error| io::Error::other(format!("{path}: {error}")))
 }
 
-fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
+fn load(instructions: &[u64], attach_type: u32) -> io::Result<OwnedFd> {
     let attributes = ProgramLoad {
         program_type: BPF_PROG_TYPE_KPROBE,
         instruction_count: instructions.len() as u32,
@@ -280,6 +368,9 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
         log_buffer: 0,
         kernel_version: 0,
         flags: 0,
+        name: [0; 16],
+        interface_index: 0,
+        expected_attach_type: attach_type,
     };
     bpf(BPF_PROG_LOAD, &attributes)
 }
@@ -331,6 +422,7 @@ mod tests {
     #[test]
     fn instructions_are_as_the_kernel_has_them() {
         assert_eq!(instruction(0xb7, 0, 0, 0), DO_NOTHING[0]);
+        assert_eq!(instruction(0xb7, 0, 0, 1), WANT_NO_RETURN[0]);
         assert_eq!(instruction(0x18, 2, 1, 7), 0x0000_0007_0000_1218);
     }
 }

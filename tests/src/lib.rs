@@ -16,6 +16,7 @@ pub mod floor;
 pub mod oracle;
 pub mod process;
 pub mod programs;
+pub mod resources;
 pub mod stacks;
 pub mod verifier;
 

@@ -103,6 +103,11 @@ pub(crate) fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
 }
 
+/// The source of a program that is run as it is.
+pub fn source(name: &str) -> PathBuf {
+    sources().join(name)
+}
+
 /// The program compiled from `source` (`"mix.c"`, `"mix.cpp"`, `"mix.rs"`, …), named `mix-c` and so on.
 pub fn build(source: &str, variant: Variant) -> PathBuf {
     build_program(source, variant, false)

@@ -3,6 +3,7 @@
 //! One module per task. A task prints each command before it runs it, so that
 //! whatever it does can be repeated by hand.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -52,6 +53,9 @@ enum Task {
         /// Only what the tests need.
         #[arg(long)]
         test: bool,
+        /// Only what the benchmark against other tracers needs.
+        #[arg(long)]
+        bench: bool,
     },
     /// Check the rules of this tree that a program can check.
     Tidy,
@@ -67,6 +71,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Measure what tracing costs the traced program, beside other tracers; needs root.
+    Bench(bench::Options),
     /// Build memscope, trace a small program and print the reports.
     Demo {
         /// The program to trace instead.
@@ -106,9 +112,12 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::BuildEbpf { check } => build_ebpf::run(check).map(drop),
-        Task::Setup { dry_run, ebpf, test } => setup::run(dry_run, ebpf, test),
+        Task::Setup { dry_run, ebpf, test, bench } => {
+            setup::run(dry_run, setup::Parts { test, ebpf, bench })
+        }
         Task::Tidy => tidy::run(),
         Task::Test { offline, live, args } => test::run(offline, live, &args).map(drop),
+        Task::Bench(options) => bench::run(&options),
         Task::Demo { command } => demo::run(command),
         Task::Verifier { update } => verifier::run(update),
         Task::Kernels { update } => kernels::run(update).map(drop),

@@ -79,6 +79,16 @@ pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
+/// The shared library of this name in the directories that a dynamic loader searches.
+pub(crate) fn find_library(name: &str) -> Option<PathBuf> {
+    let triple = format!("{}-linux-gnu", env::consts::ARCH);
+    ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
+        .iter()
+        .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
+        .map(|folder| folder.join(name))
+        .find(|file| name.contains(".so") && file.is_file())
+}
+
 pub(crate) fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
 }

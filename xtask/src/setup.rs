@@ -7,13 +7,13 @@ use std::process::Command;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::process::{as_root, find_in_path, output, run as run_command, show};
+use crate::process::{as_root, find_in_path, find_library, output, run as run_command, show};
 use crate::toolchain;
 use crate::workspace;
 use crate::workspace::parse_release;
 
-/// Programs, and the packages that may hold them. The first package that the
-/// distribution has is taken.
+/// Programs and libraries, and the packages that may hold them. The first package
+/// that the distribution has is taken.
 pub(crate) type Tools<'a> = &'a [(&'a str, &'a [&'a str])];
 
 /// Programs the tests use.
@@ -38,6 +38,21 @@ const TEST_TOOLS: Tools<'static> = &[
     ("redis-benchmark", &["redis-tools"]),
 ];
 
+/// What the benchmark measures, and measures by.
+pub(crate) const BENCH_TOOLS: Tools<'static> = &[
+    ("gcc", &["gcc"]),
+    ("g++", &["g++"]),
+    ("python3", &["python3"]),
+    ("sqlite3", &["sqlite3"]),
+    ("redis-server", &["redis-server"]),
+    ("redis-benchmark", &["redis-tools"]),
+    ("bpftrace", &["bpftrace"]),
+    ("heaptrack", &["heaptrack"]),
+    ("zstd", &["zstd"]),
+    ("valgrind", &["valgrind"]),
+    ("libjemalloc.so.2", &["libjemalloc2"]),
+];
+
 /// Recent compilers that Debian ships to build browsers, with their source.
 const DEBIAN_RUST: [&str; 2] = ["rustc-web", "rust-web-src"];
 const DEBIAN_RUST_LLVM: u32 = 22;
@@ -46,22 +61,24 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// The LLVM versions that this bpf-linker can be built with.
 const BPF_LINKER_LLVMS: std::ops::RangeInclusive<u32> = 21..=23;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Parts {
     pub(crate) test: bool,
     pub(crate) ebpf: bool,
+    pub(crate) bench: bool,
 }
 
 impl Parts {
-    pub(crate) const ALL: Self = Self { test: true, ebpf: true };
-    pub(crate) const TEST: Self = Self { test: true, ebpf: false };
+    pub(crate) const ALL: Self = Self { test: true, ebpf: true, bench: true };
+    pub(crate) const TEST: Self = Self { test: true, ..Self::NONE };
+    const NONE: Self = Self { test: false, ebpf: false, bench: false };
 }
 
-pub(crate) fn run(dry_run: bool, ebpf: bool, test: bool) -> Result<()> {
-    let parts = if ebpf || test { Parts { test, ebpf } } else { Parts::ALL };
+pub(crate) fn run(dry_run: bool, named: Parts) -> Result<()> {
+    let parts = if named == Parts::NONE { Parts::ALL } else { named };
     let problems = install(parts, dry_run);
     // Who asks for one thing by name wants to know in the exit code.
-    if (ebpf || test) && !problems.is_empty() {
+    if named != Parts::NONE && !problems.is_empty() {
         bail!("could not install: {}", problems.join("; "));
     }
     Ok(())
@@ -70,8 +87,12 @@ pub(crate) fn run(dry_run: bool, ebpf: bool, test: bool) -> Result<()> {
 /// Returns what could not be installed and why.
 pub(crate) fn install(parts: Parts, dry_run: bool) -> Vec<String> {
     let mut installer = Installer { dry_run, lists_are_fresh: false };
-    let tools = if parts.test { TEST_TOOLS } else { &[] };
-    let mut problems = installer.programs(tools);
+    let mut problems = Vec::new();
+    for (wanted, tools) in [(parts.test, TEST_TOOLS), (parts.bench, BENCH_TOOLS)] {
+        if wanted {
+            problems.extend(installer.programs(tools));
+        }
+    }
     if parts.ebpf
         && let Err(error) = installer.ebpf()
     {
@@ -98,7 +119,8 @@ struct Installer {
 
 impl Installer {
     fn programs(&mut self, tools: Tools<'_>) -> Vec<String> {
-        let missing = tools.iter().filter(|(program, _)| find_in_path(program).is_none());
+        let is_missing = |name: &str| find_in_path(name).is_none() && find_library(name).is_none();
+        let missing = tools.iter().filter(|(name, _)| is_missing(name));
         let missing: Vec<_> = missing.collect();
         if missing.is_empty() {
             return Vec::new();

@@ -75,11 +75,13 @@ fn run_live(summary: &mut Summary, args: &[String]) -> Result<()> {
     run_command(&mut cargo(&["build", "--release", "-p", "memscope"]))?;
     let program = build_live_tests()?;
     let package = workspace::root().join("tests");
+    let itself = std::env::current_exe().context("cannot find this program")?;
     // As cargo would run it: in the package, and with the user's PATH.
     let mut live = as_root("env")?;
     live.current_dir(&package)
         .arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()))
         .arg(format!("CARGO_MANIFEST_DIR={}", package.display()))
+        .arg(format!("XTASK={}", itself.display()))
         .arg(program)
         .args(["--test-threads=1", "--nocapture"])
         .args(args);

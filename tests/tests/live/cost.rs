@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use memscope_tests::floor::{Floor, FloorProbe};
+use memscope_tests::floor::{Floor, FloorProbe, MultiProbe, RunTimes};
 use memscope_tests::{TestProgram, Variant, programs};
 use serde_json::Value;
 
-use crate::kit::{Scratch, memscope, number, run};
+use crate::kit::{Scratch, memscope, number, run, skip};
 
 const PAIRS: &str = "1000000";
 /// Each variant runs so often; its quickest run counts, because others were disturbed.
@@ -32,8 +32,8 @@ fn pace(mut program: TestProgram) -> f64 {
     figures.float("ns_per_pair")
 }
 
-/// malloc's entry and return, and free's entry, on the instructions that memscope probes.
-fn floor_of(pid: u32) -> Floor {
+/// Where malloc and free are probed, as memscope's doctor says.
+fn probed(pid: u32) -> (PathBuf, u64, u64) {
     let mut doctor = memscope();
     doctor.args(["doctor", "--json", "--pid", &pid.to_string()]);
     let diagnosis: Value = serde_json::from_str(&run(&mut doctor).stdout).unwrap();
@@ -46,8 +46,13 @@ fn floor_of(pid: u32) -> Floor {
         let mut named = probes.filter(|probe| probe["function"] == function);
         number(named.next().expect("glibc has it"), "file_offset")
     };
-    let (malloc, free) = (file_offset("malloc"), file_offset("free"));
     let path = PathBuf::from(libc["path"].as_str().unwrap());
+    (path, file_offset("malloc"), file_offset("free"))
+}
+
+/// malloc's entry and return, and free's entry, on the instructions that memscope probes.
+fn floor_of(pid: u32) -> Floor {
+    let (path, malloc, free) = probed(pid);
     let probes = [(malloc, true), (malloc, false), (free, false)]
         .map(|(file_offset, at_return)| FloorProbe { file_offset, at_return });
     Floor::attach(pid, &path, &probes).unwrap()
@@ -80,4 +85,32 @@ fn c28_a_pair_costs_little_more_than_three_programs_that_do_nothing() {
     );
     assert!(floor > 2.0 * untraced, "the empty programs were not called");
     assert!(traced < MOST_TIMES_FLOOR * floor, "{traced} is far above the floor of {floor}");
+}
+
+#[test]
+fn empty_programs_run_once_at_an_instruction_or_return_and_twice_in_a_session() {
+    let _counting = RunTimes::measure().unwrap();
+    let pairs: u64 = PAIRS.parse().unwrap();
+    for (how, expected) in [
+        (MultiProbe::Instruction, pairs),
+        (MultiProbe::Return, pairs),
+        (MultiProbe::Session, 2 * pairs),
+        (MultiProbe::SessionWithoutReturn, pairs),
+    ] {
+        let program = waiting();
+        let (libc, malloc, free) = probed(program.pid());
+        let mut attached = Vec::new();
+        for (how, place) in [(how, malloc), (MultiProbe::Instruction, free)] {
+            match Floor::attach_multi(how, program.pid(), &libc, &[place]) {
+                Ok(floor) => attached.push(floor),
+                Err(error) => return skip("probes by one link", &format!("{how:?}: {error}")),
+            }
+        }
+        pace(program);
+        let runs: Vec<u64> = attached.iter().map(|floor| floor.run_time().unwrap().runs).collect();
+        eprintln!("{how:?}: {runs:?} runs of the programs at malloc and free");
+        // glibc allocates a little itself, and frees what the program has freed before.
+        assert!((expected..expected + 1000).contains(&runs[0]), "{how:?}: {runs:?}");
+        assert!((pairs..pairs + 1000).contains(&runs[1]), "{how:?}: {runs:?}");
+    }
 }

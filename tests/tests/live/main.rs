@@ -10,6 +10,7 @@
 mod attach;
 mod bad_files;
 mod bad_input;
+mod bench;
 mod bpf;
 mod chains;
 mod contract;

@@ -15,7 +15,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::output;
-use crate::{sidecar, workspace};
+use crate::{bench, sidecar, workspace};
 
 /// The rules name what they forbid, so they cannot be checked by themselves.
 const OWN_SOURCE: &str = "xtask/src/tidy/";
@@ -68,6 +68,10 @@ pub(crate) fn run() -> Result<()> {
     if let Some(what) = sidecar::stale(&root)? {
         let remedy = "run `cargo xtask build-ebpf` and commit the result";
         violations.push(Violation::new(sidecar::SIDECAR, 1, what, remedy));
+    }
+    for path in bench::stale(&root)? {
+        let what = "differs from what the benchmark's results give";
+        violations.push(Violation::new(path, 1, what, "run `cargo xtask bench --render`"));
     }
     for violation in &violations {
         println!("{violation}");

@@ -1,0 +1,306 @@
+//! What memscope is to show, held to what was measured.
+
+use std::collections::BTreeSet;
+
+use super::results::{Results, Run, Spread};
+use super::tracers::{
+    BARE_TRAP, BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, MASSIF, MEMCHECK,
+    SAMPLED,
+};
+use super::workloads::{WORKLOADS, Workload};
+
+/// Modes of memscope that are to lose nothing.
+const MODES: [&str; 3] = [FULL, CALLER, SAMPLED];
+const MOST_BYTES_PER_EVENT: f64 = 6.0;
+
+/// A comparison of two tracers' costs.
+struct Comparison {
+    claim: &'static str,
+    tracer: &'static str,
+    base: &'static str,
+    on: On,
+    bound: Bound,
+}
+
+#[derive(Clone, Copy)]
+enum On {
+    These(&'static [&'static str]),
+    RealPrograms,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+const COMPARISONS: &[Comparison] = &[
+    Comparison {
+        claim: "without stacks at most 1.10 × the floor",
+        tracer: CALLER,
+        base: FLOOR,
+        on: On::These(&["pairs"]),
+        bound: Bound::AtMost(1.10),
+    },
+    Comparison {
+        claim: "with complete stacks at depth 20 at most 1.3 × the floor",
+        tracer: FULL,
+        base: FLOOR,
+        on: On::These(&["depth-20"]),
+        bound: Bound::AtMost(1.3),
+    },
+    Comparison {
+        claim: "the naive bpftrace tracer costs at least 6 × as much",
+        tracer: BPFTRACE,
+        base: FULL,
+        on: On::These(&["pairs", "depth-20"]),
+        bound: Bound::AtLeast(6.0),
+    },
+    Comparison {
+        claim: "cheaper than DHAT on every real program",
+        tracer: FULL,
+        base: DHAT,
+        on: On::RealPrograms,
+        bound: Bound::AtMost(1.0),
+    },
+    Comparison {
+        claim: "cheaper than memcheck on every real program",
+        tracer: FULL,
+        base: MEMCHECK,
+        on: On::RealPrograms,
+        bound: Bound::AtMost(1.0),
+    },
+    Comparison {
+        claim: "cheaper than massif on every real program",
+        tracer: FULL,
+        base: MASSIF,
+        on: On::RealPrograms,
+        bound: Bound::AtMost(1.0),
+    },
+    Comparison {
+        claim: "within 1.25 × of DHAT on the tight loop",
+        tracer: FULL,
+        base: DHAT,
+        on: On::These(&["pairs"]),
+        bound: Bound::AtMost(1.25),
+    },
+    Comparison {
+        claim: "at most 1.5 × heaptrack's slowdown on real programs",
+        tracer: FULL,
+        base: HEAPTRACK,
+        on: On::RealPrograms,
+        bound: Bound::AtMost(1.5),
+    },
+    Comparison {
+        claim: "ahead of heaptrack on the multi-threaded loop",
+        tracer: FULL,
+        base: HEAPTRACK,
+        on: On::These(&["threads-2", "threads-8"]),
+        bound: Bound::AtMost(1.0),
+    },
+    Comparison {
+        claim: "at most 1.5 × the slowdown of `heaptrack --raw` on real programs",
+        tracer: FULL,
+        base: HEAPTRACK_RAW,
+        on: On::RealPrograms,
+        bound: Bound::AtMost(1.5),
+    },
+    Comparison {
+        claim: "ahead of `heaptrack --raw` on the multi-threaded loop",
+        tracer: FULL,
+        base: HEAPTRACK_RAW,
+        on: On::These(&["threads-2", "threads-8"]),
+        bound: Bound::AtMost(1.0),
+    },
+    Comparison {
+        claim: "sampled, the cost is the bare trap (within 1.10 ×)",
+        tracer: SAMPLED,
+        base: BARE_TRAP,
+        on: On::These(&["pairs"]),
+        bound: Bound::AtMost(1.10),
+    },
+];
+
+/// A claim on one workload.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Verdict {
+    pub(super) claim: &'static str,
+    pub(super) workload: String,
+    /// What is compared, for people.
+    pub(super) what: String,
+    /// None if one side was not measured.
+    pub(super) measured: Option<Spread>,
+    /// The same by the program's processor time, which others on the machine hardly change. None where it is no time.
+    pub(super) by_processor_time: Option<Spread>,
+    pub(super) bound: Bound,
+}
+
+impl Verdict {
+    /// By the median.
+    pub(super) fn holds(&self) -> Option<bool> {
+        let median = self.measured?.median;
+        Some(match self.bound {
+            Bound::AtMost(limit) => median <= limit,
+            Bound::AtLeast(limit) => median >= limit,
+        })
+    }
+}
+
+pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for comparison in COMPARISONS {
+        let (tracer, base) = (comparison.tracer, comparison.base);
+        for workload in WORKLOADS.iter().filter(|workload| comparison.on.has(workload)) {
+            let name = workload.name;
+            verdicts.push(Verdict {
+                claim: comparison.claim,
+                workload: name.to_owned(),
+                what: format!("{tracer} / {base}"),
+                measured: results.slowdown(name, tracer, base),
+                by_processor_time: results.ratio(name, tracer, base, Run::cpu_ns_per_unit),
+                bound: comparison.bound,
+            });
+        }
+    }
+    let lost = |workload: &str, mode: &str| {
+        let lost = results.memscope(workload, mode, |figures| Some(figures.lost_events as f64))?;
+        // A single event in a single run is loss.
+        Some(Spread { median: lost.most, ..lost })
+    };
+    verdicts.push(of_the_worst("loses no event", "lost", Bound::AtMost(0.0), &MODES, lost));
+    verdicts.push(of_the_worst(
+        "records an event in at most 6 bytes",
+        "bytes",
+        Bound::AtMost(MOST_BYTES_PER_EVENT),
+        &[FULL],
+        |workload, mode| bytes_per_event(results, workload, mode),
+    ));
+    verdicts
+}
+
+/// A claim on all workloads, held to the one with the highest value.
+fn of_the_worst(
+    claim: &'static str,
+    what: &str,
+    bound: Bound,
+    modes: &[&str],
+    value: impl Fn(&str, &str) -> Option<Spread>,
+) -> Verdict {
+    let of_all = WORKLOADS.iter().flat_map(|workload| {
+        modes.iter().filter_map(|mode| Some((workload.name, value(workload.name, mode)?)))
+    });
+    let of_all: Vec<_> = of_all.collect();
+    let worst = of_all.iter().max_by(|one, other| one.1.median.total_cmp(&other.1.median));
+    let measured = of_all.iter().map(|(workload, _)| workload).collect::<BTreeSet<_>>().len();
+    let workload =
+        worst.map_or("all".to_owned(), |(name, _)| format!("all {measured}; most: {name}"));
+    Verdict {
+        claim,
+        workload,
+        what: what.to_owned(),
+        measured: worst.map(|(_, spread)| *spread),
+        by_processor_time: None,
+        bound,
+    }
+}
+
+pub(super) fn bytes_per_event(results: &Results, workload: &str, mode: &str) -> Option<Spread> {
+    results.memscope(workload, mode, |figures| {
+        Some(figures.recording_bytes as f64 / figures.events.filter(|events| *events > 0)? as f64)
+    })
+}
+
+impl On {
+    fn has(self, workload: &Workload) -> bool {
+        match self {
+            On::These(names) => names.contains(&workload.name),
+            On::RealPrograms => workload.is_real_program(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::MemscopeFigures;
+    use super::super::results::tests::{results, run};
+    use super::super::tracers::Tracer;
+    use super::*;
+
+    fn found<'a>(verdicts: &'a [Verdict], claim: &str, workload: &str) -> &'a Verdict {
+        let mut of = verdicts
+            .iter()
+            .filter(|verdict| verdict.claim.contains(claim) && verdict.workload.contains(workload));
+        of.next().unwrap_or_else(|| panic!("no claim {claim} on {workload}"))
+    }
+
+    #[test]
+    fn claims_are_decided_by_the_medians() {
+        let costs =
+            [(FULL, 1000.0), (FLOOR, 900.0), (CALLER, 991.0), (DHAT, 800.0), (BPFTRACE, 5999.0)];
+        let mut runs: Vec<_> =
+            costs.iter().map(|(tracer, cost)| run("pairs", tracer, 1, *cost)).collect();
+        runs.extend([
+            run("stl", FULL, 1, 15.0),
+            run("stl", HEAPTRACK, 1, 10.0),
+            run("stl", DHAT, 1, 14.9),
+        ]);
+        let verdicts = verdicts(&results(runs));
+        let holds = |claim, workload| found(&verdicts, claim, workload).holds();
+        assert_eq!(holds("without stacks", "pairs"), Some(false));
+        assert_eq!(holds("within 1.25", "pairs"), Some(true));
+        assert_eq!(holds("naive bpftrace", "pairs"), Some(false));
+        assert_eq!(holds("naive bpftrace", "depth-20"), None);
+        assert_eq!(holds("1.5 × heaptrack's slowdown", "stl"), Some(true));
+        assert_eq!(holds("than DHAT", "stl"), Some(false));
+        assert_eq!(holds("than massif", "stl"), None);
+        assert!(
+            verdicts
+                .iter()
+                .all(|verdict| !verdict.claim.contains("real") || verdict.workload != "pairs")
+        );
+    }
+
+    #[test]
+    fn one_lost_event_in_one_run_is_loss() {
+        let figures = |lost_events| MemscopeFigures {
+            cpu_ns: 1,
+            peak_rss_bytes: 1,
+            lost_events,
+            recording_bytes: 65,
+            events: Some(10),
+            complete_stacks: 1,
+            truncated_stacks: 0,
+        };
+        let mut runs: Vec<_> = (1..=3).map(|round| run("redis", SAMPLED, round, 1.0)).collect();
+        runs.push(run("redis", FULL, 1, 1.0));
+        for run in &mut runs {
+            run.memscope = Some(figures(0));
+        }
+        let verdict = |runs: &[_]| {
+            found(&verdicts(&results(runs.to_vec())), "loses no event", "redis").holds()
+        };
+        assert_eq!(verdict(&runs), Some(true));
+        runs[1].memscope = Some(figures(1));
+        assert_eq!(verdict(&runs), Some(false));
+        let bytes = bytes_per_event(&results(runs), "redis", FULL).unwrap();
+        assert!((bytes.median - 6.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_compared_exists() {
+        for comparison in COMPARISONS {
+            assert!(
+                Tracer::named(comparison.tracer).is_some()
+                    && Tracer::named(comparison.base).is_some()
+            );
+            assert!(
+                WORKLOADS.iter().any(|workload| comparison.on.has(workload)),
+                "{}",
+                comparison.claim
+            );
+            if let On::These(names) = comparison.on {
+                assert!(names.iter().all(|name| Workload::named(name).is_some()));
+            }
+        }
+    }
+}

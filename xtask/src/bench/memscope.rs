@@ -1,0 +1,205 @@
+//! memscope as a tracer under measurement: attached to a waiting program, and judged by what it recorded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::process::Process;
+use super::results::MemscopeFigures;
+use crate::process::output;
+
+const ATTACH_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes between samples, where there are any.
+pub(super) const SAMPLE: &str = "512KiB";
+/// An estimate made of few samples may be off by so much: it is to show that the work was seen, not how well.
+const MOST_OFF: u64 = 4;
+
+/// How memscope traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Full,
+    /// Only the allocator's caller: no stack is walked.
+    Caller,
+    Sampled,
+}
+
+impl Mode {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Mode::Full => &[],
+            Mode::Caller => &["--stacks", "caller"],
+            Mode::Sampled => &["--sample", SAMPLE],
+        }
+    }
+
+    /// The option that this memscope lacks, going by its help.
+    pub(super) fn missing(self, trace_help: &str) -> Option<&'static str> {
+        self.arguments().first().copied().filter(|option| {
+            !trace_help.split_whitespace().any(|word| word.trim_end_matches(',') == *option)
+        })
+    }
+}
+
+/// memscope, recording a program.
+pub(super) struct Tracing {
+    memscope: PathBuf,
+    process: Process,
+    recording: PathBuf,
+    mode: Mode,
+}
+
+impl Tracing {
+    pub(super) fn attach(memscope: &Path, mode: Mode, pid: u32, folder: &Path) -> Result<Self> {
+        let recording = folder.join("recording.mscope");
+        let mut command = Command::new(memscope);
+        command.arg("trace").args(mode.arguments()).arg("-o").arg(&recording);
+        command.args(["--pid", &pid.to_string()]);
+        let process = Process::spawn(&mut command, folder.join("memscope-stderr"))?;
+        let tracing = Self { memscope: memscope.to_owned(), process, recording, mode };
+        tracing.wait_until_recording()?;
+        Ok(tracing)
+    }
+
+    /// The first counters are saved when everything is attached and switched on.
+    fn wait_until_recording(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            if self.process.has_ended() || begun.elapsed() > ATTACH_DEADLINE {
+                bail!("memscope records nothing: {}", self.process.said());
+            }
+            let mut dump = Command::new(&self.memscope);
+            // Before its first bytes are written there is no recording.
+            let dumped = output(dump.arg("dump").arg(&self.recording)).unwrap_or_default();
+            if dumped.lines().any(|line| line.starts_with("counters ")) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for its end, which the program's is; says how many allocations it has seen, and what it cost.
+    pub(super) fn finish(self, at_least: u64) -> Result<(u64, MemscopeFigures)> {
+        let ended = self.process.finish()?.ended;
+        let mut export = Command::new(&self.memscope);
+        let json = self.recording.with_extension("json");
+        export.arg("export").arg(&self.recording).args(["--format", "json", "-o"]).arg(&json);
+        output(&mut export)?;
+        let recording_bytes =
+            fs::metadata(&self.recording).context("the recording is there")?.len();
+        let json = fs::File::open(&json).context("the export is there")?;
+        let export: Export = serde_json::from_reader(std::io::BufReader::new(json))
+            .context("memscope exported something else than its JSON")?;
+        let seen = export.judge(self.mode, at_least)?;
+        let totals = &export.totals;
+        let figures = MemscopeFigures {
+            cpu_ns: ended.cpu_ns,
+            peak_rss_bytes: ended.peak_rss_bytes,
+            lost_events: export.loss.lost_events,
+            recording_bytes,
+            // A reallocation is one event, which both others count.
+            events: (self.mode != Mode::Sampled).then(|| {
+                (totals.allocations + totals.frees + totals.unknown_frees)
+                    .saturating_sub(totals.reallocations)
+            }),
+            complete_stacks: export.stacks.complete,
+            truncated_stacks: export.stacks.truncated,
+        };
+        Ok((seen, figures))
+    }
+}
+
+/// What is read of the JSON export.
+#[derive(Deserialize)]
+struct Export {
+    capture: Capture,
+    totals: Totals,
+    loss: Loss,
+    stacks: Stacks,
+}
+
+#[derive(Deserialize)]
+struct Capture {
+    mode: String,
+    complete: bool,
+}
+
+#[derive(Deserialize)]
+struct Totals {
+    allocations: u64,
+    frees: u64,
+    reallocations: u64,
+    unknown_frees: u64,
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    lost_events: u64,
+}
+
+#[derive(Deserialize)]
+struct Stacks {
+    complete: u64,
+    truncated: u64,
+}
+
+impl Export {
+    /// How many allocations it has seen; an error if that cannot be all.
+    fn judge(&self, mode: Mode, at_least: u64) -> Result<u64> {
+        let seen = self.totals.allocations;
+        let (expected_mode, least) = match mode {
+            Mode::Full | Mode::Caller => ("full", at_least),
+            Mode::Sampled => ("sampled", at_least / MOST_OFF),
+        };
+        if self.capture.mode != expected_mode {
+            bail!("memscope recorded in mode {}, not {expected_mode}", self.capture.mode);
+        }
+        if self.loss.lost_events > 0 || !self.capture.complete {
+            bail!("memscope lost {} events", self.loss.lost_events);
+        }
+        if seen < least {
+            bail!("memscope saw {seen} allocations of at least {at_least}");
+        }
+        Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export(mode: &str, allocations: u64, lost: u64) -> Export {
+        let json = serde_json::json!({
+            "schema": "memscope.export",
+            "capture": { "mode": mode, "complete": lost == 0, "arch": "x86_64" },
+            "totals": { "allocations": allocations, "frees": 1, "reallocations": 0, "unknown_frees": 2 },
+            "loss": { "lost_events": lost },
+            "stacks": { "complete": 3, "truncated": 0, "by_reason": {} },
+            "sites": [{ "site": 1 }],
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_recording_must_have_all_of_the_work() {
+        assert_eq!(export("full", 100, 0).judge(Mode::Full, 100).unwrap(), 100);
+        assert!(export("full", 99, 0).judge(Mode::Full, 100).is_err());
+        assert!(export("full", 100, 1).judge(Mode::Full, 100).is_err());
+        assert!(export("sampled", 100, 0).judge(Mode::Full, 100).is_err());
+        assert!(export("full", 100, 0).judge(Mode::Sampled, 100).is_err());
+        assert_eq!(export("sampled", 25, 0).judge(Mode::Sampled, 100).unwrap(), 25);
+        assert!(export("sampled", 24, 0).judge(Mode::Sampled, 100).is_err());
+    }
+
+    #[test]
+    fn an_option_is_there_if_the_help_names_it() {
+        let help = "  -o, --output <FILE>\n      --stacks <WHICH>  What to record of a stack\n";
+        assert_eq!(Mode::Full.missing(help), None);
+        assert_eq!(Mode::Caller.missing(help), None);
+        assert_eq!(Mode::Sampled.missing(help), Some("--sample"));
+        assert_eq!(Mode::Caller.missing("--stacks-of <X>"), Some("--stacks"));
+    }
+}

@@ -1,0 +1,183 @@
+//! What memscope probes in a process, as its doctor says, and programs that do nothing on the same instructions.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use memscope_tests::floor::{Floor, FloorProbe, MultiProbe};
+use serde::Deserialize;
+
+use crate::process::output;
+
+/// Functions that end blocks. memscope wants nothing at their return.
+const ENDING: &[&str] = &["free"];
+
+/// The probed instructions of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sites {
+    pub(super) files: Vec<SiteFile>,
+}
+
+/// The probed instructions of one file, as offsets in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SiteFile {
+    pub(super) path: PathBuf,
+    /// Of functions whose return is probed as well.
+    beginning: Vec<u64>,
+    ending: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct Diagnosis {
+    process: DiagnosedProcess,
+}
+
+#[derive(Deserialize)]
+struct DiagnosedProcess {
+    allocators: Vec<Allocator>,
+}
+
+#[derive(Deserialize)]
+struct Allocator {
+    path: PathBuf,
+    probes: Vec<Probe>,
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    function: String,
+    file_offset: u64,
+}
+
+impl Sites {
+    pub(super) fn of(memscope: &Path, pid: u32) -> Result<Self> {
+        let mut doctor = Command::new(memscope);
+        let diagnosis = output(doctor.args(["doctor", "--json", "--pid", &pid.to_string()]))?;
+        Self::parse(&diagnosis)
+    }
+
+    fn parse(diagnosis: &str) -> Result<Self> {
+        let diagnosis: Diagnosis =
+            serde_json::from_str(diagnosis).context("memscope doctor printed no such JSON")?;
+        let files = diagnosis.process.allocators.into_iter().map(|allocator| {
+            let (ending, beginning): (Vec<_>, Vec<_>) = allocator
+                .probes
+                .into_iter()
+                .partition(|probe| ENDING.contains(&probe.function.as_str()));
+            let offsets = |probes: Vec<Probe>| {
+                let mut offsets: Vec<_> = probes.iter().map(|probe| probe.file_offset).collect();
+                offsets.sort_unstable();
+                offsets.dedup();
+                offsets
+            };
+            SiteFile {
+                path: allocator.path,
+                beginning: offsets(beginning),
+                ending: offsets(ending),
+            }
+        });
+        let files: Vec<_> = files.collect();
+        if !files.iter().any(|file| !file.beginning.is_empty() && !file.ending.is_empty()) {
+            bail!("memscope would probe no allocator in this process");
+        }
+        Ok(Self { files })
+    }
+}
+
+/// Programs that do nothing, attached the cheapest way that this kernel has.
+pub(super) struct EmptyPrograms {
+    floors: Vec<Floor>,
+    /// How the beginnings of blocks are probed.
+    pub(super) how: &'static str,
+}
+
+/// Whether the returns of allocating functions are probed too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Returns {
+    Probed,
+    NotProbed,
+}
+
+impl EmptyPrograms {
+    pub(super) fn attach(sites: &Sites, pid: u32, returns: Returns) -> Result<Self> {
+        let mut reasons = Vec::new();
+        for (how, attach) in WAYS {
+            let attached = sites.files.iter().map(|file| attach(file, pid, returns));
+            match attached.collect::<io::Result<Vec<_>>>() {
+                Ok(floors) => {
+                    return Ok(Self { floors: floors.into_iter().flatten().collect(), how });
+                }
+                Err(error) => reasons.push(format!("{how}: {error}")),
+            }
+        }
+        bail!("the kernel attaches no program that does nothing: {}", reasons.join("; "))
+    }
+
+    /// How often they have run; 0 unless the kernel counts.
+    pub(super) fn runs(&self) -> Result<u64> {
+        self.floors
+            .iter()
+            .map(|floor| floor.run_time().map(|time| time.runs))
+            .sum::<io::Result<u64>>()
+            .context("cannot read how often a program has run")
+    }
+}
+
+type Attach = fn(&SiteFile, u32, Returns) -> io::Result<Vec<Floor>>;
+
+/// The cheapest first.
+const WAYS: &[(&str, Attach)] = &[
+    ("a session", |file, pid, returns| {
+        let beginning = match returns {
+            Returns::Probed => MultiProbe::Session,
+            Returns::NotProbed => MultiProbe::SessionWithoutReturn,
+        };
+        multi(file, pid, &[beginning])
+    }),
+    ("uprobe_multi", |file, pid, returns| match returns {
+        Returns::Probed => multi(file, pid, &[MultiProbe::Return, MultiProbe::Instruction]),
+        Returns::NotProbed => multi(file, pid, &[MultiProbe::Instruction]),
+    }),
+    ("perf events", |file, pid, returns| {
+        let probe = |at_return| move |&file_offset| FloorProbe { file_offset, at_return };
+        let mut probes: Vec<_> = file.beginning.iter().map(probe(false)).collect();
+        if returns == Returns::Probed {
+            probes.extend(file.beginning.iter().map(probe(true)));
+        }
+        probes.extend(file.ending.iter().map(probe(false)));
+        Ok(vec![Floor::attach(pid, &file.path, &probes)?])
+    }),
+];
+
+fn multi(file: &SiteFile, pid: u32, beginning: &[MultiProbe]) -> io::Result<Vec<Floor>> {
+    let links = beginning.iter().map(|how| (*how, &file.beginning));
+    links
+        .chain([(MultiProbe::Instruction, &file.ending)])
+        .filter(|(_, offsets)| !offsets.is_empty())
+        .map(|(how, offsets)| Floor::attach_multi(how, pid, &file.path, offsets))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_that_end_blocks_are_told_apart() {
+        let diagnosis = r#"{"kernel": "6", "process": {"pid": 1, "allocators": [{"path": "/l/libc.so.6", "probes": [
+            {"function": "free", "file_offset": 9, "emulated": true},
+            {"function": "memalign", "file_offset": 5},
+            {"function": "aligned_alloc", "file_offset": 5},
+            {"function": "malloc", "file_offset": 3}]}]}}"#;
+        let file = SiteFile { path: "/l/libc.so.6".into(), beginning: vec![3, 5], ending: vec![9] };
+        assert_eq!(Sites::parse(diagnosis).unwrap(), Sites { files: vec![file] });
+    }
+
+    #[test]
+    fn a_process_without_an_allocator_is_an_error() {
+        for text in ["{}", r#"{"process": {"allocators": []}}"#, "no JSON"] {
+            assert!(Sites::parse(text).is_err(), "{text}");
+        }
+    }
+}
