@@ -18,7 +18,7 @@ pub use fields::{FIELDS, Field, Origin};
 
 use super::ExportError;
 use crate::{
-    model::{Capture, Counters, EndReason, Process, StackOutcome},
+    model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
     reports::{Analysis, Estimate, SiteRow, Trust, check, started_at},
     store::Damage,
 };
@@ -35,6 +35,8 @@ struct Document<'a, B> {
     loss: LossJson,
     stacks: StacksJson,
     counters: Option<CountersJson>,
+    /// None if every block was recorded.
+    exact: Option<ExactJson>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -104,6 +106,8 @@ struct TotalsJson {
 struct LossJson {
     lost_events: u64,
     by_cause: BTreeMap<&'static str, u64>,
+    /// Of the lost allocations, those that the sums of their sites have all the same.
+    counted_allocations: u64,
     /// Stretches of time in which records are missing; at most the first few
     /// thousand.
     windows: Vec<WindowJson>,
@@ -131,6 +135,39 @@ struct CountersJson {
     hits: u64,
     in_flight: u64,
     malformed: u64,
+}
+
+/// What was counted of all calls while blocks were sampled.
+#[derive(Serialize)]
+struct ExactJson {
+    calls: u64,
+    bytes: u64,
+    frees_dropped: u64,
+    size_classes: Vec<SizeClassJson>,
+}
+
+#[derive(Serialize)]
+struct SizeClassJson {
+    /// Largest size of the class.
+    up_to_bytes: u64,
+    calls: u64,
+    bytes: u64,
+}
+
+impl ExactJson {
+    fn of(exact: &ExactCounts) -> Self {
+        let classes = exact.classes.iter().map(|class| SizeClassJson {
+            up_to_bytes: class.largest_bytes(),
+            calls: class.calls,
+            bytes: class.bytes,
+        });
+        Self {
+            calls: exact.calls(),
+            bytes: exact.bytes(),
+            frees_dropped: exact.frees_dropped,
+            size_classes: classes.collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -168,6 +205,7 @@ pub fn export_json(
         totals: totals(analysis, &trust),
         stacks: stacks(analysis),
         counters: analysis.counters.as_ref().map(counters),
+        exact: analysis.exact.as_ref().map(ExactJson::of),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,
@@ -238,6 +276,7 @@ fn loss(analysis: &Analysis, trust: &Trust) -> LossJson {
     LossJson {
         lost_events: trust.lost_events,
         by_cause: trust.lost_by_cause.clone(),
+        counted_allocations: analysis.totals.counted_allocations,
         windows: windows.collect(),
     }
 }

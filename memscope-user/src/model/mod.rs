@@ -325,6 +325,14 @@ pub struct SizeClass {
     pub bytes: u64,
 }
 
+impl SizeClass {
+    /// The largest of the sizes.
+    #[must_use]
+    pub fn largest_bytes(&self) -> u64 {
+        1_u64.checked_shl(self.bits.into()).map_or(u64::MAX, |power| power - 1)
+    }
+}
+
 impl ExactCounts {
     /// Calls that asked for a block.
     #[must_use]

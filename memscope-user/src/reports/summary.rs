@@ -12,7 +12,7 @@ use super::{
     row::SiteRow,
 };
 use crate::{
-    model::{EndReason, Process},
+    model::{EndReason, ExactCounts, Process},
     text,
 };
 
@@ -62,6 +62,10 @@ pub struct SummaryReport<'a> {
     pub probe_hits: Option<u64>,
     /// What these numbers rest on; none if every block was recorded.
     pub estimate: Option<Estimate>,
+    /// Calls that asked for a block, counted exactly; none if every block was recorded.
+    pub exact_calls: Option<u64>,
+    /// Sum of the sizes they asked for.
+    pub exact_bytes: Option<u64>,
     /// The sites with most bytes live at the end.
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
@@ -99,6 +103,8 @@ impl<'a> SummaryReport<'a> {
             peak_after_ns: peak_after_ns(analysis),
             probe_hits: analysis.counters.as_ref().map(|counters| counters.hits),
             estimate: Estimate::of_all(analysis),
+            exact_calls: analysis.exact.as_ref().map(ExactCounts::calls),
+            exact_bytes: analysis.exact.as_ref().map(ExactCounts::bytes),
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
@@ -155,6 +161,14 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
+        if let (Some(calls), Some(bytes)) = (self.exact_calls, self.exact_bytes) {
+            line!(
+                out,
+                "  requested  {} in {}, counted exactly",
+                text::bytes(bytes),
+                counted(calls, "call")
+            );
+        }
         line!(
             out,
             "  allocated  {} in {}; {}, {} failed",

@@ -35,6 +35,8 @@ pub struct Trust {
     pub damage_count: u64,
     /// Blocks whose end was not seen, but whose address was given out again.
     pub unseen_ends: u64,
+    /// Of the lost allocations, those that the sums of their sites have all the same.
+    pub counted_allocations: u64,
     /// Frees of blocks whose allocation was not seen.
     pub unknown_frees: u64,
     /// Whether every process was observed from its first instruction.
@@ -153,6 +155,7 @@ impl Trust {
             counters_add_up: counters.map(adds_up),
             damage_count: analysis.damage_count,
             unseen_ends: analysis.totals.unseen_ends,
+            counted_allocations: analysis.totals.counted_allocations,
             unknown_frees: analysis.totals.unknown_frees,
             from_start: analysis.definitions.processes.values().all(|process| process.from_start),
             probed: !analysis.definitions.probes.is_empty(),
@@ -222,8 +225,15 @@ impl Trust {
         if self.damage_count > 0 {
             parts.push(format!("{} in the file", counted(self.damage_count, "damaged place")));
         }
-        if self.unseen_ends > 0 {
-            parts.push(format!("the end of {} was not seen", counted(self.unseen_ends, "block")));
+        if self.counted_allocations > 0 {
+            parts.push(format!(
+                "{} of the lost allocations are in their sites' sums all the same",
+                text::count(self.counted_allocations)
+            ));
+        }
+        let not_seen = self.unseen_ends.saturating_sub(self.counted_allocations);
+        if not_seen > 0 {
+            parts.push(format!("the end of {} was not seen", counted(not_seen, "block")));
         }
         if self.counters_add_up == Some(false) {
             parts.push("the counters of events do not add up".to_owned());

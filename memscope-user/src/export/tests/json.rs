@@ -248,7 +248,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["loss"]["lost_events"], 3);
     assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
     assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
-    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 10);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 11);
     assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);
