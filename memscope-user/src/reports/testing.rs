@@ -19,9 +19,10 @@ use super::{Analysis, Analyzer};
 use crate::{
     lifetimes::testing::{Trace, parse},
     model::{
-        Capture, Counters, EndReason, Ending, EndingReason, Event, Frame, FrameId, FrameSymbols,
-        Item, Location, LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd,
-        ProcessId, SourceFunction, Stack, StackId, StackMode, StackOutcome,
+        Capture, CountedAllocations, Counters, EndReason, Ending, EndingReason, Event, ExactCounts,
+        Frame, FrameId, FrameSymbols, Item, Location, LossCause, Module, ModuleId, Probe, ProbeId,
+        Process, ProcessEnd, ProcessId, SizeClass, SourceFunction, Stack, StackId, StackMode,
+        StackOutcome,
     },
     store::RecordingEnd,
 };
@@ -125,6 +126,24 @@ impl Definer {
             ["lost", cause, count] => {
                 let cause = LossCause::ALL.into_iter().find(|known| known.name() == *cause);
                 self.lost.push((cause.unwrap(), count.parse().unwrap()));
+            }
+            ["exact", bits, calls, bytes] => self.items.push(Item::ExactCounts(ExactCounts {
+                classes: vec![SizeClass {
+                    bits: bits.parse().unwrap(),
+                    calls: calls.parse().unwrap(),
+                    bytes: bytes.parse().unwrap(),
+                }],
+                frees_dropped: 7,
+            })),
+            ["counted", stack, allocations, bytes] => {
+                let counted = CountedAllocations {
+                    process: ProcessId(1),
+                    stack: trace.stack(stack),
+                    time_ns: STARTED_AT_NS + 1,
+                    allocations: allocations.parse().unwrap(),
+                    bytes: bytes.parse().unwrap(),
+                };
+                self.items.push(Item::Counted(counted));
             }
             ["late"] => {
                 let late = Process { from_start: false, ..process(1, "server") };

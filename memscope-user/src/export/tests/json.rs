@@ -135,11 +135,31 @@ fn paths(value: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<char>>
 }
 
 const SAMPLED: &str = "
+    !exact 9 12 3600
     every 1000
     1 malloc 300 = 0x10 @a
     1 malloc 300 = 0x20 @a
     1 malloc 50000 = 0x30 @b
     1 free 0x10";
+
+#[test]
+fn what_was_counted_of_lost_allocations_is_in_the_sums_and_never_live() {
+    let json =
+        json("!counted a 10 640\n!lost ring_full_allocation 12\n1 malloc 64 = 0x10 @a", true);
+    let (totals, site) = (&json["totals"], &json["sites"][0]);
+    for of in [totals, site] {
+        assert_eq!((&of["allocations"], &of["allocated_bytes"]), (&11.into(), &704.into()));
+        assert_eq!((&of["live_blocks"], &of["live_bytes"]), (&1.into(), &64.into()));
+    }
+    assert_eq!(json["loss"]["counted_allocations"], 10);
+    assert_eq!(totals["live_blocks_at_most"], 13);
+    let trust = json["trust"].as_str().unwrap();
+    assert!(
+        trust.contains("10 of the lost allocations are in their sites' sums all the same"),
+        "{trust}"
+    );
+    assert!(!trust.contains("was not seen"), "{trust}");
+}
 
 #[test]
 fn json_of_a_sampled_recording() {
@@ -170,6 +190,10 @@ fn json_of_a_sampled_recording() {
     assert_eq!(sum(&json["blocks"], |block| block["weight"].as_u64().unwrap()), 8);
     assert_eq!(sum(&json["blocks"], |block| block["weight_bytes"].as_u64().unwrap()), 52314);
     assert_eq!((blocks.len(), &totals["live_blocks_at_most"]), (3, &Value::Null));
+    let exact = &json["exact"];
+    assert_eq!((&exact["calls"], &exact["bytes"]), (&12.into(), &3600.into()));
+    assert_eq!(exact["size_classes"][0]["up_to_bytes"], 511);
+    assert_eq!(self::json(RICH, false)["exact"], Value::Null);
     assert_eq!(self::json(RICH, false)["totals"]["estimate"], Value::Null);
     assert_eq!(self::json(RICH, false)["sites"][0]["estimate"], Value::Null);
 }
