@@ -160,8 +160,10 @@ mod tests {
 
     #[test]
     fn a_child_that_waits_is_still_running_and_can_be_interrupted() {
-        let mut sleeping = Command::new("sleep");
-        let mut child = sleeping.arg("100").stdin(Stdio::null()).spawn().unwrap();
+        // A shell's background job would have its children ignore the signal.
+        let mut sleeping = Command::new("env");
+        let sleeping = sleeping.args(["--default-signal=INT", "sleep", "100"]);
+        let mut child = sleeping.stdin(Stdio::null()).spawn().unwrap();
         assert_eq!(wait(&mut child, Duration::from_millis(20)).unwrap(), None);
         assert!(cpu_ns(child.id()).unwrap() < PATIENCE.as_nanos() as u64);
         interrupt(child.id()).unwrap();

@@ -29,7 +29,7 @@ fn truths(figures: &Figures) -> Vec<Truth> {
     let mut truths: Vec<Truth> = rows
         .iter()
         .map(|row| Truth {
-            function: row[0].clone(),
+            function: row[0].to_string(),
             allocations: row[1].parse().unwrap(),
             bytes: row[2].parse().unwrap(),
             live_blocks: row[3].parse().unwrap(),
