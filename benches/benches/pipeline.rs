@@ -21,6 +21,10 @@ use memscope_benches::{Expected, Workload};
 use memscope_common::record::{self, Header, KIND_ALLOCATION, KIND_FREE};
 use zerocopy::IntoBytes as _;
 
+/// As in memscope itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EVENTS: usize = 1_000_000;
 /// Blocks live at once, few and many: an event may not cost more for it.
 const LIVE: [usize; 2] = [10_000, 250_000];

@@ -90,7 +90,11 @@ pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
         Some(Bounds { low, high }) if low < high => {
             let (value, low, high) = text::bytes_between(bytes, low, high);
             // So near to each other that three figures do not tell them apart.
-            if low == high { format!("≈ {value}") } else { format!("≈ {value} ({low}–{high})") }
+            if low == high {
+                format!("≈ {value}")
+            } else {
+                format!("≈ {value} ({low}–{high})")
+            }
         }
         _ => text::bytes(bytes),
     }
