@@ -99,6 +99,6 @@ fn events() {
 }
 
 fn main() {
-    live_blocks();
     events();
+    live_blocks();
 }

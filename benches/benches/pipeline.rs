@@ -113,15 +113,16 @@ fn tracker_and_writer(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("track and write");
     for live in LIVE {
         let workload = Workload::server(EVENTS, live);
-        let items = workload.items();
         group.throughput(Throughput::Elements(workload.events.len() as u64));
         group.bench_function(format!("{live} live"), |bencher| {
             bencher.iter(|| {
                 let mut analyzer = Analyzer::default();
                 let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
-                for item in black_box(&items) {
-                    analyzer.apply(item, |_| {});
-                    writer.push(item).unwrap();
+                let definitions = workload.definitions.iter().cloned();
+                let events = black_box(&workload.events).iter();
+                for item in definitions.chain(events.map(|event| Item::Event(*event))) {
+                    analyzer.apply(&item, |_| {});
+                    writer.push(&item).unwrap();
                 }
                 writer.flush().unwrap();
                 let written_bytes = writer.written_bytes();

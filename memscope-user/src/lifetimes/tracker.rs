@@ -128,6 +128,7 @@ impl Tracker {
     }
 
     /// The thread goes on, so a reallocation it was in is over: its return was lost.
+    #[inline]
     fn go_on(&mut self, by: By) {
         let in_flight = &mut self.actors.processes[by.process_index].in_flight;
         if !in_flight.is_empty() {
@@ -137,6 +138,7 @@ impl Tracker {
     }
 
     /// What the thread freed before was no clearing of its cache, as it goes on.
+    #[inline]
     fn settle_pending(&mut self, by: By) {
         let pending = &mut self.actors.threads[by.thread_index].pending_internal_frees;
         self.totals.unknown_frees += std::mem::take(pending);
@@ -245,6 +247,7 @@ impl Tracker {
     }
 
     /// Takes a live block out.
+    #[inline]
     fn remove(&mut self, by: By, address_avma: u64) -> Option<LiveBlock> {
         let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
         let found = process
