@@ -24,6 +24,10 @@ use memscope_common::record::{
 };
 use zerocopy::IntoBytes as _;
 
+/// As in memscope itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EVENTS: usize = 1_000_000;
 /// Blocks live at once, few and many: an event may not cost more for it.
 const LIVE: [usize; 2] = [10_000, 250_000];
@@ -112,15 +116,16 @@ fn tracker_and_writer(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("track and write");
     for live in LIVE {
         let workload = Workload::server(EVENTS, live);
-        let items = workload.items();
         group.throughput(Throughput::Elements(workload.events.len() as u64));
         group.bench_function(format!("{live} live"), |bencher| {
             bencher.iter(|| {
                 let mut analyzer = Analyzer::default();
                 let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
-                for item in black_box(&items) {
-                    analyzer.apply(item, |_| {});
-                    writer.push(item).unwrap();
+                let definitions = workload.definitions.iter().cloned();
+                let events = black_box(&workload.events).iter();
+                for item in definitions.chain(events.map(|event| Item::Event(*event))) {
+                    analyzer.apply(&item, |_| {});
+                    writer.push(&item).unwrap();
                 }
                 writer.flush().unwrap();
                 let written_bytes = writer.written_bytes();

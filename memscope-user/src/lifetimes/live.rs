@@ -66,19 +66,23 @@ impl Default for LiveBlocks {
 }
 
 impl LiveBlocks {
+    #[inline]
     fn slot(&self, place: u32) -> &Slot {
         &self.chunks[place as usize / CHUNK_BLOCKS][place as usize % CHUNK_BLOCKS]
     }
 
+    #[inline]
     fn slot_mut(&mut self, place: u32) -> &mut Slot {
         &mut self.chunks[place as usize / CHUNK_BLOCKS][place as usize % CHUNK_BLOCKS]
     }
 
+    #[inline]
     pub(super) fn address_avma(&self, place: u32) -> u64 {
         self.slot(place).address_avma
     }
 
     /// A place for another block.
+    #[inline]
     pub(super) fn reserve(&mut self) -> u32 {
         if self.vacant != NONE {
             let place = self.vacant;
@@ -97,6 +101,7 @@ impl LiveBlocks {
         ((self.chunks.len() - 1) * CHUNK_BLOCKS + in_chunk) as u32
     }
 
+    #[inline]
     pub(super) fn put(&mut self, place: u32, address_avma: u64, block: &LiveBlock) {
         let mut ordinal = block.ordinal & ORDINAL_MASK;
         if block.interval_bytes != 0 {
@@ -122,6 +127,7 @@ impl LiveBlocks {
         };
     }
 
+    #[inline]
     pub(super) fn get(&self, place: u32) -> LiveBlock {
         let slot = self.slot(place);
         let size_bytes = match slot.size_bytes {
@@ -145,6 +151,7 @@ impl LiveBlocks {
     }
 
     /// Takes a block out, for another to be put there.
+    #[inline]
     pub(super) fn take(&mut self, place: u32) -> LiveBlock {
         let block = self.get(place);
         if block.interval_bytes != 0 {
@@ -157,6 +164,7 @@ impl LiveBlocks {
     }
 
     /// Makes a place vacant whose block was taken out.
+    #[inline]
     pub(super) fn release(&mut self, place: u32) {
         let next = std::mem::replace(&mut self.vacant, place);
         self.slot_mut(place).site = next;

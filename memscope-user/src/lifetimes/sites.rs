@@ -119,6 +119,7 @@ impl Site {
     }
 
     /// To be called before its first change after a peak.
+    #[inline]
     fn save_peak(&mut self, epoch: u64) {
         if self.at_peak_epoch != epoch {
             self.at_peak = self.resident();
@@ -159,6 +160,7 @@ pub(super) struct Sites {
 }
 
 impl Sites {
+    #[inline]
     pub(super) fn index_of(&mut self, key: SiteKey) -> u32 {
         let dense = self.by_stack.get(key.stack.index()).copied();
         match dense.and_then(|index| Some((index, self.list.get(index as usize)?))) {
@@ -198,6 +200,7 @@ impl Sites {
     }
 
     /// What a block of a site will count for.
+    #[inline]
     pub(super) fn draw(&mut self, index: u32, size_bytes: u64, interval_bytes: u64) -> Weight {
         match self.list.get_mut(index as usize) {
             Some(site) if interval_bytes != 0 => {
@@ -208,6 +211,7 @@ impl Sites {
     }
 
     /// A block begins.
+    #[inline]
     pub(super) fn begin(&mut self, index: u32, time_ns: u64, weight: Weight) {
         let Some(site) = self.list.get_mut(index as usize) else { return };
         site.save_peak(self.peak_epoch);
@@ -221,6 +225,7 @@ impl Sites {
     }
 
     /// A block ends.
+    #[inline]
     pub(super) fn end(&mut self, block: &LiveBlock, time_ns: u64, temporary: bool) {
         let Some(site) = self.list.get_mut(block.site as usize) else { return };
         site.save_peak(self.peak_epoch);
@@ -272,6 +277,7 @@ impl Sites {
         }
     }
 
+    #[inline]
     fn note_peak(&mut self, time_ns: u64) {
         if self.resident.bytes > self.peak.bytes {
             self.peak = self.resident;

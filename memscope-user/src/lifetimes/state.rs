@@ -77,6 +77,7 @@ pub(super) struct Actors {
 
 impl Actors {
     /// Finds a thread; it begins if it is not known.
+    #[inline]
     pub(super) fn by(&mut self, process: ProcessId, thread: ThreadId) -> By {
         match self.last {
             Some(last) if last.process == process && last.thread == thread => last,

@@ -129,6 +129,7 @@ impl Tracker {
     }
 
     /// The thread goes on, so a reallocation it was in is over: its return was lost.
+    #[inline]
     fn go_on(&mut self, by: By) {
         let in_flight = &mut self.actors.processes[by.process_index].in_flight;
         if !in_flight.is_empty() {
@@ -138,6 +139,7 @@ impl Tracker {
     }
 
     /// What the thread freed before was no clearing of its cache, as it goes on.
+    #[inline]
     fn settle_pending(&mut self, by: By) {
         let pending = &mut self.actors.threads[by.thread_index].pending_internal_frees;
         self.totals.unknown_frees += std::mem::take(pending);
@@ -264,6 +266,7 @@ impl Tracker {
     }
 
     /// Takes a live block out.
+    #[inline]
     fn remove(&mut self, by: By, address_avma: u64) -> Option<LiveBlock> {
         let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
         let found = process
@@ -408,5 +411,77 @@ impl Tracker {
     #[must_use]
     pub fn site_key(&self, site: u32) -> Option<SiteKey> {
         self.sites.key(site)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ProbeId, StackId};
+
+    fn allocation(number: u64, address_avma: u64) -> Event {
+        Event::Allocation {
+            process: ProcessId(1),
+            thread: ThreadId(number as u32 % 8),
+            time_ns: number,
+            address_avma,
+            size_bytes: 32,
+            stack: StackId(number as u32 % 100),
+            probe: ProbeId(0),
+            interval_bytes: 0,
+        }
+    }
+
+    fn free(number: u64, address_avma: u64) -> Event {
+        Event::Free {
+            process: ProcessId(1),
+            thread: ThreadId(number as u32 % 8),
+            time_ns: number,
+            address_avma,
+            caller: FreeCaller::Program,
+        }
+    }
+
+    /// While a table grows, the old one is there beside the new one.
+    #[test]
+    fn a_live_block_takes_64_bytes_at_most_at_any_time() {
+        const SITES_BYTES: usize = 1 << 18;
+        let mut tracker = Tracker::new();
+        let table_bytes = |tracker: &Tracker| {
+            tracker.actors.processes.first().map_or(0, |process| process.live.allocation_size())
+        };
+        let (mut most, mut before) = (0, 0);
+        for number in 1..=300_000 {
+            tracker.apply(&allocation(number, 16 * number), |_| {});
+            let now = table_bytes(&tracker);
+            if now != before || number % 4096 == 0 {
+                let old = if now == before { 0 } else { before };
+                let held = tracker.held_bytes() + old - SITES_BYTES.min(tracker.held_bytes());
+                most = most.max(held as u64 * 10 / number);
+                before = now;
+            }
+        }
+        println!("at most {}.{} bytes per live block", most / 10, most % 10);
+        assert!((400..=640).contains(&most), "{most} tenths of a byte");
+    }
+
+    #[test]
+    fn memory_does_not_grow_with_events() {
+        const LIVE: u64 = 20_000;
+        let mut tracker = Tracker::new();
+        let mut held = Vec::new();
+        for number in 0..1_000_000 {
+            // Each block lives until as many others have begun as are live.
+            if number >= LIVE {
+                tracker.apply(&free(number, 16 * (number - LIVE + 1)), |_| {});
+            }
+            tracker.apply(&allocation(number, 16 * (number + 1)), |_| {});
+            if (number + 1) % 250_000 == 0 {
+                held.push(tracker.held_bytes());
+            }
+        }
+        assert_eq!(tracker.live_blocks().count() as u64, LIVE);
+        println!("{held:?} bytes held after each half million events");
+        assert!(held.iter().all(|bytes| *bytes == held[0]), "{held:?}");
     }
 }

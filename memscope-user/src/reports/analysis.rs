@@ -76,7 +76,6 @@ pub struct Analyzer {
 impl Analyzer {
     /// Takes the next item; gives the blocks that it ends.
     pub fn apply(&mut self, item: &Item, ended: impl FnMut(&Block)) {
-        self.definitions.apply(item);
         match item {
             Item::Event(event) => {
                 self.last_event_ns = self.last_event_ns.max(event.time_ns());
@@ -93,6 +92,10 @@ impl Analyzer {
                 self.tracker.counted(counted);
             }
             _ => {}
+        }
+        // Most items are events, which define nothing.
+        if !matches!(item, Item::Event(_)) {
+            self.definitions.apply(item);
         }
     }
 

@@ -80,8 +80,6 @@ pub(super) struct Context {
     pub(super) threads: Vec<Thread>,
     /// Which of them the event before was of.
     pub(super) current: usize,
-    /// All addresses, in the order in which they came.
-    pub(super) addresses: Vec<u64>,
     habits: [Habit; STACK_PLACES],
 }
 
@@ -92,7 +90,6 @@ impl Default for Context {
             interval_bytes: 0,
             threads: Vec::new(),
             current: 0,
-            addresses: Vec::new(),
             habits: [Habit::default(); STACK_PLACES],
         }
     }
@@ -101,18 +98,13 @@ impl Default for Context {
 impl Context {
     /// As at the beginning of a chunk; keeps its memory.
     pub(super) fn clear(&mut self) {
-        let Self { time_ns, interval_bytes, threads, current, addresses, habits } = self;
+        let Self { time_ns, interval_bytes, threads, current, habits } = self;
         (*time_ns, *interval_bytes, *current) = (0, 0, 0);
         threads.clear();
-        addresses.clear();
         *habits = [Habit::default(); STACK_PLACES];
     }
 
     pub(super) fn habit(&mut self, stack: u32) -> &mut Habit {
         &mut self.habits[stack as usize % STACK_PLACES]
-    }
-
-    pub(super) fn last_address_avma(&self) -> u64 {
-        self.addresses.last().copied().unwrap_or(0)
     }
 }

@@ -10,7 +10,11 @@ pub(super) fn decode_items(payload: &[u8]) -> (Vec<Item>, bool) {
     let Some(columns) = Columns::unpack(payload) else {
         return (Vec::new(), false);
     };
-    let mut decoder = Decoder { columns: columns.as_slices(), context: Context::default() };
+    let mut decoder = Decoder {
+        columns: columns.as_slices(),
+        context: Context::default(),
+        addresses: Vec::new(),
+    };
     let mut items = Vec::with_capacity(decoder.columns.tags.len());
     while let Some((tag, rest)) = decoder.columns.tags.split_first() {
         decoder.columns.tags = rest;
@@ -41,6 +45,8 @@ struct Block {
 struct Decoder<'a> {
     columns: Columns<&'a [u8]>,
     context: Context,
+    /// All addresses, in the order in which they came.
+    addresses: Vec<u64>,
 }
 
 impl Decoder<'_> {
@@ -156,7 +162,7 @@ impl Decoder<'_> {
             ADDRESS_BEFORE_LAST => 2,
             _ => take(&mut self.columns.distances)?,
         };
-        let addresses = &mut self.context.addresses;
+        let addresses = &mut self.addresses;
         let position = (addresses.len() as u64).checked_sub(distance)?;
         let address_avma = *addresses.get(usize::try_from(position).ok()?)?;
         addresses.push(address_avma);
@@ -165,18 +171,19 @@ impl Decoder<'_> {
 
     fn new_address(&mut self) -> Option<u64> {
         let code = take(&mut self.columns.addresses)?;
+        let last_avma = self.addresses.last().copied().unwrap_or(0);
         let address_avma = match code {
             ABSOLUTE => take(&mut self.columns.addresses)?,
             odd if odd & 1 != 0 => {
                 let since = unzigzag((odd - IN_BYTES) >> 1);
-                self.context.last_address_avma().wrapping_add_signed(since)
+                last_avma.wrapping_add_signed(since)
             }
             code => {
                 let since = unzigzag(code >> 1).wrapping_mul(ADDRESS_UNIT_BYTES);
-                self.context.last_address_avma().wrapping_add_signed(since)
+                last_avma.wrapping_add_signed(since)
             }
         };
-        self.context.addresses.push(address_avma);
+        self.addresses.push(address_avma);
         Some(address_avma)
     }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
 
 /// Places in which the encoder looks for an earlier use of an address.
-const ADDRESS_PLACES: usize = 1 << 15;
+const ADDRESS_PLACES: usize = 1 << 13;
 /// 2^64 divided by the golden ratio: spreads addresses that differ in few bits.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -17,10 +17,20 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(super) struct Encoder {
     columns: Columns<Vec<u8>>,
     context: Context,
-    /// Where an address may stand in `context.addresses`. A place can be taken by another
-    /// address; then this one is written as if it were new.
-    positions: Box<[u32; ADDRESS_PLACES]>,
+    /// Where addresses were seen last. A place can be taken by another address; then the first
+    /// one is written as if it were new.
+    seen: Box<[Seen; ADDRESS_PLACES]>,
+    /// How many addresses there were.
+    addresses: u32,
+    last_avma: u64,
     slots: FxHashMap<(ProcessId, ThreadId), usize>,
+}
+
+/// An address, and as the how-manieth one it came, from 1; 0 if it has not come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    address_avma: u64,
+    position: u32,
 }
 
 /// What allocations and ends of reallocations have in common.
@@ -37,7 +47,9 @@ impl Encoder {
         Self {
             columns: Columns::default(),
             context: Context::default(),
-            positions: Box::new([0; ADDRESS_PLACES]),
+            seen: Box::new([Seen::default(); ADDRESS_PLACES]),
+            addresses: 0,
+            last_avma: 0,
             slots: FxHashMap::default(),
         }
     }
@@ -62,6 +74,8 @@ impl Encoder {
         self.columns.clear();
         self.context.clear();
         self.slots.clear();
+        self.seen.fill(Seen::default());
+        (self.addresses, self.last_avma) = (0, 0);
         packed
     }
 
@@ -146,9 +160,9 @@ impl Encoder {
         let kind = if entered.is_some_and(|thread| thread.reallocating_avma == old_address_avma) {
             REALLOCATION_END
         } else {
-            let last_avma = self.context.last_address_avma();
-            push_address(&mut self.columns.addresses, last_avma, old_address_avma);
-            self.context.addresses.push(old_address_avma);
+            push_address(&mut self.columns.addresses, self.last_avma, old_address_avma);
+            self.addresses += 1;
+            self.last_avma = old_address_avma;
             OTHER_REALLOCATION_END
         };
         let block = Block { address_avma, size_bytes, stack, probe, interval_bytes };
@@ -190,24 +204,20 @@ impl Encoder {
 
     /// The part of the tag that says where.
     fn address(&mut self, address_avma: u64) -> u8 {
-        let addresses = &mut self.context.addresses;
-        let place = (address_avma.wrapping_mul(SPREAD) >> (u64::BITS - ADDRESS_PLACES.ilog2()))
-            as usize
-            % ADDRESS_PLACES;
-        let position = std::mem::replace(&mut self.positions[place], addresses.len() as u32);
-        let seen = addresses.get(position as usize) == Some(&address_avma);
-        let distance = addresses.len() as u64 - u64::from(position.min(addresses.len() as u32));
-        let last_avma = addresses.last().copied().unwrap_or(0);
-        addresses.push(address_avma);
-        match distance {
-            _ if !seen => {
+        let place = address_avma.wrapping_mul(SPREAD) >> (u64::BITS - ADDRESS_PLACES.ilog2());
+        let seen = &mut self.seen[place as usize % ADDRESS_PLACES];
+        self.addresses += 1;
+        let before = std::mem::replace(seen, Seen { address_avma, position: self.addresses });
+        let last_avma = std::mem::replace(&mut self.last_avma, address_avma);
+        match self.addresses - before.position {
+            _ if before.position == 0 || before.address_avma != address_avma => {
                 push_address(&mut self.columns.addresses, last_avma, address_avma);
                 ADDRESS_NEW
             }
             1 => ADDRESS_LAST,
             2 => ADDRESS_BEFORE_LAST,
             far => {
-                varint::push(&mut self.columns.distances, far);
+                varint::push(&mut self.columns.distances, far.into());
                 ADDRESS_FAR
             }
         }

@@ -37,6 +37,9 @@ const MAX_PAYLOAD_BYTES: u32 = 1 << 24;
 /// Most items of a chunk, changes of the sampling interval among them: a few bytes can
 /// say so many, so a reader refuses more before it reserves memory for them.
 const MAX_CHUNK_TAGS: usize = 1 << 16;
+/// The writer closes a chunk that has so many: what is remembered within a chunk then stays
+/// in the processor's cache.
+const CHUNK_TAGS: usize = 1 << 15;
 /// Most bytes that an item which is no event may take. It leaves room for as many events as
 /// a chunk can have.
 const MAX_DEFINITION_BYTES: usize = 1 << 23;

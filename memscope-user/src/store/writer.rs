@@ -3,14 +3,11 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::{
-    CHUNK_DEFINITIONS_BYTES, ChunkHeader, ENCODING_PLAIN, FILE_HEADER_BYTES, KIND_CAPTURE,
-    KIND_ENDING, KIND_ITEMS, MAGIC, MAJOR_VERSION, MAX_CHUNK_TAGS, MAX_DEFINITION_BYTES,
+    CHUNK_DEFINITIONS_BYTES, CHUNK_TAGS, ChunkHeader, ENCODING_PLAIN, FILE_HEADER_BYTES,
+    KIND_CAPTURE, KIND_ENDING, KIND_ITEMS, MAGIC, MAJOR_VERSION, MAX_DEFINITION_BYTES,
     MINOR_VERSION, StoreError, columns::Packer, encode::Encoder,
 };
 use crate::model::{Capture, Ending, Item};
-
-/// Most tags that an event takes: its own, and one for a change of the sampling interval.
-const MAX_EVENT_TAGS: usize = 2;
 
 /// Writes a recording as it comes about. What was flushed stays readable whatever
 /// happens to the writer.
@@ -62,7 +59,7 @@ impl<W: Write> Writer<W> {
             Item::Event(event) => self.encoder.event(event),
             definition => self.define(definition)?,
         }
-        let full = self.encoder.tags() > MAX_CHUNK_TAGS - MAX_EVENT_TAGS
+        let full = self.encoder.tags() >= CHUNK_TAGS
             || self.encoder.definition_bytes() >= CHUNK_DEFINITIONS_BYTES;
         if full { self.flush() } else { Ok(()) }
     }

@@ -43,6 +43,9 @@ fn columns_are_as_documented() {
         caller: FreeCaller::Program,
     };
     assert_eq!((items, whole), (vec![Item::Event(event)], true));
+    let mut payload = Vec::new();
+    one_free().pack(&mut Packer::new().unwrap(), &mut payload).unwrap();
+    assert_eq!(payload, [2, 1, 0, 2, 5, 2, 0, 6, 0, 1, 2, 0, 2, 0x10, 0, 0, 0]);
 }
 
 #[test]
