@@ -1,8 +1,13 @@
-//! Benchmarks of memscope, and the recording that they work on.
+//! Benchmarks of memscope, and the recordings that they work on.
+
+mod server;
+
+pub use server::Server;
 
 use memscope::model::{
     Capture, Counters, Ending, EndingReason, Event, Frame, FrameId, FreeCaller, Item, Location,
-    Module, ModuleId, ProbeId, Process, ProcessId, Stack, StackId, StackOutcome, ThreadId,
+    Module, ModuleId, Probe, ProbeId, Process, ProcessId, Stack, StackId, StackMode, StackOutcome,
+    ThreadId,
 };
 
 /// Distinct call chains of the recording.
@@ -29,8 +34,23 @@ pub struct Expected {
     pub peak_live_bytes: u64,
 }
 
-/// A recording of a program that allocates like a server: most blocks are small and
-/// die young, some are moved, some stay; addresses are used again.
+impl Expected {
+    fn begin(&mut self, size_bytes: u64) {
+        self.allocations += 1;
+        self.allocated_bytes += size_bytes;
+        self.live_blocks += 1;
+        self.live_bytes += size_bytes;
+        self.peak_live_bytes = self.peak_live_bytes.max(self.live_bytes);
+    }
+
+    fn end(&mut self, size_bytes: u64) {
+        self.frees += 1;
+        self.live_blocks -= 1;
+        self.live_bytes -= size_bytes;
+    }
+}
+
+/// Events and what must come out of them.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// What is defined.
@@ -42,6 +62,7 @@ pub struct Workload {
 }
 
 /// Marsaglia's xorshift64: the same numbers in every run.
+#[derive(Debug)]
 struct Random(u64);
 
 impl Random {
@@ -57,6 +78,9 @@ impl Random {
     }
 }
 
+/// Events without any habit: thread, call chain and size of each are drawn anew. Most
+/// blocks are small and die young, some are moved, some stay; addresses are used again.
+/// No program is so hard to write down.
 struct Maker {
     random: Random,
     time_ns: u64,
@@ -96,11 +120,7 @@ impl Maker {
 
     fn begin(&mut self, address_avma: u64, size_bytes: u64) {
         self.live.push((address_avma, size_bytes));
-        self.expected.allocations += 1;
-        self.expected.allocated_bytes += size_bytes;
-        self.expected.live_blocks += 1;
-        self.expected.live_bytes += size_bytes;
-        self.expected.peak_live_bytes = self.expected.peak_live_bytes.max(self.expected.live_bytes);
+        self.expected.begin(size_bytes);
     }
 
     /// Takes a live block out, mostly a young one.
@@ -113,9 +133,7 @@ impl Maker {
         };
         let index = self.live.len().checked_sub(1 + from_end as usize)?;
         let (address_avma, size_bytes) = self.live.swap_remove(index);
-        self.expected.frees += 1;
-        self.expected.live_blocks -= 1;
-        self.expected.live_bytes -= size_bytes;
+        self.expected.end(size_bytes);
         Some((address_avma, size_bytes))
     }
 
@@ -131,6 +149,7 @@ impl Maker {
             size_bytes,
             stack,
             probe: ProbeId(1),
+            interval_bytes: 0,
         });
     }
 
@@ -168,14 +187,23 @@ impl Maker {
             size_bytes: 2 * size_bytes,
             stack,
             probe: ProbeId(1),
+            interval_bytes: 0,
         });
     }
 }
 
 impl Workload {
-    /// Makes one of at least so many events, of which about `live` blocks stay live.
+    /// At least so many events of a [`Server`] with about so many live blocks.
     #[must_use]
-    pub fn new(events: usize, live: usize) -> Self {
+    pub fn server(events: usize, live: usize) -> Self {
+        let (mut server, mut made) = (Server::new(live), Vec::with_capacity(events + 1));
+        server.fill(&mut made, events);
+        Self { definitions: definitions(), events: made, expected: server.expected() }
+    }
+
+    /// At least so many events without any habit, in which about `live` blocks stay live.
+    #[must_use]
+    pub fn random(events: usize, live: usize) -> Self {
         let mut maker = Maker {
             random: Random(0x9e37_79b9_7f4a_7c15),
             time_ns: 1_000_000,
@@ -222,6 +250,8 @@ impl Workload {
             arch: "x86_64".to_owned(),
             command: None,
             ring_bytes: 1 << 26,
+            sampling_interval_bytes: None,
+            stacks: StackMode::Full,
         }
     }
 
@@ -252,6 +282,13 @@ fn definitions() -> Vec<Item> {
             id: ModuleId(1),
             path: "/usr/bin/server".to_owned(),
             build_id: vec![7; 20],
+        }),
+        Item::Probe(Probe {
+            id: ProbeId(1),
+            function: "malloc".to_owned(),
+            module: ModuleId(1),
+            file_offset: 0x40,
+            emulated: true,
         }),
     ];
     items.extend((0..STACKS + 12).map(|number| {

@@ -2,11 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use memscope::target::{ProbeNeed, choose_site};
+use memscope::target::{ArgumentSet, EmulatedForms, ProbeNeed, choose_site};
 
 fuzz_target!(|code: &[u8]| {
-    for need in [ProbeNeed::EveryCall, ProbeNeed::CallsWithBlock] {
-        let site = choose_site(code, need);
-        assert!(site.offset == 0 || (site.offset as usize) < code.len());
+    for long_nops in [false, true] {
+        for block in [None, Some(0)] {
+            let need = ProbeNeed { arguments: ArgumentSet::of([0, 1]), block };
+            let site = choose_site(code, need, EmulatedForms { long_nops });
+            assert!(site.offset == 0 || (site.offset as usize) < code.len());
+        }
     }
 });

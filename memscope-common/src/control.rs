@@ -10,8 +10,9 @@ pub struct Target {
     /// 1 while calls are recorded. Set once all probes are in place, so that no
     /// block is seen to begin whose end would be missed.
     pub enabled: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1 if all blocks come from one module: then a call of a function that calls no other
+    /// allocator function need not be followed to its return for what runs inside.
+    pub single_allocator: u32,
     /// The dynamic loader's `_r_debug` (glibc, `<link.h>`); 0 if it is not known.
     pub loader_state_avma: u64,
 }
@@ -25,12 +26,158 @@ pub struct Consumer {
     pub waiting: u32,
     /// Unread bytes in the ring from which a sleeping reader is woken.
     pub watermark_bytes: u32,
-    /// Unread bytes in the ring from which no stacks are copied into it.
+    /// Unread bytes in the ring from which no stacks are copied into it; 0: never.
     pub copy_limit_bytes: u32,
+    /// Unread slots of one CPU from which a sleeping reader is woken.
+    pub watermark_slots: u32,
+}
+const _: () = assert!(size_of::<Consumer>() == 16);
+
+/// What stays the same through a trace, a constant of the loaded programs: what is not asked
+/// for costs nothing, as the verifier cuts it out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// 1 if only the caller is noted, and no stack walked.
+    pub caller_only: u32,
+    /// Each CPU has this many slots, as a power of two.
+    pub slots_log2: u32,
+    /// 1 if not every block is recorded; see [`Sampling`].
+    pub samples: u32,
+    /// Where random numbers begin.
+    pub seed: u32,
+    /// 1 if a target is stopped before the collector falls too far behind it.
+    pub pauses: u32,
     /// Zero.
     pub padding: u32,
 }
-const _: () = assert!(size_of::<Consumer>() == 16);
+const _: () = assert!(size_of::<Settings>() == 24);
+
+/// Allocations for which there was no room, of one stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OverflowKey {
+    /// Which target.
+    pub target: u16,
+    /// Which image of it.
+    pub image: u16,
+    /// Number of the stack.
+    pub stack: u32,
+}
+const _: () = assert!(size_of::<OverflowKey>() == 8);
+
+/// How many these are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overflow {
+    /// Blocks.
+    pub allocations: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Overflow>() == 16);
+
+/// How blocks are drawn. Of the bytes that a thread asks for, one is drawn every
+/// `interval_bytes` in the mean, the distances being exponentially distributed; a block is
+/// recorded if one of its bytes was drawn. So whether it is, does not depend on what came
+/// before, and a block of `s` bytes is recorded with the probability `1 - exp(-s / interval)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampling {
+    /// At least 1.
+    pub interval_bytes: u64,
+    /// Raised with each change, after it: then threads draw a new distance.
+    pub generation: u64,
+}
+const _: () = assert!(size_of::<Sampling>() == 16);
+
+/// Steps of [`Gaps`].
+pub const GAP_STEPS: usize = 4096;
+
+/// Quantiles of the exponential distribution with mean 1, in units of 2^-16: value `i` is
+/// exceeded with the probability `1 - i / GAP_STEPS`. The last one is such that the mean of
+/// the values between it and the one before is right.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Gaps {
+    /// One more than there are steps.
+    pub quantiles: [u32; GAP_STEPS + 1],
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Gaps>() == 4 * GAP_STEPS + 8);
+
+/// Classes of sizes: class `n` has those of `n` bits, 0 only 0.
+pub const SIZE_CLASSES: usize = 65;
+
+/// What is counted exactly while blocks are sampled, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExactCounters {
+    /// Calls that asked for a block, by class of their size.
+    pub calls: [u64; SIZE_CLASSES],
+    /// Sum of the sizes they asked for.
+    pub bytes: [u64; SIZE_CLASSES],
+    /// Frees of blocks that were not drawn, or not seen to begin.
+    pub frees_dropped: u64,
+    /// Zero.
+    pub padding: u64,
+}
+const _: () = assert!(size_of::<ExactCounters>() == 8 * (2 * SIZE_CLASSES + 2));
+
+/// Of a call: its new block is to be recorded.
+pub const FOLLOW_NEW: u64 = 1;
+/// Of a call: the block it was given was recorded, and its end is to be.
+pub const FOLLOW_OLD: u64 = 2;
+/// Of a call: neither; it is followed for what runs inside.
+pub const FOLLOW_NOTHING: u64 = 0;
+
+/// Stands in the object for the kernel's `bpf_session_cookie`, whose number only the running
+/// kernel tells. No helper has this number.
+pub const SESSION_COOKIE: i32 = 0x7fff_0001;
+
+/// A small record and its place in the order of its CPU: its number there plus 1, written
+/// last. So a slot holds what the reader expects, or what it has read a lap ago.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// [`crate::record::SmallAllocation`] or [`crate::record::SmallFree`], then 0.
+    pub words: [u64; 3],
+    /// Number of the record among those of its CPU, plus 1.
+    pub sequence: u64,
+}
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// The positions of a CPU's slots. A cache line for each side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuRing {
+    /// How many slots were taken.
+    pub head: u64,
+    /// Zero.
+    pub padding: [u64; 7],
+    /// How many were read, as the collector says.
+    pub tail: u64,
+    /// Zero.
+    pub padding_after: [u64; 7],
+}
+const _: () = assert!(size_of::<CpuRing>() == 128);
+
+/// Slots that are left free, for tasks that have seen room and been interrupted before they
+/// took it.
+pub const SPARE_SLOTS: u64 = 16;
+
+/// Where the module of a probed function has its code, as seen from the probe: it tells calls
+/// that the module makes itself from those of the program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeSurroundings {
+    /// Bytes of code before the probed instruction.
+    pub before_bytes: u32,
+    /// Bytes of code after its beginning.
+    pub after_bytes: u32,
+}
+const _: () = assert!(size_of::<ProbeSurroundings>() == 8);
 
 /// Position of an argument in a function call, 0 to 5, or [`NO_ARGUMENT`].
 pub type ArgumentIndex = u8;
@@ -44,6 +191,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits  0..16  probe id              bits 16..20  argument: size
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot bits 32..48  target
+/// bit  48      calls no other allocator function
 /// ```
 ///
 /// No cookie is 0, because probe ids start at 1.
@@ -78,6 +226,19 @@ impl Cookie {
         )
     }
 
+    /// The same, of a function that calls no other allocator function.
+    #[must_use]
+    pub const fn of_leaf(self) -> Self {
+        Self(self.0 | 1 << 48)
+    }
+
+    /// Whether the function calls no other allocator function.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_leaf(self) -> bool {
+        self.0 >> 48 & 1 != 0
+    }
+
     /// Id of the probe, unique within a target, never 0.
     #[must_use]
     #[inline(always)]
@@ -107,36 +268,35 @@ impl Cookie {
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.
 ///
-/// Law: [`COUNTER_ATTEMPTED`] = [`COUNTER_RECORDED`] + every counter from
+/// Law: what was attempted, the sum of [`COUNTER_ATTEMPTED`] and of the heads of all
+/// [`CpuRing`]s, is what the collector received and every counter from
 /// [`COUNTER_FIRST_LOSS`] on.
 pub const COUNTER_ATTEMPTED: u32 = 0;
-/// Records that the ring buffer took.
-pub const COUNTER_RECORDED: u32 = 1;
 /// Probe hits inside another allocator call, which are no events.
-pub const COUNTER_NESTED: u32 = 2;
-/// Hits of any probe while recording was on.
-pub const COUNTER_HITS: u32 = 3;
+pub const COUNTER_NESTED: u32 = 1;
 /// First counter of a cause of loss.
-pub const COUNTER_FIRST_LOSS: u32 = 4;
+pub const COUNTER_FIRST_LOSS: u32 = 2;
 /// No room in the ring buffer for an allocation.
-pub const COUNTER_LOST_ALLOCATION: u32 = 4;
+pub const COUNTER_LOST_ALLOCATION: u32 = 2;
 /// No room in the ring buffer for a free.
-pub const COUNTER_LOST_FREE: u32 = 5;
+pub const COUNTER_LOST_FREE: u32 = 3;
 /// No room in the ring buffer for the begin or end of a reallocation.
-pub const COUNTER_LOST_REALLOCATION: u32 = 6;
+pub const COUNTER_LOST_REALLOCATION: u32 = 4;
 /// No room in the ring buffer for the frames of a stack, or its copy; frames are sent
 /// again when next seen.
-pub const COUNTER_LOST_STACK: u32 = 7;
+pub const COUNTER_LOST_STACK: u32 = 5;
 /// No room in the ring buffer for an exec, thread exit or change of code.
-pub const COUNTER_LOST_PROCESS: u32 = 8;
+pub const COUNTER_LOST_PROCESS: u32 = 6;
 /// The table of threads is full: the call cannot be followed to its return.
-pub const COUNTER_THREAD_TABLE_FULL: u32 = 9;
+pub const COUNTER_THREAD_TABLE_FULL: u32 = 7;
 /// A call was entered and its return never seen (longjmp, thread killed inside).
-pub const COUNTER_RETURN_NOT_SEEN: u32 = 10;
+pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
 /// The result of a call could not be read from the target's memory.
-pub const COUNTER_RESULT_UNREADABLE: u32 = 11;
+pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
+/// No room to remember a block that was drawn: it is not recorded.
+pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 12;
+pub const COUNTER_COUNT: u32 = 11;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -160,12 +320,30 @@ pub struct ThreadState {
     /// Probe id of a second function entered at the same stack pointer (a tail
     /// call), else 0. See `classify_entry` in the eBPF crate.
     pub tail_probe: u64,
+    /// The block allocated last, until it is freed, else 0.
+    pub allocated_block_avma: u64,
     /// The block freed last, if nothing was allocated since, else 0.
     pub freed_block_avma: u64,
     /// Probe id of that free.
     pub freed_probe: u64,
-    /// Identity of the stack sent last, which is surely still known to be sent.
+    /// Identity of the stack sent last.
     pub last_stack: u64,
+    /// Its number.
+    pub last_stack_number: u64,
+    /// What small records call this thread; 0 if it has no number.
+    pub number: u64,
+    /// Of which image of the process it was given.
+    pub numbered_image: u64,
+    /// What of the outermost call is recorded: `FOLLOW_` bits.
+    pub follow: u64,
+    /// Mean distance of samples when its block was drawn.
+    pub interval_bytes: u64,
+    /// Bytes to be asked for until one is drawn.
+    pub until_sample_bytes: u64,
+    /// Of which generation of [`Sampling`] that is; 0 if of none.
+    pub sampling_generation: u64,
+    /// State of the thread's random numbers.
+    pub random: u64,
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
     /// The walk up its stack.
@@ -188,7 +366,7 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () =
-    assert!(size_of::<ThreadState>() == 208 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+    assert!(size_of::<ThreadState>() == 280 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

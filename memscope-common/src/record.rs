@@ -1,7 +1,13 @@
 //! Records that the eBPF programs write into the ring buffer.
 //!
-//! Every record starts with a [`Header`], whose `kind` says which struct it is.
-//! The ring buffer itself carries each record's length.
+//! The lower half of a record's first byte is its kind, which says which struct it is. The
+//! most frequent ones are packed into two or three words ([`SmallAllocation`], [`SmallFree`]),
+//! go into the slots of their CPU ([`crate::control::Slot`]), and leave to a [`ThreadNumber`]
+//! sent before what does not change from one to the next. All others, and what does not fit
+//! there, have a [`Header`] and go into the ring buffer, which carries each record's length.
+//!
+//! The order of all of them is that of their times: what caused another record was made before
+//! it on a clock that all CPUs share.
 
 /// Most frames in one stack. The walk keeps the innermost ones.
 pub const MAX_FRAMES: usize = 256;
@@ -26,6 +32,25 @@ pub const KIND_THREAD_EXIT: u8 = 8;
 pub const KIND_CODE_CHANGED: u8 = 9;
 /// A part of the stack itself, for what the tables could not walk: [`StackCopy`].
 pub const KIND_STACK_COPY: u8 = 10;
+/// A number by which records speak of a thread: [`ThreadNumber`].
+pub const KIND_THREAD_NUMBER: u8 = 11;
+/// A block began, or an allocator call failed: [`SmallAllocation`].
+pub const KIND_SMALL_ALLOCATION: u8 = 12;
+/// A block is about to end: [`SmallFree`].
+pub const KIND_SMALL_FREE: u8 = 13;
+/// The same, called by the module that the function is in: [`SmallFree`].
+pub const KIND_SMALL_FREE_INTERNAL: u8 = 14;
+/// The bits of a record's first byte that are its kind.
+pub const KIND_MASK: u8 = 0xf;
+
+/// Stacks are numbered below this. Numbers from its half on stand for one event only, and
+/// are used again.
+pub const MAX_STACK_NUMBER: u64 = 1 << 28;
+/// First number of a stack that is used once.
+pub const FIRST_ONCE_NUMBER: u64 = MAX_STACK_NUMBER / 2;
+/// Threads are numbered below this; further ones have no number.
+pub const MAX_THREAD_NUMBER: u64 = 1 << 16;
+
 /// What every record begins with.
 #[repr(C)]
 #[cfg_attr(
@@ -64,14 +89,111 @@ pub struct Allocation {
     pub address_avma: u64,
     /// What the caller asked for; `u64::MAX` where the product overflowed.
     pub size_bytes: u64,
-    /// Identity of the stack; its frames came in an earlier [`StackHeader`].
-    pub stack: u64,
+    /// Mean distance of samples when this block was drawn; 0 if every block is recorded.
+    pub interval_bytes: u64,
+    /// Number of the stack; its frames came in an earlier [`StackHeader`]. 0: lost.
+    pub stack: u32,
     /// Thread id, in the initial pid namespace.
     pub thread: u32,
-    /// Zero.
-    pub padding: u32,
 }
 const _: () = assert!(size_of::<Allocation>() == 48);
+
+/// The same as [`Allocation`], of a thread that has a number, if everything fits and every
+/// block is recorded.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmallAllocation {
+    /// See [`kind_and_time`].
+    pub kind_and_time: u64,
+    /// See [`address_and_thread`].
+    pub address_and_thread: u64,
+    /// Bits 0 to 27 the stack, 28 to 55 the size in bytes, 56 to 63 the probe.
+    pub stack_size_probe: u64,
+}
+const _: () = assert!(size_of::<SmallAllocation>() == 24);
+
+impl SmallAllocation {
+    /// First size that does not fit.
+    pub const MAX_SIZE_BYTES: u64 = 1 << 28;
+    /// First probe that does not fit.
+    pub const MAX_PROBE: u16 = 1 << 8;
+
+    /// Packs the third word.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(stack: u32, size_bytes: u64, probe: u16) -> u64 {
+        stack as u64 | size_bytes << 28 | (probe as u64) << 56
+    }
+    /// Number of the stack.
+    #[must_use]
+    pub const fn stack(&self) -> u32 {
+        (self.stack_size_probe & (MAX_STACK_NUMBER - 1)) as u32
+    }
+    /// Requested size.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.stack_size_probe >> 28 & (Self::MAX_SIZE_BYTES - 1)
+    }
+    /// Which function.
+    #[must_use]
+    pub const fn probe(&self) -> u16 {
+        (self.stack_size_probe >> 56) as u16
+    }
+}
+
+/// The same as [`Free`], of a thread that has a number, if everything fits.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmallFree {
+    /// See [`kind_and_time`].
+    pub kind_and_time: u64,
+    /// See [`address_and_thread`].
+    pub address_and_thread: u64,
+}
+const _: () = assert!(size_of::<SmallFree>() == 16);
+
+/// First address that does not fit a small record.
+pub const MAX_SMALL_AVMA: u64 = 1 << 48;
+
+/// First word of a small record: its kind, and from bit 4 on `CLOCK_MONOTONIC` in
+/// nanoseconds, which 36 years after the machine's start would not fit any more.
+#[must_use]
+#[inline(always)]
+pub const fn kind_and_time(kind: u8, time_ns: u64) -> u64 {
+    kind as u64 | time_ns << 4
+}
+
+/// Second word of a small record: the address, and from bit 48 on the thread's number.
+#[must_use]
+#[inline(always)]
+pub const fn address_and_thread(address_avma: u64, thread_number: u64) -> u64 {
+    address_avma | thread_number << 48
+}
+
+/// From now on a number stands for this thread of this process image.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadNumber {
+    /// Kind, process and time.
+    pub header: Header,
+    /// Below [`MAX_THREAD_NUMBER`]; never 0, and given once.
+    pub number: u32,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+}
+const _: () = assert!(size_of::<ThreadNumber>() == 24);
 
 /// A call that frees a block, seen at its entry.
 #[repr(C)]
@@ -87,10 +209,9 @@ pub struct Free {
     pub address_avma: u64,
     /// Thread id, in the initial pid namespace.
     pub thread: u32,
-    /// Return address minus the probed instruction's address, where that fits
-    /// an `i32`, else 0. It tells calls from inside the allocator's own module
-    /// (glibc frees a dying thread's cache so) from the program's calls.
-    pub caller_distance_bytes: i32,
+    /// 1 if the function was called from its own module (glibc frees a dying thread's cache
+    /// so), and not by the program.
+    pub is_internal: u32,
 }
 const _: () = assert!(size_of::<Free>() == 32);
 
@@ -133,12 +254,12 @@ pub struct ReallocationEnd {
     pub new_address_avma: u64,
     /// What the caller asked for; `u64::MAX` where the product overflowed.
     pub size_bytes: u64,
-    /// Identity of the stack; its frames came in an earlier [`StackHeader`].
-    pub stack: u64,
+    /// As in [`Allocation`], of the new block.
+    pub interval_bytes: u64,
+    /// Number of the stack; its frames came in an earlier [`StackHeader`]. 0: lost.
+    pub stack: u32,
     /// Thread id, in the initial pid namespace.
     pub thread: u32,
-    /// Zero.
-    pub padding: u32,
 }
 const _: () = assert!(size_of::<ReallocationEnd>() == 56);
 
@@ -154,7 +275,7 @@ const _: () = assert!(size_of::<ReallocationEnd>() == 56);
 pub struct StackHeader {
     /// Kind, process and time.
     pub header: Header,
-    /// The identity that allocations refer to, unique within (target, image).
+    /// The number that allocations refer to, unique in a trace, below [`FIRST_ONCE_NUMBER`].
     pub stack: u64,
     /// When the address space was last looked at before the walk, `CLOCK_MONOTONIC`; 0
     /// if never. With [`STACK_TABLES_OLD`], frames in what was mapped after it are wrong.
@@ -198,6 +319,8 @@ pub const OUTCOME_TABLES_REPLACED: u16 = 10;
 /// A return address is null where the tables say that there is one: the base of a stack
 /// that the program has made itself, if the tables are right.
 pub const OUTCOME_NULL_RETURN: u16 = 11;
+/// The stack was not to be walked: only the caller is noted.
+pub const OUTCOME_CALLER_ONLY: u16 = 12;
 
 /// Most bytes of a stack in a [`StackCopy`].
 pub const MAX_COPY_BYTES: usize = 32 * 1024;
@@ -207,7 +330,7 @@ pub const COPY_PART_BYTES: usize = 1024;
 
 /// A part of a stack that the tables could not walk, to be walked by the collector: this
 /// header, then `byte_count` bytes of memory from [`StackCopy::start_avma`] on. Its
-/// identity is used once.
+/// number is used once.
 #[repr(C)]
 #[cfg_attr(
     feature = "user",
@@ -217,7 +340,7 @@ pub const COPY_PART_BYTES: usize = 1024;
 pub struct StackCopy {
     /// Kind, process and time.
     pub header: Header,
-    /// The identity that the allocation refers to.
+    /// The number that the allocation refers to, from [`FIRST_ONCE_NUMBER`] on.
     pub stack: u64,
     /// Where the allocator's function returned to.
     pub return_avma: u64,

@@ -10,21 +10,24 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        ArgumentIndex, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
-        COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, NO_ARGUMENT, Target,
-        ThreadState,
+        ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
+        COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT,
+        OverflowKey, Target, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
-        KIND_REALLOCATION_END, ReallocationBegin, ReallocationEnd,
+        KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
+        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin, ReallocationEnd,
+        SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
     },
 };
-use memscope_ebpf::{Entry, classify_entry, is_return_of, product_bytes};
+use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
 
 use crate::{
     emit,
-    maps::{EPOCHS, NEW_THREAD, TARGETS, THREADS},
+    maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
+    overflow, sample,
     stack::{self, CallerRegisters},
 };
 
@@ -40,7 +43,11 @@ impl Hit {
     #[inline(always)]
     fn new(context: *mut core::ffi::c_void) -> Option<Self> {
         // SAFETY: the helper reads the cookie of the link that called this program.
-        let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
+        Self::of(Cookie(unsafe { bpf_get_attach_cookie(context) }))
+    }
+
+    #[inline(always)]
+    fn of(cookie: Cookie) -> Option<Self> {
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
         let image = EPOCHS.get(index)?.image;
@@ -59,14 +66,14 @@ impl Hit {
     }
 
     #[inline(always)]
-    fn header(&self, kind: u8) -> Header {
+    fn header(&self, kind: u8, time_ns: u64) -> Header {
         Header {
             kind,
             padding: 0,
             probe: self.cookie.probe(),
             image: self.image as u16,
             target: self.cookie.target(),
-            time_ns: emit::now_ns(),
+            time_ns,
         }
     }
 }
@@ -110,14 +117,41 @@ fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
     THREADS.get_ptr_mut(pid_tgid)
 }
 
-/// Entry of a function that returns a block.
+/// The thread's number in small records; 0 if it has none. It is told before its first use.
 #[inline(always)]
-pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
+fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: u64) -> u64 {
+    if state.number != 0 && state.numbered_image == u64::from(hit.image) {
+        return state.number;
+    }
+    new_number(state, hit.header(KIND_THREAD_NUMBER, time_ns), hit.thread())
+}
+
+/// Never inlined, so that the verifier need not follow it together with each of the paths
+/// that lead here.
+#[inline(never)]
+fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
+    state.number = 0;
+    let Some(given) = NUMBERS.get_ptr_mut(NUMBER_OF_THREADS) else { return 0 };
+    // SAFETY: an element of an array map.
+    if unsafe { read_volatile(given) } >= MAX_THREAD_NUMBER - 1 {
+        return 0;
+    }
+    let number = emit::next(given) + 1;
+    let record = ThreadNumber { header, number: number as u32, thread };
+    if number < MAX_THREAD_NUMBER && emit::send_if_room(record) {
+        state.number = number;
+        state.numbered_image = u64::from(header.image);
+    }
+    state.number
+}
+
+/// Entry of a function that returns a block. None if its return is of no interest.
+#[inline(always)]
+pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
     let hit = Hit::new(context.as_ptr())?;
     if !hit.enabled() {
         return None;
     }
-    emit::count(COUNTER_HITS);
     let Some(state) = thread_state(hit.pid_tgid) else {
         emit::lose(COUNTER_THREAD_TABLE_FULL);
         debug!(context, "thread table full at thread {}", hit.thread());
@@ -140,28 +174,40 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<()> {
         product_bytes(size_bytes, argument(context, arguments.count))
     };
     state.block_avma = argument(context, arguments.block);
-    state.result_slot_avma = argument(context, arguments.result_slot);
     state.sp_avma = sp_avma;
+    if emit::settings().samples != 0 {
+        let target = hit.cookie.target();
+        state.follow = sample::decide(state, target, state.size_bytes, state.block_avma);
+        // SAFETY: as in `enabled`.
+        let is_single = unsafe { (*hit.target).single_allocator != 0 };
+        if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
+            return None;
+        }
+        if state.follow & FOLLOW_OLD == 0 {
+            state.block_avma = 0;
+        }
+    }
+    state.result_slot_avma = argument(context, arguments.result_slot);
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
     state.cookie = hit.cookie.0;
     if state.block_avma != 0 {
         let record = ReallocationBegin {
-            header: hit.header(KIND_REALLOCATION_BEGIN),
+            header: hit.header(KIND_REALLOCATION_BEGIN, emit::now_ns()),
             old_address_avma: state.block_avma,
             thread: hit.thread(),
             padding: 0,
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
-    Some(())
+    Some(hit.cookie)
 }
 
 /// Return of a function that returns a block. Not asked whether recording is on:
 /// a call that was entered while it was on is followed to its end.
 #[inline(always)]
-pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
-    let hit = Hit::new(context.as_ptr())?;
+pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> {
+    let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
     // SAFETY: as in `entered`.
@@ -169,8 +215,11 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
     if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
         return None;
     }
-    emit::count(COUNTER_HITS);
     state.cookie = 0;
+    let samples = emit::settings().samples != 0;
+    if samples && state.follow == FOLLOW_NOTHING {
+        return None;
+    }
     let address_avma = if state.result_slot_avma == 0 {
         registers.rax
     } else if registers.rax as u32 != 0 {
@@ -185,47 +234,152 @@ pub(crate) fn returned(context: &RetProbeContext) -> Option<()> {
             }
         }
     };
-    let header = hit.header(KIND_ALLOCATION);
+    if samples && !keep_account(state, hit.cookie.target(), address_avma) {
+        return None;
+    }
+    let header = hit.header(KIND_ALLOCATION, emit::now_ns());
+    if samples && state.follow == FOLLOW_OLD {
+        return end_of_drawn(state, &hit, header, address_avma);
+    }
     // Volatile, as in `argument`.
     // SAFETY: as in `entered`.
-    let caller = unsafe {
-        CallerRegisters {
-            return_avma: read_volatile(&raw const registers.rip),
-            sp_avma: read_volatile(&raw const registers.rsp),
-            rbp: read_volatile(&raw const registers.rbp),
-            rbx: read_volatile(&raw const registers.rbx),
-            r12_to_r15: [
-                read_volatile(&raw const registers.r12),
-                read_volatile(&raw const registers.r13),
-                read_volatile(&raw const registers.r14),
-                read_volatile(&raw const registers.r15),
-            ],
-        }
-    };
-    let stack = stack::capture(state, &caller, header);
-    if state.block_avma == 0 {
-        let record = Allocation {
-            header,
-            address_avma,
-            size_bytes: state.size_bytes,
-            stack,
-            thread: hit.thread(),
-            padding: 0,
+    let return_avma = unsafe { read_volatile(&raw const registers.rip) };
+    let stack = if emit::settings().caller_only != 0 {
+        stack::capture_caller(state, return_avma, header)
+    } else {
+        // SAFETY: as above.
+        let caller = unsafe {
+            CallerRegisters {
+                return_avma,
+                sp_avma: read_volatile(&raw const registers.rsp),
+                rbp: read_volatile(&raw const registers.rbp),
+                rbx: read_volatile(&raw const registers.rbx),
+                r12_to_r15: [
+                    read_volatile(&raw const registers.r12),
+                    read_volatile(&raw const registers.r13),
+                    read_volatile(&raw const registers.r14),
+                    read_volatile(&raw const registers.r15),
+                ],
+            }
         };
-        emit::send(record, COUNTER_LOST_ALLOCATION);
+        stack::capture(state, &caller, header)
+    };
+    if state.block_avma == 0 {
+        send_allocation(state, &hit, header, address_avma, stack);
     } else {
         let record = ReallocationEnd {
             header: Header { kind: KIND_REALLOCATION_END, ..header },
             old_address_avma: state.block_avma,
             new_address_avma: address_avma,
             size_bytes: state.size_bytes,
+            interval_bytes: interval_of(state),
             stack,
             thread: hit.thread(),
-            padding: 0,
         };
-        emit::send(record, COUNTER_LOST_REALLOCATION);
+        if !emit::send(record, COUNTER_LOST_REALLOCATION) {
+            count_lost(header, address_avma, state.size_bytes, stack);
+        }
     }
+    overflow::pause_if_needed(hit.cookie.target());
     Some(())
+}
+
+/// Remembers the blocks that were drawn and live now, before the caller has the new one. False
+/// if there is no room, which is counted.
+#[inline(always)]
+fn keep_account(state: &ThreadState, target: u16, address_avma: u64) -> bool {
+    if address_avma != 0 {
+        return state.follow & FOLLOW_NEW == 0 || sample::remember(target, address_avma);
+    }
+    let lives_on = state.follow & FOLLOW_OLD != 0 && state.size_bytes != 0;
+    !lives_on || sample::remember(target, state.block_avma)
+}
+
+/// Mean distance of samples when the call's block was drawn; 0 if every block is recorded.
+#[inline(always)]
+fn interval_of(state: &ThreadState) -> u64 {
+    if emit::settings().samples == 0 { 0 } else { state.interval_bytes }
+}
+
+/// Return of a reallocation of a block that was drawn, whose new block was not: all that is
+/// recorded is that the old one has ended, if it has.
+#[inline(always)]
+fn end_of_drawn(
+    state: &mut ThreadState,
+    hit: &Hit,
+    header: Header,
+    address_avma: u64,
+) -> Option<()> {
+    let has_failed = address_avma == 0 && state.size_bytes != 0;
+    let record = ReallocationEnd {
+        header: Header { kind: KIND_REALLOCATION_END, ..header },
+        old_address_avma: state.block_avma,
+        new_address_avma: 0,
+        size_bytes: if has_failed { state.size_bytes } else { 0 },
+        interval_bytes: 0,
+        stack: 0,
+        thread: hit.thread(),
+    };
+    emit::send(record, COUNTER_LOST_REALLOCATION);
+    Some(())
+}
+
+/// In as few words as it fits in.
+#[inline(always)]
+fn send_allocation(
+    state: &mut ThreadState,
+    hit: &Hit,
+    header: Header,
+    address_avma: u64,
+    stack: u32,
+) {
+    state.allocated_block_avma = address_avma;
+    let number = number_of(state, hit, header.time_ns);
+    let probe = hit.cookie.probe();
+    let interval_bytes = interval_of(state);
+    let is_small = number != 0
+        && interval_bytes == 0
+        && address_avma < MAX_SMALL_AVMA
+        && state.size_bytes < SmallAllocation::MAX_SIZE_BYTES
+        && probe < SmallAllocation::MAX_PROBE;
+    if is_small {
+        let words = [
+            kind_and_time(KIND_SMALL_ALLOCATION, header.time_ns),
+            address_and_thread(address_avma, number),
+            SmallAllocation::pack(stack, state.size_bytes, probe),
+        ];
+        if !emit::send_small(words, COUNTER_LOST_ALLOCATION) {
+            count_lost(header, address_avma, state.size_bytes, stack);
+        }
+        return;
+    }
+    let record = Allocation {
+        header,
+        address_avma,
+        size_bytes: state.size_bytes,
+        interval_bytes,
+        stack,
+        thread: hit.thread(),
+    };
+    if !emit::send(record, COUNTER_LOST_ALLOCATION) {
+        count_lost(header, address_avma, state.size_bytes, stack);
+    }
+}
+
+/// The sums of a lost allocation's stack stay exact. Where blocks are sampled, what is lost is
+/// a sample, and all calls are counted anyhow.
+#[inline(always)]
+fn count_lost(header: Header, address_avma: u64, size_bytes: u64, stack: u32) {
+    if address_avma != 0 && emit::settings().samples == 0 {
+        let key = OverflowKey { target: header.target, image: header.image, stack };
+        overflow::count(key, size_bytes);
+    }
+}
+
+/// Whether nothing of the call under way would have been recorded.
+#[inline(always)]
+pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
+    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
 }
 
 /// Whether a hit is inside another call that was seen to begin and has not returned.
@@ -238,6 +392,10 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
         Entry::TailCall => {
             state.tail_probe = u64::from(hit.cookie.probe());
             true
+        }
+        Entry::OutermostAfterLostReturn if is_unrecorded(state) => {
+            state.cookie = 0;
+            false
         }
         Entry::OutermostAfterLostReturn => {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
@@ -262,9 +420,14 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if address_avma == 0 {
         return None;
     }
-    emit::count(COUNTER_HITS);
+    if emit::settings().samples != 0 && !sample::forget(hit.cookie.target(), address_avma) {
+        sample::drop_free();
+        return None;
+    }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
+    let time_ns = emit::now_ns();
+    let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = thread_state(hit.pid_tgid) {
         // SAFETY: as in `entered`.
@@ -279,20 +442,35 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         }
         state.freed_block_avma = address_avma;
         state.freed_probe = u64::from(hit.cookie.probe());
+        is_known = state.allocated_block_avma == address_avma;
+        state.allocated_block_avma = 0;
+        number = number_of(state, &hit, time_ns);
     }
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);
-    let distance = return_avma.wrapping_sub(registers.rip) as i64;
-    let record = Free {
-        header: hit.header(KIND_FREE),
-        address_avma,
-        thread: hit.thread(),
-        caller_distance_bytes: if distance == i64::from(distance as i32) {
-            distance as i32
-        } else {
-            0
-        },
-    };
-    emit::send(record, COUNTER_LOST_FREE);
+    // Who frees matters only for blocks that nobody knows, and this thread has just got it.
+    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, registers.rsp);
+    if number != 0 && address_avma < MAX_SMALL_AVMA {
+        let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
+        let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), 0];
+        emit::send_small(words, COUNTER_LOST_FREE);
+    } else {
+        let record = Free {
+            header: hit.header(KIND_FREE, time_ns),
+            address_avma,
+            thread: hit.thread(),
+            is_internal: is_internal.into(),
+        };
+        emit::send(record, COUNTER_LOST_FREE);
+    }
+    overflow::pause_if_needed(hit.cookie.target());
     Some(())
+}
+
+/// Whether the probed function was called by code of its own module.
+#[inline(always)]
+fn is_called_by_module(hit: &Hit, probe_avma: u64, sp_avma: u64) -> bool {
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    let return_avma = unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0);
+    SURROUNDINGS
+        .get(u32::from(hit.cookie.probe()))
+        .is_some_and(|surroundings| is_internal_call(surroundings, probe_avma, return_avma))
 }

@@ -63,7 +63,8 @@ pub(crate) fn is_allowed(target: u32, now_ns: u64) -> bool {
     // take one ration twice.
     unsafe {
         let due_ns = *next;
-        if due_ns > now_ns + BURST * INTERVAL_NS
+        if (*consumer).copy_limit_bytes == 0
+            || due_ns > now_ns + BURST * INTERVAL_NS
             || EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > u64::from((*consumer).copy_limit_bytes)
         {
             return false;

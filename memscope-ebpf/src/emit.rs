@@ -3,18 +3,33 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use core::arch::asm;
+use core::{
+    arch::asm,
+    ptr::{read_volatile, write_volatile},
+};
 use memscope_common::{
     control::{
-        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, COUNTER_RECORDED, CpuCounters,
+        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, CpuCounters, SPARE_SLOTS, Settings,
         StackRecord,
     },
     record::{Header, KIND_LOSS, Loss, MAX_FRAMES, StackHeader},
 };
 
-use crate::maps::{CONSUMER, COUNTERS, EVENTS};
+use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
+
+/// Written by the loader.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings =
+    Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, padding: 0 };
+
+/// What was asked for.
+#[inline(always)]
+pub(crate) fn settings() -> Settings {
+    // SAFETY: a constant of the object, written before it was loaded.
+    unsafe { read_volatile(&raw const SETTINGS) }
+}
 
 /// The clock of all records.
 #[inline(always)]
@@ -25,11 +40,22 @@ pub(crate) fn now_ns() -> u64 {
 
 /// Adds without losing increments to a task that preempts this one on its CPU.
 #[inline(always)]
-fn add(counter: *mut u64, increment: u64) {
+pub(crate) fn add(counter: *mut u64, increment: u64) {
     // Inline assembly, because `AtomicU64::fetch_add` does not exist for a target
     // without compare-and-swap.
     // SAFETY: `counter` points to an aligned u64 of a map value.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) increment) }
+}
+
+/// Adds 1 and gives the value from before, as one step.
+#[inline(always)]
+pub(crate) fn next(counter: *mut u64) -> u64 {
+    let mut value: u64 = 1;
+    // SAFETY: `counter` points to an aligned u64 of a map value.
+    unsafe {
+        asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value)
+    }
+    value
 }
 
 /// Takes the value and leaves 0, as one step.
@@ -131,7 +157,76 @@ fn send_waking<T: 'static>(
     };
     fill(place.as_mut_ptr());
     place.submit(wake_up());
-    count_on(cpu, COUNTER_RECORDED);
+    true
+}
+
+/// Puts a small record into a slot of this CPU, or counts its loss under `cause`; true if it
+/// has one. That it was attempted is told by the head of the CPU's slots. Nothing is called and nothing locked:
+/// this is where most of an event's cost would be.
+#[inline(always)]
+pub(crate) fn send_small(words: [u64; 3], cause: u32) -> bool {
+    let Some(counters) = counters() else { return false };
+    tell_losses(counters);
+    // SAFETY: the helper takes nothing.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let slots_log2 = settings().slots_log2 & 31;
+    let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return false };
+    // SAFETY: an element of an array map, whose words are read and written whole.
+    let (taken, read) =
+        unsafe { (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail)) };
+    let waiting = taken.wrapping_sub(read);
+    if waiting + SPARE_SLOTS >= 1 << slots_log2 {
+        count_on(counters, COUNTER_ATTEMPTED);
+        note_loss(counters, cause);
+        return false;
+    }
+    // Another task can have come between; each gets a slot of its own.
+    // SAFETY: as above.
+    let number = next(unsafe { &raw mut (*ring).head });
+    let index = cpu << slots_log2 | number as u32 & ((1 << slots_log2) - 1);
+    let Some(slot) = SLOTS.get_ptr_mut(index) else { return false };
+    // SAFETY: as above. The sequence is written last: on x86-64 others see writes in order.
+    unsafe {
+        write_volatile(&raw mut (*slot).words[0], words[0]);
+        write_volatile(&raw mut (*slot).words[1], words[1]);
+        write_volatile(&raw mut (*slot).words[2], words[2]);
+        write_volatile(&raw mut (*slot).sequence, number + 1);
+    }
+    wake_for_slots(waiting);
+    true
+}
+
+/// Wakes a reader that sleeps while many slots wait for it.
+#[inline(always)]
+fn wake_for_slots(waiting: u64) {
+    let Some(consumer) = CONSUMER.get_ptr_mut(0) else { return };
+    // SAFETY: as in `wake_up`.
+    unsafe {
+        if (*consumer).waiting == 0 || waiting < u64::from((*consumer).watermark_slots) {
+            return;
+        }
+        (*consumer).waiting = 0;
+    }
+    wake();
+}
+
+/// Wakes the reader. Only the ring buffer can; a record that is given up does it as well.
+#[inline(always)]
+pub(crate) fn wake() {
+    if let Some(place) = EVENTS.reserve::<u64>(0) {
+        place.discard(u64::from(BPF_RB_FORCE_WAKEUP));
+    }
+}
+
+/// Sends a record that can be done without if there is no room for it: then it was never
+/// attempted. True if it was sent.
+#[inline(always)]
+pub(crate) fn send_if_room<T: 'static>(record: T) -> bool {
+    let Some(cpu) = counters() else { return false };
+    let Some(mut place) = EVENTS.reserve::<T>(0) else { return false };
+    place.write(record);
+    place.submit(u64::from(BPF_RB_NO_WAKEUP));
+    count_on(cpu, COUNTER_ATTEMPTED);
     true
 }
 
@@ -154,7 +249,6 @@ pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
         note_loss(cpu, COUNTER_LOST_STACK);
         return false;
     }
-    count_on(cpu, COUNTER_RECORDED);
     true
 }
 
@@ -185,7 +279,6 @@ fn tell_losses(cpu: *mut CpuCounters) {
     });
     place.submit(u64::from(BPF_RB_NO_WAKEUP));
     count_on(cpu, COUNTER_ATTEMPTED);
-    count_on(cpu, COUNTER_RECORDED);
 }
 
 /// A wake-up costs more than all the rest of a record, so it is spent only on a

@@ -5,7 +5,7 @@
 
 pub mod unwind;
 
-use memscope_common::control::Cookie;
+use memscope_common::control::{Cookie, GAP_STEPS, Gaps, ProbeSurroundings};
 
 /// What an entry probe has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,19 @@ pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma
     outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
 }
 
+/// Whether a probed function was called by its own module.
+#[must_use]
+#[inline(always)]
+pub const fn is_internal_call(
+    surroundings: &ProbeSurroundings,
+    probe_avma: u64,
+    return_avma: u64,
+) -> bool {
+    let start_avma = probe_avma.wrapping_sub(surroundings.before_bytes as u64);
+    let length_bytes = surroundings.before_bytes as u64 + surroundings.after_bytes as u64;
+    return_avma.wrapping_sub(start_avma) < length_bytes
+}
+
 /// `size` times `count`; `u64::MAX` if that overflows, as no block can be so large.
 #[must_use]
 #[inline(always)]
@@ -77,6 +90,33 @@ pub fn product_bytes(size: u64, count: u64) -> u64 {
     let low = (large & 0xffff_ffff) * small;
     let sum = (high << 32).wrapping_add(low);
     if sum < low { u64::MAX } else { sum }
+}
+
+/// The next random number of a thread (xorshift64, Marsaglia 2003). The state is never 0.
+#[must_use]
+#[inline(always)]
+pub fn next_random(state: u64) -> u64 {
+    let mut next = if state == 0 { 0x9e37_79b9_7f4a_7c15 } else { state };
+    next ^= next << 13;
+    next ^= next >> 7;
+    next ^= next << 17;
+    next
+}
+
+/// Bytes until the next one that is drawn: an exponentially distributed number with the mean
+/// `interval_bytes`, by the inverse of the distribution, linear between its quantiles. At
+/// least 1.
+#[must_use]
+#[inline(always)]
+pub fn gap_bytes(gaps: &Gaps, random: u64, interval_bytes: u64) -> u64 {
+    let step = (random >> 52) as usize & (GAP_STEPS - 1);
+    let fraction = random >> 36 & 0xffff;
+    let (low, high) = (u64::from(gaps.quantiles[step]), u64::from(gaps.quantiles[step + 1]));
+    let quantile = low + (high.wrapping_sub(low).wrapping_mul(fraction) >> 16);
+    // By halves, as the product of the whole can have more than 64 bits.
+    let whole = (interval_bytes >> 16) * quantile;
+    let rest = (interval_bytes & 0xffff) * quantile >> 16;
+    whole + rest + 1
 }
 
 /// Start value of a stack's identity; makes stacks of different address spaces differ,
@@ -158,6 +198,27 @@ mod tests {
         assert!(is_return_of(cookie(1), 0x7000, cookie(1), 0x7008));
         assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
         assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
+    }
+
+    #[test]
+    fn calls_from_within_the_code_around_the_probe_are_internal() {
+        let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200 };
+        for (return_avma, expected) in [
+            (0x8eff, false),
+            (0x8f00, true),
+            (0x9000, true),
+            (0x91ff, true),
+            (0x9200, false),
+            (0, false),
+        ] {
+            assert_eq!(
+                is_internal_call(&around, 0x9000, return_avma),
+                expected,
+                "{return_avma:#x}"
+            );
+        }
+        let unknown = ProbeSurroundings::default();
+        assert!(!is_internal_call(&unknown, 0x9000, 0x9000));
     }
 
     #[test]

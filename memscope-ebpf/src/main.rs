@@ -9,14 +9,22 @@ mod alloc;
 mod copy;
 mod emit;
 mod maps;
+mod overflow;
 mod process;
+mod sample;
+mod sent;
+mod session;
 mod stack;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
+    EbpfContext as _,
+    helpers::bpf_get_attach_cookie,
     macros::{btf_tracepoint, uprobe, uretprobe},
     programs::{BtfTracePointContext, ProbeContext, RetProbeContext},
 };
-use memscope_common::CONTRACT_VERSION;
+use memscope_common::{CONTRACT_VERSION, control::Cookie};
 
 /// Read from the object by the loader.
 #[unsafe(no_mangle)]
@@ -26,6 +34,29 @@ static MEMSCOPE_CONTRACT_VERSION: u32 = CONTRACT_VERSION;
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Entry and return of malloc and its like, where the kernel has uprobe sessions. At the
+/// entry, 1 means that the return is of no interest, and costs nothing. No macro makes this
+/// one, because theirs give 0 always; the collector loads it, as aya knows no sessions.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn allocation_session(context: *mut c_void) -> u32 {
+    let kept = session::cookie(context);
+    // SAFETY: the kernel's word for this call.
+    let entered = Cookie(unsafe { kept.read() });
+    if entered.0 != 0 {
+        alloc::returned(&RetProbeContext::new(context), entered);
+        return 0;
+    }
+    match alloc::entered(&ProbeContext::new(context)) {
+        Some(cookie) => {
+            // SAFETY: as above. No cookie is 0.
+            unsafe { kept.write(cookie.0) };
+            0
+        }
+        None => 1,
+    }
+}
 
 /// Entry of malloc and its like.
 #[uprobe]
@@ -37,7 +68,9 @@ fn allocation_entered(context: ProbeContext) -> u32 {
 /// Return of malloc and its like.
 #[uretprobe]
 fn allocation_returned(context: RetProbeContext) -> u32 {
-    alloc::returned(&context);
+    // SAFETY: the helper reads the cookie of the link that called this program.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+    alloc::returned(&context, cookie);
     0
 }
 

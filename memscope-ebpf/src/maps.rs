@@ -10,14 +10,25 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use memscope_common::{
-    control::{Consumer, CpuCounters, MAX_TARGETS, Target, ThreadState},
+    control::{
+        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, Overflow, OverflowKey,
+        ProbeSurroundings, Sampling, Slot, Target, ThreadState,
+    },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
 
-/// All records, in the order in which their places were reserved. The loader sets
-/// the size. Full: the record is lost and counted.
+/// All records but the small ones. The loader sets the size. Full: the record is lost and counted.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(16 * 1024 * 1024, 0);
+
+/// Small records, of each CPU its own. The loader sets how many. Full: the record is lost and
+/// counted.
+#[map]
+pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1 << 10, BPF_F_MMAPABLE);
+
+/// How far the slots of each CPU are taken and read. The loader sets how many CPUs there are.
+#[map]
+pub(crate) static CPU_RINGS: Array<CpuRing> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What is counted, per CPU. One element.
 #[map]
@@ -50,8 +61,8 @@ pub(crate) static THREADS: HashMap<u64, ThreadState> =
 #[map]
 pub(crate) static NEW_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
 
-/// Identities of stacks already sent, in groups of [`SENT_GROUP_WORDS`]. A full group
-/// forgets one of its stacks, whose frames are sent again when next seen. One element.
+/// Stacks that have a number, in groups of [`SENT_GROUP_WORDS`]; see `sent`. A full group
+/// forgets one of its stacks, which gets another number when next seen. One element.
 #[map]
 pub(crate) static SENT_STACKS: Array<SentStacks> = Array::with_max_entries(1, 0);
 
@@ -65,6 +76,47 @@ pub(crate) const SENT_GROUP_WORDS: usize = 4;
 pub(crate) struct SentStacks {
     pub(crate) words: [u64; SENT_WORDS],
 }
+
+/// How many numbers were given, by the `NUMBER_OF_` constants.
+#[map]
+pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(3, 0);
+
+/// Stacks that can come again.
+pub(crate) const NUMBER_OF_STACKS: u32 = 0;
+/// Stacks that are used once.
+pub(crate) const NUMBER_OF_COPIES: u32 = 1;
+/// Threads.
+pub(crate) const NUMBER_OF_THREADS: u32 = 2;
+
+/// Allocations that found no room, by stack. Full: they are counted as lost only.
+#[map]
+pub(crate) static OVERFLOWS: HashMap<OverflowKey, Overflow> =
+    HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+
+/// Targets that were stopped since the collector looked here last: 1.
+#[map]
+pub(crate) static PAUSED: Array<u64> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
+
+/// How blocks are drawn. One element.
+#[map]
+pub(crate) static SAMPLING: Array<Sampling> = Array::with_max_entries(1, 0);
+
+/// What distances between samples are made of. One element.
+#[map]
+pub(crate) static GAPS: Array<Gaps> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What is counted exactly although blocks are sampled, per CPU. One element.
+#[map]
+pub(crate) static EXACT: PerCpuArray<ExactCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Blocks that were drawn and have not ended, by target and address; see `sample`. Full: a
+/// further one is lost and counted.
+#[map]
+pub(crate) static SAMPLED: HashMap<u64, u8> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// Where the code of a probe's module lies, by probe.
+#[map]
+pub(crate) static SURROUNDINGS: Array<ProbeSurroundings> = Array::with_max_entries(1 << 16, 0);
 
 /// Which tables a target's stacks are walked by.
 #[map]

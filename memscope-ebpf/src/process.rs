@@ -17,6 +17,7 @@ use memscope_common::{
 use memscope_ebpf::may_unmap;
 
 use crate::{
+    alloc::is_unrecorded,
     emit,
     maps::{EPOCHS, PROCESSES, TARGETS, THREADS},
 };
@@ -68,8 +69,8 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
 pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(state) = THREADS.get_ptr(pid_tgid) {
-        // SAFETY: this thread's own map value.
-        if unsafe { (*state).cookie } != 0 {
+        // SAFETY: this thread's own map value, here and in the next.
+        if unsafe { (*state).cookie } != 0 && !is_unrecorded(unsafe { &*state }) {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
             debug!(context, "thread {} ended inside an allocator call", pid_tgid as u32);
         }

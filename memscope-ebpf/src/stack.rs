@@ -1,7 +1,7 @@
-//! Walks the stack of the current thread and gives it an identity.
+//! Walks the stack of the current thread and gives it a number.
 //!
 //! This is the door behind which stacks are made: [`capture`] takes the registers at a
-//! call's return and gives an identity whose frames have been sent. Each step is
+//! call's return and gives the number of a stack whose frames have been sent. Each step is
 //! [`memscope_ebpf::unwind::step`]; what is here finds its rule and its memory.
 
 use core::{
@@ -18,9 +18,9 @@ use aya_ebpf::helpers::{
     },
 };
 use memscope_common::{
-    control::{ThreadState, WINDOW_WORDS},
+    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS},
     record::{
-        Header, KIND_STACK, MAX_FRAMES, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
+        Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
         OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
@@ -37,10 +37,8 @@ use memscope_ebpf::{
 
 use crate::{
     copy, emit,
-    maps::{
-        CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SENT_GROUP_WORDS, SENT_STACKS,
-        SENT_WORDS, SPACES, SentStacks,
-    },
+    maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
+    sent,
 };
 
 /// Written by the loader.
@@ -76,9 +74,9 @@ struct Tools {
     cache: *mut RuleCache,
 }
 
-/// Walks, sends the frames if they were not sent before, and gives the identity.
+/// Walks, sends the frames if they were not sent before, and gives the stack's number.
 #[inline(always)]
-pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header: Header) -> u64 {
+pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
@@ -93,44 +91,80 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     let tables_read_ns = walk_up(state, &header, target);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
-    let mut stack = mix(mix(walk.hash, walk.outcome), walk.flags);
+    let identity = mix(mix(walk.hash, walk.outcome), walk.flags);
     let walked_bytes = walk.frame.sp_avma.wrapping_sub(caller.sp_avma);
     if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
-        let unique = mix(mix(stack, header.time_ns), caller.sp_avma);
-        if copy::send(caller, header, unique, outcome, flags) {
-            return unique;
+        let number = sent::number_for_once();
+        if copy::send(caller, header, number, outcome, flags) {
+            return number as u32;
         }
     }
     // SAFETY: `state` is this thread's own live map value.
-    if unsafe { (*state).last_stack } == stack {
-        return stack;
-    }
-    // 0 is an empty place.
-    stack |= u64::from(stack == 0);
-    if !was_sent(stack) {
-        let frame_count = (walk.frame_count as u32).min(MAX_FRAMES as u32);
-        // SAFETY: as above.
-        unsafe {
-            (*state).stack.header = StackHeader {
-                header: Header { kind: KIND_STACK, ..header },
-                stack,
-                tables_read_ns,
-                outcome,
-                flags,
-                frame_count,
-            };
+    unsafe {
+        if (*state).last_stack == identity {
+            return (*state).last_stack_number as u32;
         }
+        (*state).stack.header = StackHeader {
+            header: Header { kind: KIND_STACK, ..header },
+            stack: 0,
+            tables_read_ns,
+            outcome,
+            flags,
+            frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
+        };
+    }
+    announce(state, identity)
+}
+
+/// Notes the caller only.
+#[inline(always)]
+pub(crate) fn capture_caller(state: *mut ThreadState, return_avma: u64, header: Header) -> u32 {
+    let removals = match EPOCHS.get_ptr(u32::from(header.target)) {
+        // SAFETY: points to an element of an array map, which is never removed.
+        Some(epoch) => unsafe { read_volatile(&raw const (*epoch).removals) },
+        None => 0,
+    };
+    let identity = mix(stack_seed(header.target, header.image, removals), return_avma);
+    // SAFETY: `state` is this thread's own live map value.
+    unsafe {
+        if (*state).last_stack == identity {
+            return (*state).last_stack_number as u32;
+        }
+        (*state).stack.frames_avma[0] = return_avma;
+        (*state).stack.header = StackHeader {
+            header: Header { kind: KIND_STACK, ..header },
+            stack: 0,
+            tables_read_ns: 0,
+            outcome: OUTCOME_CALLER_ONLY,
+            flags: 0,
+            frame_count: 1,
+        };
+    }
+    announce(state, identity)
+}
+
+/// Gives the stack in `state` its number, and sends its frames if they were not sent before.
+#[inline(always)]
+fn announce(state: *mut ThreadState, identity: u64) -> u32 {
+    // SAFETY: `state` is this thread's own live map value.
+    let state = unsafe { &mut *state };
+    let numbered = sent::number_of(identity, state.stack.header.header.time_ns);
+    if numbered.number == 0 {
+        emit::lose(COUNTER_LOST_STACK);
+        return 0;
+    }
+    if !numbered.is_sent {
+        state.stack.header.stack = numbered.number;
         // Marked as sent only once it was.
-        // SAFETY: as above.
-        if !emit::send_stack(unsafe { &raw const (*state).stack }, frame_count) {
-            return stack;
+        if !emit::send_stack(&raw const state.stack, state.stack.header.frame_count) {
+            return numbered.number as u32;
         }
-        mark_sent(stack, header.time_ns);
+        numbered.mark_sent();
     }
-    // SAFETY: as above.
-    unsafe { (*state).last_stack = stack };
-    stack
+    state.last_stack = identity;
+    state.last_stack_number = numbered.number;
+    numbered.number as u32
 }
 
 /// Walks as far as it goes; when the address space was looked at for its tables, or 0.
@@ -470,59 +504,4 @@ fn kernel_word(base: u64, offset: u32) -> u64 {
         );
     }
     word
-}
-
-/// First place of a stack in the table of those sent.
-#[inline(always)]
-fn sent_group(stack: u64) -> usize {
-    (stack >> 32) as usize & (SENT_WORDS - SENT_GROUP_WORDS) & !(SENT_GROUP_WORDS - 1)
-}
-
-#[inline(always)]
-fn was_sent(stack: u64) -> bool {
-    let Some(sent) = SENT_STACKS.get_ptr(0) else { return false };
-    let group = sent_group(stack);
-    for place in 0..SENT_GROUP_WORDS {
-        // SAFETY: the place is one of the table; words are read and written whole.
-        if unsafe { read_volatile(sent_place(sent, group + place)) } == stack {
-            return true;
-        }
-    }
-    false
-}
-
-/// A place of the table, by its index.
-#[inline(always)]
-fn sent_place(sent: *const SentStacks, index: usize) -> *mut u64 {
-    let mut offset = index * 8;
-    // LLVM sees that the mask changes nothing and drops it, and makes of the sums before
-    // it an `or`. Verifiers before Linux 6.10 know nothing of the `or` of two registers.
-    // SAFETY: it changes nothing but its operand.
-    unsafe {
-        asm!(
-            "{0} &= {mask}",
-            inout(reg) offset,
-            mask = const (SENT_WORDS - 1) * 8,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    // SAFETY: the mask is the offset of the last place.
-    unsafe { (&raw const (*sent).words).cast::<u8>().add(offset).cast::<u64>().cast_mut() }
-}
-
-/// Takes an empty place of the group, or else that of any.
-#[inline(always)]
-fn mark_sent(stack: u64, time_ns: u64) {
-    let Some(sent) = SENT_STACKS.get_ptr_mut(0) else { return };
-    let group = sent_group(stack);
-    let mut chosen = group + (time_ns >> 10) as usize % SENT_GROUP_WORDS;
-    for place in 0..SENT_GROUP_WORDS {
-        // SAFETY: as above.
-        if unsafe { read_volatile(sent_place(sent, group + place)) } == 0 {
-            chosen = group + place;
-            break;
-        }
-    }
-    // SAFETY: as above.
-    unsafe { write_volatile(sent_place(sent, chosen), stack) };
 }

@@ -4,12 +4,19 @@
 use std::{path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValue};
+use clap::{
+    ArgAction, Args, Parser, Subcommand,
+    builder::{PossibleValue, TypedValueParser},
+};
 
 use crate::{
     export::{Format, Weight},
+    model::{AttachMethod, OnOverflow, StackMode},
     reports::View,
 };
+
+/// What memscope calls itself with to be the guard of targets that it may stop.
+pub const GUARD_COMMAND: &str = "resume-guard";
 
 /// Size of the ring buffer unless another is given: about a second of a loop that does
 /// nothing but allocate.
@@ -43,6 +50,9 @@ pub enum Command {
     Verify(FileOptions),
     /// Say what this kernel and a process allow, and why not
     Doctor(DoctorOptions),
+    /// Let stopped targets go on when memscope is gone; memscope itself calls this
+    #[command(name = GUARD_COMMAND, hide = true)]
+    ResumeGuard,
 }
 
 /// Options of `memscope trace`.
@@ -61,6 +71,21 @@ pub struct TraceOptions {
     /// Size of the buffer between kernel and memscope, a power of two
     #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
     pub ring_buffer: ByteSize,
+    /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)
+    #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
+    pub sample: Option<ByteSize>,
+    /// Draw the sample by this number, not by the clock
+    #[arg(long, value_name = "NUMBER", requires = "sample")]
+    pub seed: Option<u32>,
+    /// How much of each call chain is recorded: not walking stacks makes a traced call cheaper
+    #[arg(long, value_name = "HOW", default_value = StackMode::Full.name(), value_parser = stack_modes())]
+    pub stacks: StackMode,
+    /// What to do when allocations come faster than they can be recorded
+    #[arg(long, value_name = "WHAT", default_value = OnOverflow::Count.name(), value_parser = on_overflow())]
+    pub on_overflow: OnOverflow,
+    /// How probes are attached [default: the cheapest way that the kernel has]
+    #[arg(long, value_name = "WAY", value_parser = attach_methods())]
+    pub attach_by: Option<AttachMethod>,
     /// Exit with 3 if anything is missing from the recording, or nothing was recorded
     #[arg(long)]
     pub strict: bool,
@@ -148,7 +173,7 @@ struct Registry<T: 'static> {
     entries: Vec<(T, &'static str, &'static str)>,
 }
 
-impl<T: Copy + Send + Sync + 'static> clap::builder::TypedValueParser for Registry<T> {
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for Registry<T> {
     type Value = T;
 
     fn parse_ref(
@@ -180,6 +205,56 @@ fn views() -> Registry<View> {
 fn formats() -> Registry<Format> {
     Registry {
         entries: Format::ALL.map(|format| (format, format.name(), format.description())).to_vec(),
+    }
+}
+
+/// Largest mean distance of samples.
+const MAX_SAMPLING_INTERVAL: u64 = 1 << 40;
+
+fn sampling_interval() -> impl TypedValueParser<Value = ByteSize> {
+    clap::builder::StringValueParser::new().try_map(|text| {
+        let interval: ByteSize = text.parse()?;
+        if (1..=MAX_SAMPLING_INTERVAL).contains(&interval.as_u64()) {
+            Ok(interval)
+        } else {
+            Err("it must be at least 1 byte, and at most 1 TiB".to_owned())
+        }
+    })
+}
+
+fn stack_modes() -> Registry<StackMode> {
+    Registry {
+        entries: vec![
+            (
+                StackMode::Full,
+                StackMode::Full.name(),
+                "the whole chain, to the start of the thread",
+            ),
+            (StackMode::CallerOnly, StackMode::CallerOnly.name(), "only who called the allocator"),
+        ],
+    }
+}
+
+fn on_overflow() -> Registry<OnOverflow> {
+    let help = |what| match what {
+        OnOverflow::Count => "keep each call chain's sums exact, and say what else is missing",
+        OnOverflow::Pause => "stop the target (SIGSTOP) until there is room again (SIGCONT)",
+    };
+    Registry {
+        entries: [OnOverflow::Count, OnOverflow::Pause]
+            .map(|what| (what, what.name(), help(what)))
+            .to_vec(),
+    }
+}
+
+fn attach_methods() -> Registry<AttachMethod> {
+    let help = |method| match method {
+        AttachMethod::Session => "one program for entry and return (Linux 6.13)",
+        AttachMethod::Multi => "one link for all probes of a file (Linux 6.10)",
+        AttachMethod::PerfEvent => "a perf event for each probe",
+    };
+    Registry {
+        entries: AttachMethod::ALL.map(|method| (method, method.name(), help(method))).to_vec(),
     }
 }
 

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Command::Dump(options) => commands::dump::run(options),
         Command::Verify(options) => commands::verify::run(options),
         Command::Doctor(options) => commands::doctor::run(options),
+        Command::ResumeGuard => commands::trace::run_guard().map(|()| ExitCode::SUCCESS),
     };
     match outcome {
         Ok(code) => code,

@@ -30,20 +30,41 @@ fn reorders(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
+/// From the smallest, each 1024 of the one before.
+const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
 /// Bytes with a binary unit and three figures: `1.50 MiB`.
 #[must_use]
 pub fn bytes(value: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = byte_unit(value);
+    format!("{} {}", in_unit(value, unit), BYTE_UNITS.get(unit).unwrap_or(&"EiB"))
+}
+
+/// Bytes, and two numbers next to them in the same unit without its name.
+#[must_use]
+pub fn bytes_between(value: u64, low: u64, high: u64) -> (String, String, String) {
+    let unit = byte_unit(value);
+    (bytes(value), in_unit(low, unit), in_unit(high, unit))
+}
+
+fn byte_unit(value: u64) -> usize {
     if value < 1024 {
-        return format!("{value} B");
+        return 0;
     }
     let mut scaled = value as f64 / 1024.0;
-    let mut unit = 0;
-    while scaled >= 999.5 && unit + 1 < UNITS.len() {
+    let mut unit = 1;
+    while scaled >= 999.5 && unit + 1 < BYTE_UNITS.len() {
         scaled /= 1024.0;
         unit += 1;
     }
-    format!("{} {}", three_figures(scaled), UNITS.get(unit).unwrap_or(&"EiB"))
+    unit
+}
+
+fn in_unit(value: u64, unit: usize) -> String {
+    match unit {
+        0 => value.to_string(),
+        _ => three_figures(value as f64 / 1024.0_f64.powi(unit as i32)),
+    }
 }
 
 /// A duration with a unit and three figures: `2.35 ms`.
@@ -162,6 +183,9 @@ mod tests {
         for (value, expected) in cases {
             assert_eq!(bytes(value), expected);
         }
+        let between = bytes_between(1 << 30, 900 << 20, 1200 << 20);
+        assert_eq!((&*between.0, &*between.1, &*between.2), ("1.00 GiB", "0.88", "1.17"));
+        assert_eq!(bytes_between(1000, 0, 2000).2, "2000");
         assert_eq!(duration_ns(999), "999 ns");
         assert_eq!(duration_ns(2_345_678), "2.35 ms");
         assert_eq!(duration_ns(90_000_000_000), "90.0 s");

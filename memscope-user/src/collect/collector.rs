@@ -1,33 +1,24 @@
 use memscope_common::record::{
-    self, Header, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN,
-    OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN,
-    OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE,
-    OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
+    self, Header, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
+    OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES,
+    OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED,
+    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
-    decode::{CopiedStack, Record, StackFrames},
+    decode::{Allocation, CopiedStack, Free, OfImage, Record, StackFrames},
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
-    EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId, Probe, ProbeId,
-    Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
+    CountedAllocations, EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId,
+    Probe, ProbeId, Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
 /// but no more often than this.
 const LOOK_AGAIN_NS: u64 = 100_000_000;
-
-/// A probe and what is needed to judge who calls it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbeDefinition {
-    /// What the recording says of it.
-    pub probe: Probe,
-    /// The part of its file that is code: begin and end.
-    pub code_file_offsets: (u64, u64),
-}
 
 /// A process that is to be followed from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +61,7 @@ pub struct CopiedStacks {
 pub struct Collector<V> {
     view: V,
     targets: FxHashMap<u16, Target>,
-    probes: FxHashMap<ProbeId, ProbeDefinition>,
+    probes: FxHashSet<ProbeId>,
     known_modules: FxHashSet<ModuleId>,
     frames: FxHashMap<Location, FrameId>,
     stacks: StackTable,
@@ -85,7 +76,7 @@ impl<V: ProcessView> Collector<V> {
         Self {
             view,
             targets: FxHashMap::default(),
-            probes: FxHashMap::default(),
+            probes: FxHashSet::default(),
             known_modules: FxHashSet::default(),
             frames: FxHashMap::default(),
             stacks: StackTable::default(),
@@ -116,9 +107,9 @@ impl<V: ProcessView> Collector<V> {
     }
 
     /// Makes a probe known, before any record of it comes.
-    pub fn define_probe(&mut self, definition: ProbeDefinition, mut give: impl FnMut(Item)) {
-        give(Item::Probe(definition.probe.clone()));
-        self.probes.insert(definition.probe.id, definition);
+    pub fn define_probe(&mut self, probe: Probe, mut give: impl FnMut(Item)) {
+        self.probes.insert(probe.id);
+        give(Item::Probe(probe));
     }
 
     /// Begins to follow a process.
@@ -230,6 +221,24 @@ impl<V: ProcessView> Collector<V> {
         }
     }
 
+    /// Allocations of which only the sum is known, as they were counted up to a moment. `of`
+    /// says whose, `stack` the number of their stack.
+    pub fn counted(
+        &mut self,
+        of: OfImage,
+        stack: u32,
+        (allocations, bytes): (u64, u64),
+        time_ns: u64,
+        mut give: impl FnMut(Item),
+    ) {
+        let Some(process) = self.process(of, time_ns, &mut give) else {
+            return;
+        };
+        let stack = self.stacks.of_event(process, stack, |stack| give(Item::Stack(stack)));
+        let counted = CountedAllocations { process, stack, time_ns, allocations, bytes };
+        give(Item::Counted(counted));
+    }
+
     /// How many ranges of code were forgotten for want of room, of all targets.
     pub fn forgotten_ranges(&self) -> u64 {
         self.targets.values().map(|target| target.space.forgotten()).sum()
@@ -251,7 +260,7 @@ impl<V: ProcessView> Collector<V> {
                 lost_count: loss.lost_count,
             }),
             Record::Exec(record) => {
-                self.process(&record.header, give);
+                self.process_of(&record.header, give);
                 if record.leader_replaced != 0 {
                     self.view.probes_gone(record.header.target);
                     self.probed_late(record.header.target, give);
@@ -259,14 +268,14 @@ impl<V: ProcessView> Collector<V> {
                 return;
             }
             Record::ThreadExit(record) => {
-                self.process(&record.header, give).map(|process| Event::ThreadExit {
+                self.process_of(&record.header, give).map(|process| Event::ThreadExit {
                     process,
                     thread: ThreadId(record.thread),
                     time_ns: record.header.time_ns,
                 })
             }
             Record::CodeChanged(record) => {
-                self.process(&record.header, give);
+                self.process_of(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
                     target.outdated = true;
                 }
@@ -278,47 +287,31 @@ impl<V: ProcessView> Collector<V> {
         }
     }
 
-    fn allocation(
-        &mut self,
-        record: &record::Allocation,
-        give: &mut impl FnMut(Item),
-    ) -> Option<Event> {
-        let process = self.process(&record.header, give)?;
+    fn allocation(&mut self, record: &Allocation, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(record.of, record.time_ns, give)?;
         Some(Event::Allocation {
             process,
             thread: ThreadId(record.thread),
-            time_ns: record.header.time_ns,
+            time_ns: record.time_ns,
             address_avma: record.address_avma,
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
-            probe: self.probe(&record.header)?,
+            probe: self.probe(record.probe)?,
+            interval_bytes: record.interval_bytes,
         })
     }
 
-    fn free(&mut self, record: &record::Free, give: &mut impl FnMut(Item)) -> Option<Event> {
-        let process = self.process(&record.header, give)?;
-        let definition = self.probes.get(&ProbeId(record.header.probe.into()));
-        let caller = definition.filter(|_| record.caller_distance_bytes != 0).map_or(
-            FreeCaller::Program,
-            |definition| {
-                let caller = definition
-                    .probe
-                    .file_offset
-                    .wrapping_add_signed(record.caller_distance_bytes.into());
-                let (begin, end) = definition.code_file_offsets;
-                if (begin..end).contains(&caller) {
-                    FreeCaller::AllocatorModule
-                } else {
-                    FreeCaller::Program
-                }
-            },
-        );
+    fn free(&mut self, record: &Free, give: &mut impl FnMut(Item)) -> Option<Event> {
         Some(Event::Free {
-            process,
+            process: self.process(record.of, record.time_ns, give)?,
             thread: ThreadId(record.thread),
-            time_ns: record.header.time_ns,
+            time_ns: record.time_ns,
             address_avma: record.address_avma,
-            caller,
+            caller: if record.is_internal {
+                FreeCaller::AllocatorModule
+            } else {
+                FreeCaller::Program
+            },
         })
     }
 
@@ -327,7 +320,7 @@ impl<V: ProcessView> Collector<V> {
         record: &record::ReallocationBegin,
         give: &mut impl FnMut(Item),
     ) -> Option<Event> {
-        let process = self.process(&record.header, give)?;
+        let process = self.process_of(&record.header, give)?;
         Some(Event::ReallocationBegin {
             process,
             thread: ThreadId(record.thread),
@@ -341,7 +334,7 @@ impl<V: ProcessView> Collector<V> {
         record: &record::ReallocationEnd,
         give: &mut impl FnMut(Item),
     ) -> Option<Event> {
-        let process = self.process(&record.header, give)?;
+        let process = self.process_of(&record.header, give)?;
         Some(Event::ReallocationEnd {
             process,
             thread: ThreadId(record.thread),
@@ -350,13 +343,14 @@ impl<V: ProcessView> Collector<V> {
             new_address_avma: record.new_address_avma,
             size_bytes: record.size_bytes,
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
-            probe: self.probe(&record.header)?,
+            probe: self.probe(record.header.probe)?,
+            interval_bytes: record.interval_bytes,
         })
     }
 
-    fn probe(&mut self, header: &Header) -> Option<ProbeId> {
-        let id = ProbeId(header.probe.into());
-        if !self.probes.contains_key(&id) {
+    fn probe(&mut self, probe: u16) -> Option<ProbeId> {
+        let id = ProbeId(probe.into());
+        if !self.probes.contains(&id) {
             self.nonsense += 1;
             return None;
         }
@@ -368,41 +362,46 @@ impl<V: ProcessView> Collector<V> {
         ProcessId(self.process_count - 1)
     }
 
+    fn process_of(&mut self, header: &Header, give: &mut impl FnMut(Item)) -> Option<ProcessId> {
+        self.process(OfImage::of(header), header.time_ns, give)
+    }
+
     /// The process image that a record speaks of. A newer image than the one known is
     /// an exec, told by its own record or, if that was lost, by the first after it.
-    fn process(&mut self, header: &Header, give: &mut impl FnMut(Item)) -> Option<ProcessId> {
-        let Some(target) = self.targets.get(&header.target) else {
+    fn process(
+        &mut self,
+        of: OfImage,
+        time_ns: u64,
+        give: &mut impl FnMut(Item),
+    ) -> Option<ProcessId> {
+        let Some(target) = self.targets.get(&of.target) else {
             self.nonsense += 1;
             return None;
         };
         let (known, id) = (target.process.image as u16, target.process.id);
-        if header.image == known {
+        if of.image == known {
             return Some(id);
         }
-        let newer = header.image.wrapping_sub(known);
+        let newer = of.image.wrapping_sub(known);
         if newer > u16::MAX / 2 {
             // Of an image that has ended: its last record was the exec.
             self.nonsense += 1;
             return None;
         }
         let new_id = self.next_process();
-        let target = self.targets.get_mut(&header.target)?;
-        give(Item::ProcessEnd(ProcessEnd {
-            process: id,
-            time_ns: header.time_ns,
-            reason: EndReason::Exec,
-        }));
+        let target = self.targets.get_mut(&of.target)?;
+        give(Item::ProcessEnd(ProcessEnd { process: id, time_ns, reason: EndReason::Exec }));
         self.stacks.end_process(id);
         target.process.id = new_id;
         target.process.image += u32::from(newer);
-        target.process.observed_from_ns = header.time_ns;
+        target.process.observed_from_ns = time_ns;
         // The probes sit in files, so the new image is observed from its start as far
         // as it uses the same ones; if it does not, `probed_late` says so.
         target.process.from_start = true;
         target.process.probed_late = false;
         // Records of the old image have all come, as they share the ring with this one. Of the
         // new image the kernel may have told already.
-        target.image_since_ns = target.space.exec(header.time_ns);
+        target.image_since_ns = target.space.exec(time_ns);
         let until_ns = target.space.next_exec_ns();
         target.process.allocators = target.space.allocators_of(target.image_since_ns, until_ns);
         target.outdated = true;
@@ -412,10 +411,11 @@ impl<V: ProcessView> Collector<V> {
 
     fn stack(&mut self, stack: &StackFrames, give: &mut impl FnMut(Item)) {
         let header = &stack.header;
-        let Some(process) = self.process(&header.header, give) else {
+        let Some(process) = self.process_of(&header.header, give) else {
             return;
         };
-        if self.stacks.is_defined(process, header.stack) {
+        let number = header.stack as u32;
+        if self.stacks.is_defined(process, number) {
             return;
         }
         self.look_if_outdated(&header.header, give);
@@ -430,13 +430,13 @@ impl<V: ProcessView> Collector<V> {
             unknown_avma: None,
         };
         let found = self.found(&header.header, process, walked, give);
-        self.stacks.define(process, header.stack, false, found, |stack| give(Item::Stack(stack)));
+        self.stacks.define(process, number, false, found, |stack| give(Item::Stack(stack)));
     }
 
     /// A stack that the kernel side could not walk.
     fn copied_stack(&mut self, stack: &CopiedStack, give: &mut impl FnMut(Item)) {
         let copy = &stack.copy;
-        let Some(process) = self.process(&copy.header, give) else {
+        let Some(process) = self.process_of(&copy.header, give) else {
             return;
         };
         self.look_if_outdated(&copy.header, give);
@@ -463,7 +463,8 @@ impl<V: ProcessView> Collector<V> {
         let found = self.found(&copy.header, process, walked, give);
         self.copied.count += 1;
         self.copied.complete += u64::from(found.outcome == StackOutcome::Complete);
-        self.stacks.define(process, copy.stack, true, found, |stack| give(Item::Stack(stack)));
+        self.stacks
+            .define(process, copy.stack as u32, true, found, |stack| give(Item::Stack(stack)));
     }
 
     fn walk_copy(&mut self, stack: &CopiedStack) -> Option<WalkedCopy> {
@@ -625,6 +626,7 @@ fn outcome_of(outcome: u16) -> StackOutcome {
         OUTCOME_NOT_UPWARD => StackOutcome::NotUpward,
         OUTCOME_TABLES_REPLACED => StackOutcome::TablesReplaced,
         OUTCOME_NULL_RETURN => StackOutcome::NullReturn,
+        OUTCOME_CALLER_ONLY => StackOutcome::CallerOnly,
         _ => StackOutcome::UnknownReason,
     }
 }

@@ -1,10 +1,63 @@
 use memscope_common::record::{
-    Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
-    KIND_LOSS, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_STACK, KIND_STACK_COPY,
-    KIND_THREAD_EXIT, Loss, MAX_COPY_BYTES, MAX_FRAMES, ProcessExec, ReallocationBegin,
-    ReallocationEnd, StackCopy, StackHeader, ThreadExit,
+    self, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS,
+    KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
+    KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
+    KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
+    ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
+    StackHeader, ThreadExit, ThreadNumber,
 };
 use zerocopy::FromBytes;
+
+/// Which image of which target a record speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfImage {
+    /// Index of the target.
+    pub target: u16,
+    /// How many times it had replaced its image.
+    pub image: u16,
+}
+
+impl OfImage {
+    pub(super) fn of(header: &Header) -> Self {
+        Self { target: header.target, image: header.image }
+    }
+}
+
+/// A block began, or a call failed (address 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Whose.
+    pub of: OfImage,
+    /// By which function.
+    pub probe: u16,
+    /// By which thread.
+    pub thread: u32,
+    /// When the call returned.
+    pub time_ns: u64,
+    /// What it returned.
+    pub address_avma: u64,
+    /// What was asked for.
+    pub size_bytes: u64,
+    /// Mean distance of samples when it was drawn; 0 if every block is recorded.
+    pub interval_bytes: u64,
+    /// Number of the stack, 0 if it is lost.
+    pub stack: u32,
+}
+
+/// A block is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Whose.
+    pub of: OfImage,
+    /// By which thread.
+    pub thread: u32,
+    /// When the call was entered.
+    pub time_ns: u64,
+    /// Which block.
+    pub address_avma: u64,
+    /// Whether the allocator's module itself called.
+    pub is_internal: bool,
+}
 
 /// A record of the kernel side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +69,9 @@ pub enum Record {
     /// A reallocation was entered.
     ReallocationBegin(ReallocationBegin),
     /// A reallocation returned.
-    ReallocationEnd(ReallocationEnd),
+    ReallocationEnd(Box<ReallocationEnd>),
     /// Frames of a stack.
-    Stack(StackFrames),
+    Stack(Box<StackFrames>),
     /// A part of a stack, to be walked here.
     StackCopy(Box<CopiedStack>),
     /// Records are missing here.
@@ -54,8 +107,8 @@ impl Record {
     #[must_use]
     pub fn time_ns(&self) -> u64 {
         match self {
-            Self::Allocation(record) => record.header.time_ns,
-            Self::Free(record) => record.header.time_ns,
+            Self::Allocation(record) => record.time_ns,
+            Self::Free(record) => record.time_ns,
             Self::ReallocationBegin(record) => record.header.time_ns,
             Self::ReallocationEnd(record) => record.header.time_ns,
             Self::Stack(record) => record.header.header.time_ns,
@@ -92,6 +145,12 @@ pub enum DecodeError {
         /// What it says.
         kind: u8,
     },
+    /// It speaks of a thread whose number was not told.
+    #[error("a record of thread number {number}, which stands for no thread")]
+    UnknownThread {
+        /// The number.
+        number: u64,
+    },
     /// Too long or too short for its kind.
     #[error("a record of kind {kind} with {bytes} bytes")]
     Length {
@@ -102,22 +161,137 @@ pub enum DecodeError {
     },
 }
 
-/// Makes a record of the bytes of one.
-///
-/// # Errors
-///
-/// If they are none.
-pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
-    let Some(&kind) = bytes.first() else {
-        return Err(DecodeError::Empty);
-    };
-    let length = DecodeError::Length { kind, bytes: bytes.len() };
+/// A thread that has a number.
+#[derive(Clone, Copy, Debug)]
+struct NumberedThread {
+    of: OfImage,
+    thread: u32,
+}
+
+/// Makes records of bytes. It knows the numbers of threads, which are told before they are
+/// used and never given twice: at most 65,536.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    threads: Vec<Option<NumberedThread>>,
+}
+
+impl Decoder {
+    /// Makes a record of the bytes of one with a header; none of those that only prepare others.
+    ///
+    /// # Errors
+    ///
+    /// If they are no record.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Option<Record>, DecodeError> {
+        match bytes.first() {
+            None => Err(DecodeError::Empty),
+            Some(&KIND_THREAD_NUMBER) => self.thread_number(bytes).map(|()| None),
+            Some(kind) => large(*kind, bytes).map(Some),
+        }
+    }
+
+    /// Makes a record of the words of a small one.
+    ///
+    /// # Errors
+    ///
+    /// If they are no record.
+    #[inline]
+    pub fn decode_small(&self, words: [u64; 3]) -> Result<Record, DecodeError> {
+        let [kind_and_time, address_and_thread, stack_size_probe] = words;
+        match kind_and_time as u8 & KIND_MASK {
+            KIND_SMALL_ALLOCATION => self.small_allocation(&SmallAllocation {
+                kind_and_time,
+                address_and_thread,
+                stack_size_probe,
+            }),
+            kind @ (KIND_SMALL_FREE | KIND_SMALL_FREE_INTERNAL) => self.small_free(
+                &SmallFree { kind_and_time, address_and_thread },
+                kind == KIND_SMALL_FREE_INTERNAL,
+            ),
+            kind => Err(DecodeError::UnknownKind { kind }),
+        }
+    }
+
+    #[inline]
+    fn small_allocation(&self, record: &SmallAllocation) -> Result<Record, DecodeError> {
+        let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
+        Ok(Record::Allocation(Allocation {
+            of,
+            probe: record.probe(),
+            thread,
+            time_ns: record.kind_and_time >> 4,
+            address_avma: record.address_and_thread & (MAX_SMALL_AVMA - 1),
+            size_bytes: record.size_bytes(),
+            interval_bytes: 0,
+            stack: record.stack(),
+        }))
+    }
+
+    #[inline]
+    fn small_free(&self, record: &SmallFree, is_internal: bool) -> Result<Record, DecodeError> {
+        let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
+        Ok(Record::Free(Free {
+            of,
+            thread,
+            time_ns: record.kind_and_time >> 4,
+            address_avma: record.address_and_thread & (MAX_SMALL_AVMA - 1),
+            is_internal,
+        }))
+    }
+
+    fn thread(&self, address_and_thread: u64) -> Result<NumberedThread, DecodeError> {
+        let number = address_and_thread / MAX_SMALL_AVMA;
+        self.threads
+            .get(number as usize)
+            .copied()
+            .flatten()
+            .ok_or(DecodeError::UnknownThread { number })
+    }
+
+    fn thread_number(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
+        let record: ThreadNumber = whole(bytes)
+            .ok_or(DecodeError::Length { kind: KIND_THREAD_NUMBER, bytes: bytes.len() })?;
+        let number = u64::from(record.number);
+        if number >= MAX_THREAD_NUMBER {
+            return Err(DecodeError::UnknownThread { number });
+        }
+        if self.threads.len() <= number as usize {
+            self.threads.resize(number as usize + 1, None);
+        }
+        if let Some(place) = self.threads.get_mut(number as usize) {
+            *place =
+                Some(NumberedThread { of: OfImage::of(&record.header), thread: record.thread });
+        }
+        Ok(())
+    }
+}
+
+/// A record with a header.
+fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
     match kind {
-        KIND_ALLOCATION => whole(bytes).map(Record::Allocation),
-        KIND_FREE => whole(bytes).map(Record::Free),
+        KIND_ALLOCATION => whole(bytes).map(|record: record::Allocation| {
+            Record::Allocation(Allocation {
+                of: OfImage::of(&record.header),
+                probe: record.header.probe,
+                thread: record.thread,
+                time_ns: record.header.time_ns,
+                address_avma: record.address_avma,
+                size_bytes: record.size_bytes,
+                interval_bytes: record.interval_bytes,
+                stack: record.stack,
+            })
+        }),
+        KIND_FREE => whole(bytes).map(|record: record::Free| {
+            Record::Free(Free {
+                of: OfImage::of(&record.header),
+                thread: record.thread,
+                time_ns: record.header.time_ns,
+                address_avma: record.address_avma,
+                is_internal: record.is_internal != 0,
+            })
+        }),
         KIND_REALLOCATION_BEGIN => whole(bytes).map(Record::ReallocationBegin),
-        KIND_REALLOCATION_END => whole(bytes).map(Record::ReallocationEnd),
-        KIND_STACK => stack(bytes).map(Record::Stack),
+        KIND_REALLOCATION_END => whole(bytes).map(|end| Record::ReallocationEnd(Box::new(end))),
+        KIND_STACK => stack(bytes).map(|stack| Record::Stack(Box::new(stack))),
         KIND_STACK_COPY => stack_copy(bytes).map(|copy| Record::StackCopy(Box::new(copy))),
         KIND_LOSS => whole(bytes).map(Record::Loss),
         KIND_EXEC => whole(bytes).map(Record::Exec),
@@ -125,7 +299,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
-    .ok_or(length)
+    .ok_or(DecodeError::Length { kind, bytes: bytes.len() })
 }
 
 /// The ring rounds each record up to eight bytes but tells its true length, so it
@@ -158,80 +332,4 @@ fn stack_copy(bytes: &[u8]) -> Option<CopiedStack> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use memscope_common::record::{Header, OUTCOME_DEPTH_LIMIT};
-    use proptest::prelude::*;
-    use zerocopy::IntoBytes as _;
-
-    fn header(kind: u8) -> Header {
-        Header { kind, padding: 0, probe: 1, image: 0, target: 2, time_ns: 3 }
-    }
-
-    #[test]
-    fn an_allocation_is_read_back() {
-        let record = Allocation {
-            header: header(KIND_ALLOCATION),
-            address_avma: 0x1000,
-            size_bytes: 24,
-            stack: 7,
-            thread: 9,
-            padding: 0,
-        };
-        assert_eq!(decode(record.as_bytes()), Ok(Record::Allocation(record)));
-    }
-
-    #[test]
-    fn a_stack_has_as_many_frames_as_it_says() {
-        let stack = StackHeader {
-            header: header(KIND_STACK),
-            stack: 5,
-            tables_read_ns: 0,
-            outcome: OUTCOME_DEPTH_LIMIT,
-            flags: 0,
-            frame_count: 2,
-        };
-        let mut bytes = stack.as_bytes().to_vec();
-        bytes.extend(0x40_1000_u64.to_ne_bytes());
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "one frame too few");
-        bytes.extend(0x40_2000_u64.to_ne_bytes());
-        let expected = StackFrames { header: stack, frames_avma: vec![0x40_1000, 0x40_2000] };
-        assert_eq!(decode(&bytes), Ok(Record::Stack(expected)));
-        bytes.push(0);
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "a byte too many");
-    }
-
-    #[test]
-    fn frame_counts_beyond_the_limit_are_refused() {
-        let stack = StackHeader {
-            header: header(KIND_STACK),
-            stack: 5,
-            tables_read_ns: 0,
-            outcome: 0,
-            flags: 0,
-            frame_count: MAX_FRAMES as u32 + 1,
-        };
-        let mut bytes = stack.as_bytes().to_vec();
-        bytes.resize(bytes.len() + (MAX_FRAMES + 1) * 8, 0);
-        assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })));
-    }
-
-    #[test]
-    fn what_is_no_record_is_told_apart() {
-        assert_eq!(decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(decode(&[200, 0, 0]), Err(DecodeError::UnknownKind { kind: 200 }));
-        assert_eq!(decode(&[KIND_FREE]), Err(DecodeError::Length { kind: KIND_FREE, bytes: 1 }));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_a_record_or_an_error(kind in 0_u8..12, mut bytes in prop::collection::vec(any::<u8>(), 0..1200)) {
-            if let Some(first) = bytes.first_mut() {
-                *first = kind;
-            }
-            if let Ok(record) = decode(&bytes) {
-                prop_assert!(record.time_ns() == u64::from_ne_bytes(bytes[8..16].try_into().unwrap()));
-            }
-        }
-    }
-}
+mod tests;

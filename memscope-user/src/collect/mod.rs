@@ -1,4 +1,4 @@
-//! From bytes of the ring to the items of a recording: decodes, orders, and gives
+//! From bytes of the ring to the items of a recording: decodes, and gives
 //! processes, modules, frames and stacks their ids.
 //!
 //! Takes records of the kernel side (hostile, as everything from outside) and a
@@ -8,10 +8,10 @@
 mod address_space;
 mod collector;
 mod decode;
-mod order;
 mod stacks;
 
 pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
-pub use collector::{Collector, CopiedStacks, ProbeDefinition, TargetStart};
-pub use decode::{CopiedStack, DecodeError, Record, StackFrames, decode};
-pub use order::Order;
+pub use collector::{Collector, CopiedStacks, TargetStart};
+pub use decode::{
+    Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames,
+};

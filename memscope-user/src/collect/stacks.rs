@@ -7,9 +7,9 @@ use crate::model::{FrameId, ProcessId, Stack, StackId, StackOutcome};
 
 /// Most different stacks that are kept apart, in all processes.
 pub(super) const MAX_STACKS: usize = 4_000_000;
-/// Most identities that are remembered: the kernel side gives the same stack another one
-/// after code was unmapped.
-const MAX_IDENTITIES: usize = 2 * MAX_STACKS;
+/// Most numbers that are remembered: the kernel side gives the same stack another one after
+/// code was unmapped, or when it has forgotten it.
+const MAX_NUMBERS: usize = 2 * MAX_STACKS;
 
 /// A stack as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,10 +19,11 @@ pub(super) struct FoundStack {
     pub(super) frames: Vec<FrameId>,
 }
 
-/// Which stack an identity stands for.
+/// Which stack a number stands for.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     id: StackId,
+    process: ProcessId,
     is_defined: bool,
     /// The first event that refers to it is the last.
     once: bool,
@@ -30,38 +31,39 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct OfProcess {
-    identities: FxHashMap<u64, Known>,
     stacks: hashbrown::HashMap<FoundStack, StackId, FxBuildHasher>,
-    /// What events have whose identities are too many.
+    /// What events have whose numbers are too many.
     nameless: Option<StackId>,
+    /// What events have whose stack got no number. Never defined.
+    lost: Option<StackId>,
 }
 
 /// All stacks met so far of the processes that still run. Its memory is bounded by
-/// [`MAX_STACKS`] and [`MAX_IDENTITIES`].
+/// [`MAX_STACKS`] and [`MAX_NUMBERS`].
 #[derive(Debug)]
 pub(super) struct StackTable {
     processes: FxHashMap<ProcessId, OfProcess>,
-    identity_count: usize,
+    numbers: FxHashMap<u32, Known>,
     id_count: u32,
     max_stacks: usize,
-    max_identities: usize,
+    max_numbers: usize,
     over_limit: u64,
 }
 
 impl Default for StackTable {
     fn default() -> Self {
-        Self::with_limits(MAX_STACKS, MAX_IDENTITIES)
+        Self::with_limits(MAX_STACKS, MAX_NUMBERS)
     }
 }
 
 impl StackTable {
-    fn with_limits(max_stacks: usize, max_identities: usize) -> Self {
+    fn with_limits(max_stacks: usize, max_numbers: usize) -> Self {
         Self {
             processes: FxHashMap::default(),
-            identity_count: 0,
+            numbers: FxHashMap::default(),
             id_count: 0,
             max_stacks,
-            max_identities,
+            max_numbers,
             over_limit: 0,
         }
     }
@@ -71,29 +73,43 @@ impl StackTable {
         self.over_limit
     }
 
-    /// Whether the frames of an identity need not be looked at.
-    pub(super) fn is_defined(&self, process: ProcessId, identity: u64) -> bool {
-        let of_process = self.processes.get(&process);
-        let known = of_process.and_then(|of_process| of_process.identities.get(&identity));
-        known.is_some_and(|known| known.is_defined)
+    fn known(&self, process: ProcessId, number: u32) -> Option<Known> {
+        self.numbers.get(&number).copied().filter(|known| known.process == process)
+    }
+
+    /// Whether the frames of a number need not be looked at.
+    pub(super) fn is_defined(&self, process: ProcessId, number: u32) -> bool {
+        self.known(process, number).is_some_and(|known| known.is_defined)
     }
 
     /// The stack that an event refers to; what it is may come later, or be lost.
+    #[inline]
     pub(super) fn of_event(
         &mut self,
         process: ProcessId,
-        identity: u64,
-        mut give: impl FnMut(Stack),
+        number: u32,
+        give: impl FnMut(Stack),
     ) -> StackId {
-        let of_process = self.processes.entry(process).or_default();
-        if let Some(known) = of_process.identities.get(&identity).copied() {
+        if let Some(known) = self.known(process, number) {
             if known.once {
-                of_process.identities.remove(&identity);
-                self.identity_count -= 1;
+                self.numbers.remove(&number);
             }
             return known.id;
         }
-        if self.identity_count >= self.max_identities {
+        self.of_unknown(process, number, give)
+    }
+
+    fn of_unknown(
+        &mut self,
+        process: ProcessId,
+        number: u32,
+        mut give: impl FnMut(Stack),
+    ) -> StackId {
+        let of_process = self.processes.entry(process).or_default();
+        if number == 0 {
+            return *of_process.lost.get_or_insert_with(|| next_id(&mut self.id_count));
+        }
+        if self.numbers.len() >= self.max_numbers {
             self.over_limit += 1;
             return *of_process.nameless.get_or_insert_with(|| {
                 let id = next_id(&mut self.id_count);
@@ -103,31 +119,32 @@ impl StackTable {
             });
         }
         let id = next_id(&mut self.id_count);
-        self.identity_count += 1;
-        of_process.identities.insert(identity, Known { id, is_defined: false, once: false });
+        self.numbers.insert(number, Known { id, process, is_defined: false, once: false });
         id
     }
 
-    /// An identity stands for this stack, for all events or for the next one only. It is
+    /// A number stands for this stack, for all events or for the next one only. It is
     /// given out unless a stack that is equal was before.
     pub(super) fn define(
         &mut self,
         process: ProcessId,
-        identity: u64,
+        number: u32,
         once: bool,
         mut found: FoundStack,
         mut give: impl FnMut(Stack),
     ) {
+        // Events may have spoken of it before its frames came through.
+        let waiting = self.known(process, number);
+        if waiting.is_some_and(|known| known.is_defined && !known.once) {
+            return;
+        }
+        // Of a number that is used again, what it stood for was lost.
+        let waiting = waiting.filter(|known| !known.once);
+        if waiting.is_none() && self.numbers.len() >= self.max_numbers {
+            return;
+        }
         let is_full = self.id_count as usize >= self.max_stacks;
         let of_process = self.processes.entry(process).or_default();
-        // Events may have spoken of it before its frames came through.
-        let waiting = of_process.identities.get(&identity).copied();
-        if waiting.is_some_and(|known| known.is_defined) {
-            return;
-        }
-        if waiting.is_none() && self.identity_count >= self.max_identities {
-            return;
-        }
         if is_full && !of_process.stacks.contains_key(&found) {
             self.over_limit += 1;
             found.frames.truncate(1);
@@ -149,14 +166,13 @@ impl StackTable {
                 *place.insert(id)
             }
         };
-        self.identity_count += usize::from(waiting.is_none());
-        of_process.identities.insert(identity, Known { id, is_defined: true, once });
+        self.numbers.insert(number, Known { id, process, is_defined: true, once });
     }
 
     /// No event of this process will come any more.
     pub(super) fn end_process(&mut self, process: ProcessId) {
-        if let Some(ended) = self.processes.remove(&process) {
-            self.identity_count -= ended.identities.len();
+        if self.processes.remove(&process).is_some() {
+            self.numbers.retain(|_, known| known.process != process);
         }
     }
 }
@@ -184,11 +200,11 @@ mod tests {
         fn new() -> Self {
             Self(StackTable::default(), Vec::new())
         }
-        fn define(&mut self, identity: u64, once: bool, stack: FoundStack) {
-            self.0.define(PROCESS, identity, once, stack, |stack| self.1.push(stack));
+        fn define(&mut self, number: u32, once: bool, stack: FoundStack) {
+            self.0.define(PROCESS, number, once, stack, |stack| self.1.push(stack));
         }
-        fn event(&mut self, identity: u64) -> StackId {
-            self.0.of_event(PROCESS, identity, |stack| self.1.push(stack))
+        fn event(&mut self, number: u32) -> StackId {
+            self.0.of_event(PROCESS, number, |stack| self.1.push(stack))
         }
         fn given(&mut self) -> Vec<Stack> {
             std::mem::take(&mut self.1)
@@ -200,12 +216,12 @@ mod tests {
         let mut bench = Bench::new();
         bench.define(7, false, found(&[1, 2]));
         let id = bench.event(7);
-        for identity in 100..1100 {
-            bench.define(identity, true, found(&[1, 2]));
-            assert_eq!(bench.event(identity), id);
+        for number in 100..1100 {
+            bench.define(number, true, found(&[1, 2]));
+            assert_eq!(bench.event(number), id);
         }
         assert_eq!(bench.given().len(), 1, "defined once");
-        assert_eq!(bench.0.identity_count, 1, "only what can come again is remembered");
+        assert_eq!(bench.0.numbers.len(), 1, "only what can come again is remembered");
         assert_eq!(bench.event(7), id);
         bench.define(2000, true, found(&[1, 3]));
         assert_ne!(bench.event(2000), id, "other frames");
@@ -225,7 +241,7 @@ mod tests {
         assert_eq!(given.len(), 1);
         assert_eq!((given[0].id, &given[0].frames), (waiting, &found(&[1, 2]).frames));
         bench.define(8, false, found(&[3]));
-        assert_eq!(bench.given(), [], "the same identity again");
+        assert_eq!(bench.given(), [], "the same number again");
         assert_eq!(bench.event(8), waiting);
     }
 
@@ -233,25 +249,25 @@ mod tests {
     fn above_the_limit_stacks_are_cut_to_their_caller() {
         let mut bench = Bench::new();
         bench.0 = StackTable::with_limits(2, 5);
-        for identity in 0..5 {
-            bench.define(identity, false, found(&[identity as u32, 9]));
+        for number in 0..5 {
+            bench.define(number, false, found(&[number, 9]));
         }
         let given = bench.given();
         assert_eq!(given.len(), 5);
-        for (stack, identity) in given[2..].iter().zip(2..) {
+        for (stack, number) in given[2..].iter().zip(2..) {
             assert_eq!(stack.outcome, StackOutcome::StackTableFull);
-            assert_eq!(stack.frames, [FrameId(identity)]);
+            assert_eq!(stack.frames, [FrameId(number)]);
         }
         assert_eq!(bench.0.over_limit(), 3);
         bench.define(5, false, found(&[0, 9]));
         let nameless = bench.event(5);
-        assert_eq!(bench.event(6), nameless, "identities too are limited");
+        assert_eq!(bench.event(6), nameless, "numbers too are limited");
         let given = bench.given();
         assert_eq!(given.len(), 1);
         assert_eq!((given[0].id, given[0].frames.len()), (nameless, 0));
         assert_ne!(bench.event(1), nameless, "those that were known stay so");
         bench.0.end_process(PROCESS);
-        assert_eq!(bench.0.identity_count, 0);
+        assert_eq!(bench.0.numbers.len(), 0);
     }
 
     #[test]

@@ -1,21 +1,27 @@
 //! `memscope doctor`: what this kernel and a process allow, and why not.
 
+mod sites;
 mod stacks;
 
 use std::{io::Write as _, process::ExitCode};
 
 use serde::Serialize;
 
-use self::stacks::{CodeFile, StackDiagnosis};
+use self::{
+    sites::{AllocatorDiagnosis, HitDiagnosis},
+    stacks::{CodeFile, StackDiagnosis},
+};
 
 use crate::{
     cli::DoctorOptions,
     kernel::{
-        Kernel, KernelConfig, features, held_map_bytes, kernel_and_arch, missing_capabilities,
+        Kernel, KernelConfig, MeasuredHits, features, held_map_bytes, kernel_and_arch,
+        missing_capabilities,
     },
+    model::{OnOverflow, StackMode},
     target::{
-        CodeMapping, FileIdentity, FunctionKind, MappedFile, ModuleFacts, TargetError,
-        TargetProcess, is_of_interest, plan_probes,
+        CodeMapping, FileIdentity, MappedFile, ModuleFacts, TargetError, TargetProcess,
+        is_of_interest,
     },
     text::{bytes, count, harmless},
     unwind::{TableCache, Tables},
@@ -36,6 +42,8 @@ struct Diagnosis {
     programs_error: Option<String>,
     /// The programs, as loaded.
     programs: Vec<ProgramState>,
+    /// What a hit of a probe costs here, by each way to attach it.
+    hits: Vec<HitDiagnosis>,
     /// Memory of their maps with the ring of the trial, `TRIAL_RING_BYTES`.
     map_bytes: Option<u64>,
     process: Option<ProcessDiagnosis>,
@@ -71,28 +79,25 @@ struct ProcessDiagnosis {
     stacks: StackDiagnosis,
 }
 
-#[derive(Serialize)]
-struct AllocatorDiagnosis {
-    path: String,
-    probes: Vec<ProbeDiagnosis>,
-}
-
-#[derive(Serialize)]
-struct ProbeDiagnosis {
-    function: &'static str,
-    file_offset: u64,
-    emulated: bool,
-    reason: &'static str,
-}
-
 /// Runs the command: 0 if tracing is possible, 1 if not.
 ///
 /// # Errors
 ///
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
-    let mut process = options.pid.map(diagnose_process).transpose()?;
-    let mut loaded = Kernel::load(KernelConfig { ring_bytes: TRIAL_RING_BYTES, log_level: 0 });
+    // Its probes are removed at the end, when all is said.
+    let measured = MeasuredHits::measure();
+    let hits = HitDiagnosis::of(&measured);
+    let mut process = options.pid.map(|pid| diagnose_process(pid, &hits)).transpose()?;
+    let mut loaded = Kernel::load(KernelConfig {
+        ring_bytes: TRIAL_RING_BYTES,
+        log_level: 0,
+        attach_by: None,
+        stacks: StackMode::Full,
+        sampling_interval_bytes: None,
+        seed: 0,
+        on_overflow: OnOverflow::Count,
+    });
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.
     let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());
@@ -122,6 +127,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         programs_load: loaded.is_ok(),
         map_bytes,
         programs,
+        hits,
         programs_error: loaded.err().map(|error| format!("{:#}", anyhow::Error::new(error))),
         process,
     };
@@ -151,13 +157,16 @@ fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
         .collect()
 }
 
-fn diagnose_process(pid: u32) -> Result<ProcessDiagnosis, TargetError> {
+fn diagnose_process(pid: u32, hits: &[HitDiagnosis]) -> Result<ProcessDiagnosis, TargetError> {
     let process = TargetProcess::open(pid)?;
     let mappings = process.code_mappings()?;
     let mut files = Vec::new();
     let mut allocators = Vec::new();
     for (file, facts) in code_files(&process, &mappings) {
-        allocators.extend(facts.as_ref().and_then(|facts| diagnose_allocator(&file.path, facts)));
+        let allocator = facts
+            .as_ref()
+            .and_then(|facts| AllocatorDiagnosis::of(&file.path, facts, sites::in_use(hits)));
+        allocators.extend(allocator);
         files.push((file, facts.is_some()));
     }
     let files_unreadable = files.iter().filter(|(_, is_readable)| !is_readable).count();
@@ -203,21 +212,6 @@ fn code_files(
     files
 }
 
-/// None if nothing of it is probed.
-fn diagnose_allocator(path: &str, facts: &ModuleFacts) -> Option<AllocatorDiagnosis> {
-    let probes: Vec<ProbeDiagnosis> = plan_probes(facts)
-        .iter()
-        .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
-        .map(|probe| ProbeDiagnosis {
-            function: probe.function.name,
-            file_offset: probe.file_offset,
-            emulated: probe.site.emulated,
-            reason: probe.site.reason,
-        })
-        .collect();
-    (!probes.is_empty()).then(|| AllocatorDiagnosis { path: path.to_owned(), probes })
-}
-
 fn as_text(diagnosis: &Diagnosis) -> String {
     let mut lines = vec![format!(
         "memscope {} on Linux {} ({})",
@@ -255,6 +249,7 @@ fn as_text(diagnosis: &Diagnosis) -> String {
         harmless(programs)
     ));
     lines.extend(program_lines(diagnosis));
+    lines.extend(sites::hit_lines(&diagnosis.hits));
     if let Some(process) = &diagnosis.process {
         lines.extend(process_lines(process));
     }
@@ -308,16 +303,7 @@ fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
     if process.allocators.is_empty() {
         lines.push("  NO   allocator: none of its files defines malloc".to_owned());
     }
-    for allocator in &process.allocators {
-        lines.push(format!("  yes  allocator: {}", harmless(&allocator.path)));
-        for probe in &allocator.probes {
-            let price = if probe.emulated { "emulated" } else { "single-stepped, costs more" };
-            lines.push(format!(
-                "       {:<16} at {:#x}: {price} ({})",
-                probe.function, probe.file_offset, probe.reason
-            ));
-        }
-    }
+    lines.extend(process.allocators.iter().flat_map(AllocatorDiagnosis::lines));
     lines.extend(process.stacks.lines());
     lines
 }

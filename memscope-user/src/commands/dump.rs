@@ -8,7 +8,9 @@ use std::{
 use super::{open_recording, warn_of_damage};
 use crate::{
     cli::FileOptions,
-    model::{Counters, Event, Frame, FrameSymbols, Item, Location, Probe, Process, Stack},
+    model::{
+        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, Probe, Process, Stack,
+    },
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
 };
@@ -25,12 +27,14 @@ pub fn run(options: &FileOptions) -> anyhow::Result<ExitCode> {
     let started_at_ns = capture.started_at_ns;
     writeln!(
         out,
-        "capture memscope={} kernel={} arch={} started_at_ns={} ring_bytes={} command={:?}",
+        "capture memscope={} kernel={} arch={} started_at_ns={} ring_bytes={} sampling_interval_bytes={} stacks={} command={:?}",
         harmless(&capture.memscope_version),
         harmless(&capture.kernel),
         harmless(&capture.arch),
         capture.started_at_ns,
         capture.ring_bytes,
+        capture.sampling_interval_bytes.unwrap_or(0),
+        capture.stacks.name(),
         capture.command,
     )?;
     while let Some(chunk) = reader.next_chunk()? {
@@ -80,6 +84,12 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
         Item::Symbols(symbols) => write_symbols(out, symbols),
         Item::Event(event) => write_event(out, event, started_at_ns),
         Item::Counters(counters) => write_counters(out, counters),
+        Item::ExactCounts(exact) => write_exact(out, exact),
+        Item::Counted(counted) => writeln!(
+            out,
+            "counted process={} stack={} allocations={} bytes={}",
+            counted.process.0, counted.stack.0, counted.allocations, counted.bytes
+        ),
     }
 }
 
@@ -140,14 +150,35 @@ fn write_counters(out: &mut impl Write, counters: &Counters) -> io::Result<()> {
     )
 }
 
+fn write_exact(out: &mut impl Write, exact: &ExactCounts) -> io::Result<()> {
+    let classes = exact.classes.iter();
+    let classes = classes.map(|class| format!(" {}:{}/{}", class.bits, class.calls, class.bytes));
+    let (calls, bytes) = (exact.calls(), exact.bytes());
+    writeln!(
+        out,
+        "exact calls={calls} bytes={bytes} frees_dropped={} by bits of size:{}",
+        exact.frees_dropped,
+        classes.collect::<String>()
+    )
+}
+
 /// Times are given from the beginning of the trace.
 fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
     let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
     match *event {
-        Event::Allocation { process, thread, address_avma, size_bytes, stack, probe, .. } => {
+        Event::Allocation {
+            process,
+            thread,
+            address_avma,
+            size_bytes,
+            stack,
+            probe,
+            interval_bytes,
+            ..
+        } => {
             writeln!(
                 out,
-                "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
+                "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe} interval={interval_bytes}"
             )
         }
         Event::Free { process, thread, address_avma, caller, .. } => writeln!(
@@ -166,10 +197,11 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
             size_bytes,
             stack,
             probe,
+            interval_bytes,
             ..
         } => writeln!(
             out,
-            "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe}"
+            "reallocation-end +{at_ns} process={process} thread={thread} old={old_address_avma:#x} new={new_address_avma:#x} size={size_bytes} stack={stack} probe={probe} interval={interval_bytes}"
         ),
         Event::ThreadExit { process, thread, .. } => {
             writeln!(out, "thread-exit +{at_ns} process={process} thread={thread}")

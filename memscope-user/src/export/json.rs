@@ -18,8 +18,8 @@ pub use fields::{FIELDS, Field, Origin};
 
 use super::ExportError;
 use crate::{
-    model::{Capture, Counters, EndReason, Process, StackOutcome},
-    reports::{Analysis, SiteRow, Trust, check, started_at},
+    model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
+    reports::{Analysis, Estimate, SiteRow, Trust, check, started_at},
     store::Damage,
 };
 use blocks::Blocks;
@@ -35,6 +35,8 @@ struct Document<'a, B> {
     loss: LossJson,
     stacks: StacksJson,
     counters: Option<CountersJson>,
+    /// None if every block was recorded.
+    exact: Option<ExactJson>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -52,6 +54,7 @@ struct CaptureJson<'a> {
     arch: &'a str,
     mode: &'static str,
     sampling_interval_bytes: Option<u64>,
+    stacks: &'static str,
     command: Option<&'a [String]>,
     complete: bool,
     memscope_version: &'a str,
@@ -95,12 +98,16 @@ struct TotalsJson {
     unseen_end_bytes: u64,
     live_blocks_at_least: Option<u64>,
     live_blocks_at_most: Option<u64>,
+    /// None if every block was recorded.
+    estimate: Option<Estimate>,
 }
 
 #[derive(Serialize)]
 struct LossJson {
     lost_events: u64,
     by_cause: BTreeMap<&'static str, u64>,
+    /// Of the lost allocations, those that the sums of their sites have all the same.
+    counted_allocations: u64,
     /// Stretches of time in which records are missing; at most the first few
     /// thousand.
     windows: Vec<WindowJson>,
@@ -128,6 +135,39 @@ struct CountersJson {
     hits: u64,
     in_flight: u64,
     malformed: u64,
+}
+
+/// What was counted of all calls while blocks were sampled.
+#[derive(Serialize)]
+struct ExactJson {
+    calls: u64,
+    bytes: u64,
+    frees_dropped: u64,
+    size_classes: Vec<SizeClassJson>,
+}
+
+#[derive(Serialize)]
+struct SizeClassJson {
+    /// Largest size of the class.
+    up_to_bytes: u64,
+    calls: u64,
+    bytes: u64,
+}
+
+impl ExactJson {
+    fn of(exact: &ExactCounts) -> Self {
+        let classes = exact.classes.iter().map(|class| SizeClassJson {
+            up_to_bytes: class.largest_bytes(),
+            calls: class.calls,
+            bytes: class.bytes,
+        });
+        Self {
+            calls: exact.calls(),
+            bytes: exact.bytes(),
+            frees_dropped: exact.frees_dropped,
+            size_classes: classes.collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -165,6 +205,7 @@ pub fn export_json(
         totals: totals(analysis, &trust),
         stacks: stacks(analysis),
         counters: analysis.counters.as_ref().map(counters),
+        exact: analysis.exact.as_ref().map(ExactJson::of),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,
@@ -191,9 +232,9 @@ fn capture<'a>(analysis: &Analysis, capture: &'a Capture) -> CaptureJson<'a> {
         duration_ns: analysis.duration_ns(),
         kernel: &capture.kernel,
         arch: &capture.arch,
-        // This version records every call.
-        mode: "full",
-        sampling_interval_bytes: None,
+        mode: if analysis.is_sampled() { "sampled" } else { "full" },
+        sampling_interval_bytes: capture.sampling_interval_bytes,
+        stacks: capture.stacks.name(),
         command: capture.command.as_deref(),
         complete: analysis.is_complete(),
         memscope_version: &capture.memscope_version,
@@ -222,6 +263,7 @@ fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
         unseen_end_bytes: totals.unseen_end_bytes,
         live_blocks_at_least: trust.live_blocks_between.map(|bounds| bounds.at_least),
         live_blocks_at_most: trust.live_blocks_between.map(|bounds| bounds.at_most),
+        estimate: Estimate::of_all(analysis),
     }
 }
 
@@ -234,6 +276,7 @@ fn loss(analysis: &Analysis, trust: &Trust) -> LossJson {
     LossJson {
         lost_events: trust.lost_events,
         by_cause: trust.lost_by_cause.clone(),
+        counted_allocations: analysis.totals.counted_allocations,
         windows: windows.collect(),
     }
 }
@@ -245,7 +288,7 @@ fn stacks(analysis: &Analysis) -> StacksJson {
         reasons.map(|outcome| (outcome.name(), count(outcome))).collect();
     StacksJson {
         complete: count(&StackOutcome::Complete),
-        truncated: by_reason.values().sum(),
+        truncated: by_reason.values().fold(0_u64, |sum, count| sum.saturating_add(*count)),
         by_reason,
     }
 }

@@ -82,7 +82,8 @@ impl<'a> Builder<'a> {
             types.into_iter().map(|(name, unit)| self.value_type(name, unit)).collect();
         self.profile.default_sample_type = self.strings.index_of("inuse_space");
         self.profile.period_type = Some(self.value_type("space", "bytes"));
-        self.profile.period = 1;
+        let interval_bytes = self.analysis.capture.sampling_interval_bytes;
+        self.profile.period = signed(interval_bytes.unwrap_or(1));
         self.main_mapping();
         for site in &self.analysis.sites {
             self.sample(site);

@@ -1,8 +1,12 @@
 //! What the kernel says of the programs it took: the verifier's work and the memory.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
-use aya::programs::ProgramError;
+use aya::programs::{ProgramError, ProgramInfo, loaded_programs};
 
 use super::Kernel;
 
@@ -29,17 +33,47 @@ impl Kernel {
     pub fn programs(&self) -> Result<Vec<ProgramFacts>, ProgramError> {
         let mut programs = Vec::new();
         for (name, program) in self.ebpf.programs() {
-            let info = program.info()?;
-            programs.push(ProgramFacts {
-                name: name.to_owned(),
-                verified_instructions: info.verified_instruction_count(),
-                translated_bytes: info.size_translated(),
-                machine_code_bytes: Some(info.size_jitted()).filter(|bytes| *bytes > 0),
-            });
+            match program.info() {
+                Ok(info) => programs.push(ProgramFacts::of(name, &info)),
+                // The ways of attaching each have programs of their own.
+                Err(ProgramError::NotLoaded) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let ids: BTreeMap<u32, &str> = self
+            .programs
+            .iter()
+            .filter_map(|(name, program)| Some((id_of(program)?, name)))
+            .collect();
+        for info in loaded_programs() {
+            // Other programs of this machine come and go while they are listed.
+            if let Ok(info) = info
+                && let Some(name) = ids.get(&info.id())
+            {
+                programs.push(ProgramFacts::of(name, &info));
+            }
         }
         programs.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(programs)
     }
+}
+
+impl ProgramFacts {
+    fn of(name: &str, info: &ProgramInfo) -> Self {
+        Self {
+            name: name.to_owned(),
+            verified_instructions: info.verified_instruction_count(),
+            translated_bytes: info.size_translated(),
+            machine_code_bytes: Some(info.size_jitted()).filter(|bytes| *bytes > 0),
+        }
+    }
+}
+
+/// The kernel's number for a program.
+fn id_of(program: BorrowedFd<'_>) -> Option<u32> {
+    let fdinfo = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    let text = fs::read_to_string(fdinfo).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
 }
 
 /// Memory of all eBPF maps this process holds, each once, as the kernel accounts it: before

@@ -75,7 +75,7 @@ pub(super) fn required_features() -> Vec<Feature> {
     ]
 }
 
-fn kernel_is_at_least(major: u8, minor: u8) -> bool {
+pub(super) fn kernel_is_at_least(major: u8, minor: u8) -> bool {
     procfs::sys::kernel::Version::current()
         .is_ok_and(|version| (version.major, version.minor) >= (major, minor))
 }

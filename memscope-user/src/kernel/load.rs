@@ -1,8 +1,8 @@
-use std::{num::NonZeroU32, path::Path};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{
         BtfTracePoint, Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
@@ -11,10 +11,11 @@ use aya::{
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COUNTER_ATTEMPTED, COUNTER_HITS, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RECORDED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, Target, ThreadState,
+        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
+        Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -23,13 +24,16 @@ use super::{
     KernelError,
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
+    overflow::Overflows,
     plain::Plain,
-    ring::EventRing,
+    probe_programs::{CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION},
+    ring::{self, EventRing, RingMaps},
+    sampling::SamplingMaps,
     tables::KernelTables,
     take_map,
 };
 use crate::{
-    model::{Counters, LossCause, ProbeId},
+    model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
     target::{FunctionKind, PlannedProbe},
 };
 
@@ -37,40 +41,53 @@ use crate::{
 static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
 
-const ENTRY: &str = "allocation_entered";
-const RETURN: &str = "allocation_returned";
-const FREE: &str = "free_entered";
-const CODE_CHANGED: &str = "code_changed";
-
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelConfig {
-    /// Size of the ring buffer: a power of two, at least a page.
+    /// Memory for records that wait for the collector: a power of two, at least a page. One
+    /// half is for the slots of the CPUs, one for the ring buffer.
     pub ring_bytes: u32,
     /// Which of the programs' own log lines are compiled in: 0 none, 5 all.
     pub log_level: u8,
+    /// How probes are to be attached; none: the cheapest way that this kernel has.
+    pub attach_by: Option<AttachMethod>,
+    /// How much of each stack is noted.
+    pub stacks: StackMode,
+    /// Mean bytes between two sampled blocks; none: every block is recorded.
+    pub sampling_interval_bytes: Option<u64>,
+    /// What random numbers are made of.
+    pub seed: u32,
+    /// What is done when records come faster than they are taken.
+    pub on_overflow: OnOverflow,
 }
 
-/// What to attach to.
+/// What to attach to: the functions of one file in one process.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachRequest<'a> {
     /// Index of the target.
     pub target: u16,
     /// Its process id.
     pub pid: u32,
-    /// Where the file with the function can be opened.
+    /// Where the file with the functions can be opened.
     pub file: &'a Path,
     /// What to call it in messages.
     pub shown_path: &'a str,
-    /// Which function, and where.
-    pub probe: &'a PlannedProbe,
-    /// What events will refer to.
-    pub id: ProbeId,
+    /// Which functions, where, and what events will call them; in the order in which they
+    /// are to be attached.
+    pub probes: &'a [(ProbeId, PlannedProbe)],
 }
 
 /// The loaded programs and everything attached; dropping it removes all of it.
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
+    pub(super) method: AttachMethod,
+    /// Empty where perf events are used: then aya has the programs.
+    pub(super) programs: ProbePrograms,
+    links: Vec<OwnedFd>,
+    surroundings: Array<MapData, Plain<ProbeSurroundings>>,
+    pub(super) sampling: Option<SamplingMaps>,
+    pub(super) overflows: Overflows,
+    pub(super) pauses: bool,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }
@@ -101,18 +118,21 @@ impl Kernel {
             nix::sys::resource::RLIM_INFINITY,
         )
         .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
+        let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
+        let settings = settings(config, cpus);
         let btf = Btf::from_sys_fs().map_err(|error| KernelError::Object(error.into()))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
-            .map_max_entries("EVENTS", config.ring_bytes)
+            .map_max_entries("EVENTS", buffer_bytes(config.ring_bytes))
+            .map_max_entries("SLOTS", cpus << settings.slots_log2)
+            .map_max_entries("CPU_RINGS", cpus)
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets()), true)
+            .override_global("SETTINGS", &Plain(settings), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
-        for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
-            let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|source| KernelError::Program { program: name, source })?;
-        }
+        let (method, programs) = load_probe_programs(&mut ebpf, config.attach_by)?;
+        log::info!("probes are attached by {}", method.name());
         for (name, tracepoint) in
             [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
         {
@@ -124,20 +144,47 @@ impl Kernel {
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
-        Ok(Self { ebpf, targets, tables })
+        let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
+        let sampling = config
+            .sampling_interval_bytes
+            .map(|interval_bytes| SamplingMaps::new(&mut ebpf, interval_bytes))
+            .transpose()?;
+        let overflows = Overflows::new(&mut ebpf)?;
+        Ok(Self {
+            ebpf,
+            method,
+            programs,
+            links: Vec::new(),
+            surroundings,
+            sampling,
+            overflows,
+            pauses: config.on_overflow == OnOverflow::Pause,
+            targets,
+            tables,
+        })
     }
 
-    /// The reading end of the ring; there is one.
+    /// How probes are attached.
+    #[must_use]
+    pub fn attach_method(&self) -> AttachMethod {
+        self.method
+    }
+
+    /// The reading end of the rings; there is one.
     ///
     /// # Errors
     ///
     /// If it was taken before.
     pub fn take_ring(&mut self, ring_bytes: u32) -> Result<EventRing, KernelError> {
-        Ok(EventRing::new(
-            take_map::<RingBuf<MapData>>(&mut self.ebpf, "EVENTS")?,
-            take_map(&mut self.ebpf, "CONSUMER")?,
-            ring_bytes,
-        ))
+        let ebpf = &mut self.ebpf;
+        let mut take = |name, what| ebpf.take_map(name).ok_or(KernelError::Missing { what });
+        EventRing::new(RingMaps {
+            buffer: take("EVENTS", "map EVENTS")?,
+            slots: take("SLOTS", "map SLOTS")?,
+            cpu_rings: take("CPU_RINGS", "map CPU_RINGS")?,
+            buffer_bytes: buffer_bytes(ring_bytes),
+            consumer: take_map(ebpf, "CONSUMER")?,
+        })
     }
 
     /// Reader of the programs' own log lines.
@@ -167,45 +214,65 @@ impl Kernel {
         HashMap::try_from(map).map_err(|source| KernelError::Map { map: "PROCESSES", source })
     }
 
-    /// Attaches one probe.
+    /// Attaches the probes of one file.
     ///
     /// # Errors
     ///
     /// If the kernel refuses, for example because the process has ended.
     pub fn attach(&mut self, request: &AttachRequest<'_>) -> Result<(), KernelError> {
-        let function = &request.probe.function;
-        let argument = |index: Option<u8>| index.unwrap_or(NO_ARGUMENT);
-        let cookie = Cookie::new(
-            request.target,
-            request.id.0 as u16,
-            Arguments {
-                size: argument(function.size),
-                count: argument(function.count),
-                block: argument(function.block),
-                result_slot: argument(function.result_slot),
-            },
-        );
-        // The return first: an entry that is seen must find its return probed.
-        let programs: &[&'static str] = match function.kind {
-            FunctionKind::Allocates => &[RETURN, ENTRY],
-            FunctionKind::Frees => &[FREE],
-            FunctionKind::ChangesCode => &[CODE_CHANGED],
+        for (id, probe) in request.probes {
+            self.surroundings
+                .set(id.0, Plain(surroundings_of(probe)), 0)
+                .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
+        }
+        // What ends blocks is attached first, and the return before the entry: an entry that
+        // is seen must find its return probed.
+        let order: &[&'static str] = match self.method {
+            AttachMethod::Session => &[FREE, CODE_CHANGED, SESSION],
+            AttachMethod::Multi => &[FREE, CODE_CHANGED, RETURN, ENTRY],
+            AttachMethod::PerfEvent => return self.attach_by_perf_events(request),
         };
-        for name in programs {
-            self.attach_program(name, request, cookie).map_err(|source| KernelError::Attach {
+        for name in order {
+            let points = points_of(request, name);
+            if points.file_offsets.is_empty() {
+                continue;
+            }
+            let link = self.programs.link(name, request.file, request.pid, &points);
+            self.links.push(link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
-                file_offset: request.probe.file_offset,
+                count: points.file_offsets.len(),
                 pid: request.pid,
                 source,
-            })?;
+            })?);
         }
         Ok(())
     }
 
-    fn attach_program(
+    fn attach_by_perf_events(&mut self, request: &AttachRequest<'_>) -> Result<(), KernelError> {
+        for (id, probe) in request.probes {
+            let cookie = cookie_of(request.target, *id, probe);
+            for name in [FREE, CODE_CHANGED, RETURN, ENTRY] {
+                if !runs(name, probe.function.kind) {
+                    continue;
+                }
+                self.attach_perf_event(name, request, probe.file_offset, cookie).map_err(
+                    |source| KernelError::Attach {
+                        path: request.shown_path.to_owned(),
+                        file_offset: probe.file_offset,
+                        pid: request.pid,
+                        source,
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_perf_event(
         &mut self,
         name: &'static str,
         request: &AttachRequest<'_>,
+        file_offset: u64,
         cookie: Cookie,
     ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
@@ -213,7 +280,7 @@ impl Kernel {
         let scope = NonZeroU32::new(request.pid)
             .map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
         let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(request.probe.file_offset),
+            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
             cookie: Some(cookie.0),
         };
         // The link is the program's, and goes when it goes.
@@ -227,6 +294,15 @@ impl Kernel {
     /// If the map refuses.
     pub fn set_enabled(&mut self, target: u16, enabled: bool) -> Result<(), KernelError> {
         self.change_target(target, |target| target.enabled = enabled.into())
+    }
+
+    /// Tells whether all of a target's blocks come from one module.
+    ///
+    /// # Errors
+    ///
+    /// If the map refuses.
+    pub fn set_single_allocator(&mut self, target: u16, single: bool) -> Result<(), KernelError> {
+        self.change_target(target, |target| target.single_allocator = single.into())
     }
 
     /// Tells where a target's dynamic loader says what it is about to do.
@@ -272,12 +348,14 @@ impl Kernel {
         }
     }
 
-    /// What the programs have counted, and how many calls are under way.
+    /// What the programs have counted, given what was received. While recording goes on, the
+    /// numbers are of slightly different moments. How many calls are under way is not known
+    /// from it.
     ///
     /// # Errors
     ///
     /// If the maps cannot be read.
-    pub fn counters(&self) -> Result<Counters, KernelError> {
+    pub fn counters(&self, received: Received) -> Result<Counters, KernelError> {
         let source = |source| KernelError::Map { map: "COUNTERS", source };
         let map = self.ebpf.map("COUNTERS").ok_or(KernelError::Missing { what: "map COUNTERS" })?;
         let cpus: PerCpuArray<_, Plain<CpuCounters>> =
@@ -295,12 +373,17 @@ impl Kernel {
             (LossCause::ThreadTableFull, COUNTER_THREAD_TABLE_FULL),
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
+            (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
         ];
+        // A call is hit at its entry and at its return, if that is seen.
+        let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
+        let entered_only = sum(COUNTER_THREAD_TABLE_FULL) + sum(COUNTER_RETURN_NOT_SEEN);
+        let frees = received.frees + sum(COUNTER_LOST_FREE);
         Ok(Counters {
-            attempted: sum(COUNTER_ATTEMPTED),
-            recorded: sum(COUNTER_RECORDED),
+            attempted: received.slots_taken + sum(COUNTER_ATTEMPTED),
+            recorded: received.records,
             nested: sum(COUNTER_NESTED),
-            hits: sum(COUNTER_HITS),
+            hits: 2 * calls + entered_only + frees + sum(COUNTER_NESTED),
             malformed: 0,
             in_flight: 0,
             lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
@@ -331,6 +414,135 @@ impl Kernel {
     }
 }
 
+/// What has come out of the rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Records of all kinds.
+    pub records: u64,
+    /// Slots that the eBPF side says it has taken for small records.
+    pub slots_taken: u64,
+    /// Of these, those that were taken again before they were read.
+    pub overwritten: u64,
+    /// Records of calls that returned.
+    pub calls: u64,
+    /// Records of frees.
+    pub frees: u64,
+}
+
+/// The other half is for slots.
+fn buffer_bytes(ring_bytes: u32) -> u32 {
+    (ring_bytes / 2).max(page_bytes())
+}
+
+fn settings(config: KernelConfig, cpus: u32) -> Settings {
+    Settings {
+        caller_only: u32::from(config.stacks == StackMode::CallerOnly),
+        slots_log2: ring::slots_log2(buffer_bytes(config.ring_bytes), cpus),
+        samples: config.sampling_interval_bytes.is_some().into(),
+        seed: config.seed,
+        pauses: u32::from(config.on_overflow == OnOverflow::Pause),
+        padding: 0,
+    }
+}
+
+/// By the way that is asked for, or by the first that the kernel takes.
+fn load_probe_programs(
+    ebpf: &mut Ebpf,
+    asked: Option<AttachMethod>,
+) -> Result<(AttachMethod, ProbePrograms), KernelError> {
+    for method in AttachMethod::ALL {
+        if asked.is_some_and(|asked| asked != method) {
+            continue;
+        }
+        let loaded = match method {
+            AttachMethod::Multi if !multi_links_are_for_processes() => {
+                Err(KernelError::Unsupported {
+                    what: "its uprobe_multi links are for single threads only (before Linux 6.10)",
+                })
+            }
+            AttachMethod::PerfEvent => load_for_perf_events(ebpf),
+            _ => Ok(()),
+        };
+        match loaded.and_then(|()| ProbePrograms::load(OBJECT, ebpf, method)) {
+            Ok(programs) => return Ok((method, programs)),
+            Err(error) if asked.is_some() || method == AttachMethod::PerfEvent => {
+                return Err(error);
+            }
+            Err(error) => {
+                log::debug!("no probes by {}: {}", method.name(), causes(&error));
+            }
+        }
+    }
+    Err(KernelError::Unsupported { what: "it has no way to attach probes" })
+}
+
+/// An error with all its causes, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn load_for_perf_events(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
+        let program: &mut UProbe = program(ebpf, name)?;
+        program.load().map_err(|source| KernelError::Program { program: name, source })?;
+    }
+    Ok(())
+}
+
+/// Before, a link for a process let only its first thread through (kernel commit
+/// 46ba0e49b642, "fix multi-uprobe PID filtering logic").
+fn multi_links_are_for_processes() -> bool {
+    super::features::kernel_is_at_least(6, 10)
+}
+
+/// Whether a program runs on a function of this kind.
+fn runs(name: &str, kind: FunctionKind) -> bool {
+    match kind {
+        FunctionKind::Allocates => [SESSION, ENTRY, RETURN].contains(&name),
+        FunctionKind::Frees => name == FREE,
+        FunctionKind::ChangesCode => name == CODE_CHANGED,
+    }
+}
+
+fn points_of(request: &AttachRequest<'_>, name: &str) -> ProbePoints {
+    let mut points = ProbePoints::default();
+    for (id, probe) in request.probes {
+        if runs(name, probe.function.kind) {
+            points.file_offsets.push(probe.file_offset);
+            points.cookies.push(cookie_of(request.target, *id, probe).0);
+        }
+    }
+    points
+}
+
+fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
+    let function = &probe.function;
+    let argument = |index: Option<u8>| index.unwrap_or(NO_ARGUMENT);
+    let arguments = Arguments {
+        size: argument(function.size),
+        count: argument(function.count),
+        block: argument(function.block),
+        result_slot: argument(function.result_slot),
+    };
+    let cookie = Cookie::new(target, id.0 as u16, arguments);
+    if function.is_leaf { cookie.of_leaf() } else { cookie }
+}
+
+fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {
+    let (begin, end) = probe.code_file_offsets;
+    let bytes = |from: u64, to: u64| u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX);
+    ProbeSurroundings {
+        before_bytes: bytes(begin, probe.file_offset),
+        after_bytes: bytes(probe.file_offset, end),
+    }
+}
+
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -356,7 +568,7 @@ fn check_contract() -> Result<(), KernelError> {
     Err(KernelError::WrongObject { found, expected: CONTRACT_VERSION })
 }
 
-fn page_bytes() -> u32 {
+pub(super) fn page_bytes() -> u32 {
     u32::try_from(procfs::page_size()).unwrap_or(4096)
 }
 

@@ -9,15 +9,22 @@ mod features;
 mod load;
 mod mmap_events;
 mod offsets;
+mod overflow;
 mod plain;
+mod probe_programs;
 mod ring;
+mod sampling;
+mod site_cost;
+mod sys;
 mod tables;
 
 pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
-pub use load::{AttachRequest, Kernel, KernelConfig};
+pub use load::{AttachRequest, Kernel, KernelConfig, Received};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
-pub use ring::{EventRing, RingError};
+pub use overflow::{OverflowCount, Pauses};
+pub use ring::{EventRing, RawRecord, RingError};
+pub use site_cost::{AttachWay, HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;
@@ -65,6 +72,28 @@ pub enum KernelError {
         /// The verifier's reason among others.
         #[source]
         source: aya::programs::ProgramError,
+    },
+    /// A program for probes was refused.
+    #[error("the kernel refused the eBPF program {program}")]
+    ProbeProgram {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's reason among others.
+        #[source]
+        source: io::Error,
+    },
+    /// Several probes could not be attached.
+    #[error("cannot attach {count} probes in {path} for process {pid}")]
+    AttachMany {
+        /// The file.
+        path: String,
+        /// How many.
+        count: usize,
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A probe could not be attached.
     #[error("cannot attach a probe at offset {file_offset:#x} of {path} for process {pid}")]

@@ -1,5 +1,8 @@
 use memscope_common::{
-    control::{Consumer, CpuCounters, Target, ThreadState},
+    control::{
+        Consumer, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey, ProbeSurroundings,
+        Sampling, Settings, Target, ThreadState,
+    },
     unwind::{Epoch, KernelOffsets},
 };
 
@@ -15,4 +18,18 @@ macro_rules! plain {
         unsafe impl aya::Pod for Plain<$type> {}
     )*};
 }
-plain!(Target, Consumer, CpuCounters, ThreadState, Epoch, KernelOffsets);
+plain!(
+    Target,
+    Consumer,
+    CpuCounters,
+    ThreadState,
+    ProbeSurroundings,
+    Settings,
+    Sampling,
+    Gaps,
+    ExactCounters,
+    Overflow,
+    OverflowKey,
+    Epoch,
+    KernelOffsets
+);

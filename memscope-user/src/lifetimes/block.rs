@@ -39,6 +39,9 @@ pub struct Totals {
     pub unseen_end_bytes: u64,
     /// Records lost, as told by markers in the stream.
     pub marked_losses: u64,
+    /// Of the allocations, those whose records were lost and that were counted by their stack;
+    /// they are among the unseen ends, too.
+    pub counted_allocations: u64,
 }
 
 /// A stretch of time in which records are missing.
@@ -50,6 +53,23 @@ pub struct LossWindow {
     pub until_ns: u64,
     /// How many records.
     pub lost_count: u64,
+}
+
+/// What a block counts for in sums. Without sampling that is itself; a sampled block
+/// also counts for those that were not drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// So many blocks.
+    pub blocks: u64,
+    /// So many bytes.
+    pub bytes: u64,
+}
+
+impl Weight {
+    /// That of a block that stands for itself.
+    pub(super) const fn one(size_bytes: u64) -> Self {
+        Self { blocks: 1, bytes: size_bytes }
+    }
 }
 
 /// A block while it lives.
@@ -65,7 +85,11 @@ pub struct LiveBlock {
     pub site: u32,
     /// By which thread.
     pub thread: ThreadId,
-    /// The how-manieth allocation of all it was, modulo 2^32.
+    /// What it counts for.
+    pub weight: Weight,
+    /// Mean bytes between two sampled blocks when it was drawn; 0 without sampling.
+    pub interval_bytes: u64,
+    /// The how-manieth allocation of all it was, modulo 2^31.
     pub(super) ordinal: u32,
 }
 

@@ -51,29 +51,40 @@ fn value_of(bucket: usize) -> u64 {
 }
 
 impl Lifetimes {
-    /// Counts one block.
-    pub fn add(&mut self, lifetime_ns: u64) {
+    /// Counts so many blocks.
+    pub fn add(&mut self, lifetime_ns: u64, blocks: u64) {
         let bucket = bucket_of(lifetime_ns);
         debug_assert!(bucket < MAX_BUCKETS, "2^64 ends the last bucket");
-        if self.total == 0 {
-            self.first_bucket = bucket;
-            self.min_ns = lifetime_ns;
-        }
-        if bucket < self.first_bucket {
-            let missing = self.first_bucket - bucket;
-            self.counts.splice(0..0, std::iter::repeat_n(0, missing));
-            self.first_bucket = bucket;
-        }
-        let position = bucket - self.first_bucket;
-        if position >= self.counts.len() {
-            self.counts.resize(position + 1, 0);
-        }
-        if let Some(count) = self.counts.get_mut(position) {
-            *count += 1;
-        }
-        self.total += 1;
+        let position = bucket.wrapping_sub(self.first_bucket);
+        let count = match self.counts.get_mut(position) {
+            Some(count) => count,
+            None => self.make_room(bucket),
+        };
+        // A forged recording can have more than a u64 holds.
+        *count = count.wrapping_add(blocks);
+        self.total = self.total.wrapping_add(blocks);
         self.min_ns = self.min_ns.min(lifetime_ns);
         self.max_ns = self.max_ns.max(lifetime_ns);
+    }
+
+    /// Counts of whole doublings, so that there are few occasions for this.
+    #[cold]
+    fn make_room(&mut self, bucket: usize) -> &mut u64 {
+        let first = bucket - bucket % SUB_BUCKETS as usize;
+        if self.counts.is_empty() {
+            self.first_bucket = first;
+            self.min_ns = u64::MAX;
+        }
+        if first < self.first_bucket {
+            let missing = self.first_bucket - first;
+            self.counts.splice(0..0, std::iter::repeat_n(0, missing));
+            self.first_bucket = first;
+        }
+        let end = first + SUB_BUCKETS as usize - self.first_bucket;
+        if end > self.counts.len() {
+            self.counts.resize(end, 0);
+        }
+        &mut self.counts[bucket - self.first_bucket]
     }
 
     /// Counts all blocks of another distribution too.
@@ -87,16 +98,16 @@ impl Lifetimes {
         }
         let first = self.first_bucket.min(other.first_bucket);
         let end = |one: &Self| one.first_bucket + one.counts.len();
-        let mut counts = vec![0; end(self).max(end(other)) - first];
+        let mut counts = vec![0_u64; end(self).max(end(other)) - first];
         for one in [&*self, other] {
             let places = counts.iter_mut().skip(one.first_bucket - first);
             for (place, count) in places.zip(&one.counts) {
-                *place += count;
+                *place = place.wrapping_add(*count);
             }
         }
         self.first_bucket = first;
         self.counts = counts;
-        self.total += other.total;
+        self.total = self.total.wrapping_add(other.total);
         self.min_ns = self.min_ns.min(other.min_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
     }
@@ -113,12 +124,16 @@ impl Lifetimes {
         })
     }
 
+    pub(super) fn held_bytes(&self) -> usize {
+        self.counts.capacity() * size_of::<u64>()
+    }
+
     fn quantile_ns(&self, percent: u64) -> u64 {
         // The rank of the block that `percent` of all live no longer than.
         let rank = (u128::from(self.total) * u128::from(percent)).div_ceil(100) as u64;
-        let mut seen = 0;
+        let mut seen = 0_u64;
         for (position, count) in self.counts.iter().enumerate() {
-            seen += count;
+            seen = seen.saturating_add(*count);
             if seen >= rank {
                 return value_of(self.first_bucket + position).clamp(self.min_ns, self.max_ns);
             }
@@ -159,7 +174,7 @@ mod tests {
         fn two_merged_are_as_one(left: Vec<u64>, right: Vec<u64>) {
             let of = |values: &[u64]| {
                 let mut lifetimes = Lifetimes::default();
-                values.iter().for_each(|value| lifetimes.add(*value));
+                values.iter().for_each(|value| lifetimes.add(*value, 1));
                 lifetimes
             };
             let mut merged = of(&left);
@@ -175,7 +190,7 @@ mod tests {
                 values.iter_mut().for_each(|value| *value %= 1_000_000);
             }
             let mut lifetimes = Lifetimes::default();
-            values.iter().for_each(|value| lifetimes.add(*value));
+            values.iter().for_each(|value| lifetimes.add(*value, 1));
             values.sort_unstable();
             let summary = lifetimes.summary().unwrap();
             prop_assert_eq!(summary.min_ns, values[0]);

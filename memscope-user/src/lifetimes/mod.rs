@@ -7,7 +7,10 @@
 //! The rules are those of `docs/accounting.md`.
 
 mod block;
+mod estimate;
 mod histogram;
+mod live;
+mod sampled;
 mod sites;
 mod state;
 mod tracker;
@@ -17,7 +20,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use block::{Block, LiveBlock, LossWindow, Totals};
+pub use block::{Block, LiveBlock, LossWindow, Totals, Weight};
+pub use estimate::{Interval, Spread, deviations_for, interval};
 pub use histogram::{LifetimeSummary, Lifetimes};
+pub use sampled::{Sampled, Spreads};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
 pub use tracker::Tracker;

@@ -1,6 +1,9 @@
-use rustc_hash::FxHashMap;
-
-use super::histogram::Lifetimes;
+use super::{
+    block::{LiveBlock, Weight},
+    histogram::Lifetimes,
+    sampled::Sampled,
+    state::Map,
+};
 use crate::model::{ProcessId, StackId};
 
 /// A call chain of a process at which blocks begin.
@@ -12,8 +15,13 @@ pub struct SiteKey {
     pub stack: StackId,
 }
 
-/// What is summed per site. Sums of bytes wrap: only a forged recording can have
-/// blocks of 2^64 bytes in all, and it must not stop the reader.
+/// Stacks whose sites are found without a search; ids are given from 0.
+const MAX_DENSE_STACKS: usize = 1 << 22;
+/// No site.
+const NONE: u32 = u32::MAX;
+
+/// What is summed per site. Sums wrap: only a forged recording can have blocks of 2^64
+/// bytes in all, or stand for 2^64 blocks, and it must not stop the reader.
 ///
 /// Frees and lifetimes are those of the blocks that began
 /// here, wherever they ended.
@@ -41,7 +49,7 @@ impl SiteSums {
     /// Blocks begun and not ended.
     #[must_use]
     pub const fn live_blocks(&self) -> u64 {
-        self.allocations - self.frees - self.unseen_ends
+        self.allocations.wrapping_sub(self.frees).wrapping_sub(self.unseen_ends)
     }
 
     /// Sum of their requested sizes.
@@ -52,20 +60,22 @@ impl SiteSums {
 }
 
 /// One site and all that is known of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// Which.
     pub key: SiteKey,
-    /// What was summed.
-    pub sums: SiteSums,
-    /// How long its ended blocks lived.
-    pub lifetimes: Lifetimes,
-    /// Live at the peak of all processes together.
-    pub at_peak: Resident,
-    /// The peak that `at_peak` was taken at, see [`Sites`].
-    at_peak_epoch: u64,
     /// Whether its process has ended, and its blocks take no memory any more.
     gone: bool,
+    /// The peak that `at_peak` was taken at, see [`Sites`].
+    at_peak_epoch: u64,
+    /// What was summed.
+    pub sums: SiteSums,
+    /// Live at the peak of all processes together.
+    pub at_peak: Resident,
+    /// How long its ended blocks lived.
+    pub lifetimes: Lifetimes,
+    /// What the sampled ones of its blocks tell; none if none was sampled.
+    pub sampled: Option<Box<Sampled>>,
 }
 
 /// Blocks that take memory at some moment.
@@ -81,17 +91,24 @@ impl Site {
     /// Adds what is known of another site, for those who want to see both as one.
     pub fn merge(&mut self, other: &Self) {
         let (sums, others) = (&mut self.sums, &other.sums);
-        sums.allocations += others.allocations;
-        sums.allocated_bytes = sums.allocated_bytes.wrapping_add(others.allocated_bytes);
-        sums.frees += others.frees;
-        sums.freed_bytes = sums.freed_bytes.wrapping_add(others.freed_bytes);
-        sums.temporary_allocations += others.temporary_allocations;
-        sums.unseen_ends += others.unseen_ends;
-        sums.unseen_end_bytes = sums.unseen_end_bytes.wrapping_add(others.unseen_end_bytes);
-        sums.failed_allocations += others.failed_allocations;
-        self.at_peak.blocks += other.at_peak.blocks;
-        self.at_peak.bytes = self.at_peak.bytes.wrapping_add(other.at_peak.bytes);
+        for (sum, other) in [
+            (&mut sums.allocations, others.allocations),
+            (&mut sums.allocated_bytes, others.allocated_bytes),
+            (&mut sums.frees, others.frees),
+            (&mut sums.freed_bytes, others.freed_bytes),
+            (&mut sums.temporary_allocations, others.temporary_allocations),
+            (&mut sums.unseen_ends, others.unseen_ends),
+            (&mut sums.unseen_end_bytes, others.unseen_end_bytes),
+            (&mut sums.failed_allocations, others.failed_allocations),
+            (&mut self.at_peak.blocks, other.at_peak.blocks),
+            (&mut self.at_peak.bytes, other.at_peak.bytes),
+        ] {
+            *sum = sum.wrapping_add(other);
+        }
         self.lifetimes.merge(&other.lifetimes);
+        if let Some(other) = &other.sampled {
+            self.sampled.get_or_insert_default().merge(other);
+        }
     }
 
     fn resident(&self) -> Resident {
@@ -99,6 +116,26 @@ impl Site {
             return Resident::default();
         }
         Resident { blocks: self.sums.live_blocks(), bytes: self.sums.live_bytes() }
+    }
+
+    /// To be called before its first change after a peak.
+    fn save_peak(&mut self, epoch: u64) {
+        if self.at_peak_epoch != epoch {
+            self.at_peak = self.resident();
+            self.at_peak_epoch = epoch;
+        }
+    }
+}
+
+impl Resident {
+    fn add(&mut self, weight: Weight) {
+        self.blocks = self.blocks.wrapping_add(weight.blocks);
+        self.bytes = self.bytes.wrapping_add(weight.bytes);
+    }
+
+    fn subtract(&mut self, weight: Weight) {
+        self.blocks = self.blocks.wrapping_sub(weight.blocks);
+        self.bytes = self.bytes.wrapping_sub(weight.bytes);
     }
 }
 
@@ -111,7 +148,10 @@ impl Site {
 #[derive(Debug, Default)]
 pub(super) struct Sites {
     list: Vec<Site>,
-    by_key: FxHashMap<SiteKey, u32>,
+    /// Site of a stack, of the first process that had it.
+    by_stack: Vec<u32>,
+    /// The others.
+    by_key: Map<SiteKey, u32>,
     resident: Resident,
     peak: Resident,
     peak_epoch: u64,
@@ -120,36 +160,119 @@ pub(super) struct Sites {
 
 impl Sites {
     pub(super) fn index_of(&mut self, key: SiteKey) -> u32 {
-        *self.by_key.entry(key).or_insert_with(|| {
-            self.list.push(Site {
-                key,
-                sums: SiteSums::default(),
-                lifetimes: Lifetimes::default(),
-                at_peak: Resident::default(),
-                // A site born after the peak had nothing at the peak: its saved
-                // value, zero, is that of this epoch.
-                at_peak_epoch: self.peak_epoch,
-                gone: false,
-            });
-            (self.list.len() - 1) as u32
-        })
+        let dense = self.by_stack.get(key.stack.index()).copied();
+        match dense.and_then(|index| Some((index, self.list.get(index as usize)?))) {
+            Some((index, site)) if site.key == key => index,
+            _ => self.search(key),
+        }
     }
 
-    /// Changes a site's sums, with all that follows from it for the peak.
-    pub(super) fn change(&mut self, index: u32, time_ns: u64, change: impl FnOnce(&mut Site)) {
-        let Some(site) = self.list.get_mut(index as usize) else {
-            return;
-        };
-        let before = site.resident();
-        if site.at_peak_epoch != self.peak_epoch {
-            site.at_peak = before;
-            site.at_peak_epoch = self.peak_epoch;
+    #[cold]
+    fn search(&mut self, key: SiteKey) -> u32 {
+        let next = self.list.len() as u32;
+        let stack = key.stack.index();
+        if stack < MAX_DENSE_STACKS && self.by_stack.len() <= stack {
+            self.by_stack.resize(stack + 1, NONE);
         }
-        change(site);
-        let after = site.resident();
-        self.resident.blocks = self.resident.blocks + after.blocks - before.blocks;
-        self.resident.bytes =
-            self.resident.bytes.wrapping_add(after.bytes).wrapping_sub(before.bytes);
+        match self.by_stack.get_mut(stack) {
+            Some(index) if *index == NONE => *index = next,
+            _ => {
+                if let Some(known) = self.by_key.get(&key) {
+                    return *known;
+                }
+                self.by_key.insert(key, next);
+            }
+        }
+        self.list.push(Site {
+            key,
+            gone: false,
+            // A site born after the peak had nothing at the peak: its saved
+            // value, zero, is that of this epoch.
+            at_peak_epoch: self.peak_epoch,
+            sums: SiteSums::default(),
+            at_peak: Resident::default(),
+            lifetimes: Lifetimes::default(),
+            sampled: None,
+        });
+        next
+    }
+
+    /// What a block of a site will count for.
+    pub(super) fn draw(&mut self, index: u32, size_bytes: u64, interval_bytes: u64) -> Weight {
+        match self.list.get_mut(index as usize) {
+            Some(site) if interval_bytes != 0 => {
+                site.sampled.get_or_insert_default().draw(size_bytes, interval_bytes)
+            }
+            _ => Weight::one(size_bytes),
+        }
+    }
+
+    /// A block begins.
+    pub(super) fn begin(&mut self, index: u32, time_ns: u64, weight: Weight) {
+        let Some(site) = self.list.get_mut(index as usize) else { return };
+        site.save_peak(self.peak_epoch);
+        let sums = &mut site.sums;
+        sums.allocations = sums.allocations.wrapping_add(weight.blocks);
+        sums.allocated_bytes = sums.allocated_bytes.wrapping_add(weight.bytes);
+        if !site.gone {
+            self.resident.add(weight);
+            self.note_peak(time_ns);
+        }
+    }
+
+    /// A block ends.
+    pub(super) fn end(&mut self, block: &LiveBlock, time_ns: u64, temporary: bool) {
+        let Some(site) = self.list.get_mut(block.site as usize) else { return };
+        site.save_peak(self.peak_epoch);
+        let (sums, weight) = (&mut site.sums, block.weight);
+        sums.frees = sums.frees.wrapping_add(weight.blocks);
+        sums.freed_bytes = sums.freed_bytes.wrapping_add(weight.bytes);
+        if temporary {
+            sums.temporary_allocations = sums.temporary_allocations.wrapping_add(weight.blocks);
+        }
+        site.lifetimes.add(time_ns.saturating_sub(block.allocated_ns), weight.blocks);
+        if let Some(sampled) = &mut site.sampled {
+            sampled.freed_blocks += u64::from(block.interval_bytes != 0);
+        }
+        if !site.gone {
+            self.resident.subtract(weight);
+        }
+    }
+
+    /// A block's end was not seen.
+    pub(super) fn end_unseen(&mut self, block: &LiveBlock) {
+        let Some(site) = self.list.get_mut(block.site as usize) else { return };
+        site.save_peak(self.peak_epoch);
+        let (sums, weight) = (&mut site.sums, block.weight);
+        sums.unseen_ends = sums.unseen_ends.wrapping_add(weight.blocks);
+        sums.unseen_end_bytes = sums.unseen_end_bytes.wrapping_add(weight.bytes);
+        if !site.gone {
+            self.resident.subtract(weight);
+        }
+    }
+
+    /// Blocks began of which nothing else is known: neither that they live nor that they ended.
+    pub(super) fn count(&mut self, index: u32, weight: Weight) {
+        let Some(site) = self.list.get_mut(index as usize) else { return };
+        let sums = &mut site.sums;
+        for (blocks, bytes) in [
+            (&mut sums.allocations, &mut sums.allocated_bytes),
+            (&mut sums.unseen_ends, &mut sums.unseen_end_bytes),
+        ] {
+            *blocks = blocks.wrapping_add(weight.blocks);
+            *bytes = bytes.wrapping_add(weight.bytes);
+        }
+    }
+
+    /// A call gave no block.
+    pub(super) fn fail(&mut self, index: u32, calls: u64) {
+        if let Some(site) = self.list.get_mut(index as usize) {
+            let failed = &mut site.sums.failed_allocations;
+            *failed = failed.wrapping_add(calls);
+        }
+    }
+
+    fn note_peak(&mut self, time_ns: u64) {
         if self.resident.bytes > self.peak.bytes {
             self.peak = self.resident;
             self.peak_epoch += 1;
@@ -158,12 +281,13 @@ impl Sites {
     }
 
     /// The blocks of a process take no memory from now on.
-    pub(super) fn end_process(&mut self, process: ProcessId, time_ns: u64) {
-        for index in 0..self.list.len() as u32 {
-            let ends = |site: &Site| site.key.process == process && !site.gone;
-            if self.list.get(index as usize).is_some_and(ends) {
-                self.change(index, time_ns, |site| site.gone = true);
-            }
+    pub(super) fn end_process(&mut self, process: ProcessId) {
+        let ends = |site: &&mut Site| site.key.process == process && !site.gone;
+        for site in self.list.iter_mut().filter(ends) {
+            site.save_peak(self.peak_epoch);
+            let Resident { blocks, bytes } = site.resident();
+            self.resident.subtract(Weight { blocks, bytes });
+            site.gone = true;
         }
     }
 
@@ -189,5 +313,15 @@ impl Sites {
 
     pub(super) fn key(&self, index: u32) -> Option<SiteKey> {
         self.list.get(index as usize).map(|site| site.key)
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        let beside = |site: &Site| {
+            site.lifetimes.held_bytes() + site.sampled.as_ref().map_or(0, |_| size_of::<Sampled>())
+        };
+        self.list.iter().map(beside).sum::<usize>()
+            + self.list.capacity() * size_of::<Site>()
+            + self.by_stack.capacity() * size_of::<u32>()
+            + self.by_key.allocation_size()
     }
 }

@@ -1,8 +1,11 @@
-use hashbrown::HashMap;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use hashbrown::{HashMap, HashTable};
+use rustc_hash::FxBuildHasher;
 
-use super::{block::LiveBlock, sites::SiteKey};
-use crate::model::ThreadId;
+use super::sites::SiteKey;
+use crate::model::{ProcessId, ThreadId};
+
+/// A map that tells how much memory it takes.
+pub(super) type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 
 /// A reallocation that was entered and has not returned.
 #[derive(Clone, Copy, Debug)]
@@ -30,19 +33,116 @@ pub(super) struct Thread {
 }
 
 /// What is known of a process while it runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ProcessState {
-    pub(super) live: HashMap<u64, LiveBlock, FxBuildHasher>,
-    pub(super) threads: FxHashMap<ThreadId, Thread>,
-    pub(super) in_flight: FxHashMap<ThreadId, InFlight>,
+    pub(super) id: ProcessId,
+    /// Places of its live blocks, by their addresses.
+    pub(super) live: HashTable<u32>,
+    /// Indices of its threads.
+    pub(super) threads: Map<ThreadId, u32>,
+    pub(super) in_flight: Map<ThreadId, InFlight>,
+}
+
+impl ProcessState {
+    pub(super) fn new(id: ProcessId) -> Self {
+        Self { id, live: HashTable::new(), threads: Map::default(), in_flight: Map::default() }
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.live.allocation_size()
+            + self.threads.allocation_size()
+            + self.in_flight.allocation_size()
+    }
+}
+
+/// Who an event is of: a thread of a process, and where both are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct By {
+    pub(super) process: ProcessId,
+    pub(super) thread: ThreadId,
+    pub(super) process_index: usize,
+    pub(super) thread_index: usize,
+}
+
+/// All processes and threads.
+#[derive(Debug, Default)]
+pub(super) struct Actors {
+    pub(super) processes: Vec<ProcessState>,
+    process_indices: Map<ProcessId, u32>,
+    pub(super) threads: Vec<Thread>,
+    vacant_threads: Vec<u32>,
+    /// Who the last event was of: mostly the next one is too.
+    last: Option<By>,
+}
+
+impl Actors {
+    /// Finds a thread; it begins if it is not known.
+    pub(super) fn by(&mut self, process: ProcessId, thread: ThreadId) -> By {
+        match self.last {
+            Some(last) if last.process == process && last.thread == thread => last,
+            _ => self.find(process, thread),
+        }
+    }
+
+    fn find(&mut self, process: ProcessId, thread: ThreadId) -> By {
+        let process_index = match self.last {
+            Some(last) if last.process == process => last.process_index,
+            _ => self.process_index(process),
+        };
+        let (threads, vacant) = (&mut self.threads, &mut self.vacant_threads);
+        let known = &mut self.processes[process_index].threads;
+        let thread_index = *known.entry(thread).or_insert_with(|| {
+            vacant.pop().unwrap_or_else(|| {
+                threads.push(Thread::default());
+                (threads.len() - 1) as u32
+            })
+        });
+        let by = By { process, thread, process_index, thread_index: thread_index as usize };
+        self.last = Some(by);
+        by
+    }
+
+    fn process_index(&mut self, process: ProcessId) -> usize {
+        let processes = &mut self.processes;
+        *self.process_indices.entry(process).or_insert_with(|| {
+            processes.push(ProcessState::new(process));
+            (processes.len() - 1) as u32
+        }) as usize
+    }
+
+    /// A process, if it is known.
+    pub(super) fn process_mut(&mut self, process: ProcessId) -> Option<&mut ProcessState> {
+        let index = *self.process_indices.get(&process)?;
+        self.processes.get_mut(index as usize)
+    }
+
+    /// Forgets a thread; gives what was known of it.
+    pub(super) fn end_thread(&mut self, process: ProcessId, thread: ThreadId) -> Option<Thread> {
+        self.last = None;
+        let state = self.process_mut(process)?;
+        state.in_flight.remove(&thread);
+        let index = state.threads.remove(&thread)?;
+        self.vacant_threads.push(index);
+        self.threads.get_mut(index as usize).map(std::mem::take)
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        let processes: usize = self.processes.iter().map(ProcessState::held_bytes).sum();
+        processes
+            + self.processes.capacity() * size_of::<ProcessState>()
+            + self.process_indices.allocation_size()
+            + self.threads.capacity() * size_of::<Thread>()
+            + self.vacant_threads.capacity() * size_of::<u32>()
+    }
 }
 
 /// Fields that allocation and reallocation share.
 #[derive(Clone, Copy)]
 pub(super) struct Begin {
+    pub(super) by: By,
     pub(super) key: SiteKey,
-    pub(super) thread: ThreadId,
     pub(super) time_ns: u64,
     pub(super) address_avma: u64,
     pub(super) size_bytes: u64,
+    pub(super) interval_bytes: u64,
 }

@@ -11,6 +11,7 @@
 //! 1 exit                      thread 1 ends
 //! lost 5                      five records are missing
 //! +1000                       that much later
+//! every 4096                  sampled from now on, on average every 4096 bytes
 //! end 2                       process 2 ends (see [`Trace::process_ends`])
 //! ```
 //!
@@ -30,6 +31,7 @@ pub(crate) struct Trace {
     pub(crate) process_ends: Vec<(usize, ProcessId, u64)>,
     stacks: BTreeMap<String, (StackId, u32)>,
     now_ns: u64,
+    interval_bytes: u64,
 }
 
 impl Trace {
@@ -54,6 +56,10 @@ impl Trace {
             [] => return,
             [later] if later.starts_with('+') => {
                 self.now_ns += later[1..].parse::<u64>().unwrap();
+                return;
+            }
+            ["every", interval] => {
+                self.interval_bytes = interval.parse().unwrap();
                 return;
             }
             ["end", process] => {
@@ -88,6 +94,7 @@ impl Trace {
                 size_bytes: size.parse().unwrap(),
                 stack: self.stack_of(&stack[1..], process_number),
                 probe,
+                interval_bytes: self.interval_bytes,
             },
             ["free", at] => Event::Free {
                 process,
@@ -115,6 +122,7 @@ impl Trace {
                 size_bytes: size.parse().unwrap(),
                 stack: self.stack_of(&stack[1..], process_number),
                 probe,
+                interval_bytes: self.interval_bytes,
             },
             ["realloc", old, rest @ ..] => {
                 self.call(process_number, thread, &["realloc>", old]);

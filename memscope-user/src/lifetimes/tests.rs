@@ -10,6 +10,7 @@ use crate::model::StackId;
 
 mod properties;
 mod reallocations;
+mod sampling;
 
 /// Applies a trace; gives the tracker and what ended.
 pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
@@ -17,8 +18,8 @@ pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
     let mut ended = Vec::new();
     let mut ends = trace.process_ends.iter().peekable();
     for position in 0..=trace.events.len() {
-        while let Some((_, process, time_ns)) = ends.next_if(|(after, ..)| *after == position) {
-            tracker.end_process(*process, *time_ns);
+        while let Some((_, process, _)) = ends.next_if(|(after, ..)| *after == position) {
+            tracker.end_process(*process);
         }
         if let Some(event) = trace.events.get(position) {
             tracker.apply(event, |block| ended.push(*block));

@@ -1,11 +1,17 @@
-use rustc_hash::FxHashMap;
+use std::hash::BuildHasher as _;
+
+use hashbrown::hash_table::Entry;
+use rustc_hash::FxBuildHasher;
 
 use super::{
+    Weight,
     block::{Block, LiveBlock, LossWindow, Totals},
+    live::{LiveBlocks, ordinal_of},
+    sampled::weight_of,
     sites::{Site, SiteKey, Sites},
-    state::{Begin, ClosedInFlight, InFlight, ProcessState},
+    state::{Actors, Begin, By, ClosedInFlight, InFlight},
 };
-use crate::model::{Event, FreeCaller, ProcessId, ThreadId};
+use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -13,10 +19,22 @@ const MAX_LOSS_WINDOWS: usize = 4096;
 /// The state machine.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    processes: FxHashMap<ProcessId, ProcessState>,
+    actors: Actors,
+    blocks: LiveBlocks,
     sites: Sites,
     totals: Totals,
+    /// Blocks that began, whatever they count for.
+    begun: u64,
     loss_windows: Vec<LossWindow>,
+}
+
+fn hash_of(address_avma: u64) -> u64 {
+    FxBuildHasher.hash_one(address_avma)
+}
+
+/// Sums wrap, see [`super::SiteSums`].
+fn add(sum: &mut u64, number: u64) {
+    *sum = sum.wrapping_add(number);
 }
 
 impl Tracker {
@@ -34,12 +52,14 @@ impl Tracker {
                 self.begin_or_move(event, ended)
             }
             Event::Free { process, thread, time_ns, address_avma, caller } => {
-                self.free(process, thread, time_ns, address_avma, caller, ended);
+                let by = self.actors.by(process, thread);
+                self.free(by, time_ns, address_avma, caller, ended);
             }
             Event::ReallocationBegin { process, thread, old_address_avma, .. } => {
-                self.settle_pending(process, thread);
+                let by = self.actors.by(process, thread);
+                self.settle_pending(by);
                 let in_flight = InFlight { old_address_avma, closed: None };
-                self.process(process).in_flight.insert(thread, in_flight);
+                self.actors.processes[by.process_index].in_flight.insert(thread, in_flight);
             }
             Event::ThreadExit { process, thread, .. } => self.end_thread(process, thread),
             Event::Loss { first_lost_ns, time_ns, lost_count } => {
@@ -56,18 +76,22 @@ impl Tracker {
     fn begin_or_move(&mut self, event: &Event, ended: &mut impl FnMut(&Block)) {
         match *event {
             Event::Allocation {
-                process, thread, time_ns, address_avma, size_bytes, stack, ..
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                size_bytes,
+                stack,
+                interval_bytes,
+                ..
             } => {
-                let key = SiteKey { process, stack };
-                self.go_on(process, thread);
+                let (by, key) = (self.actors.by(process, thread), SiteKey { process, stack });
+                let begin = Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes };
+                self.go_on(by);
                 if address_avma == 0 {
-                    self.fail(key, time_ns);
+                    self.fail(&begin);
                 } else {
-                    self.begin(
-                        Begin { key, thread, time_ns, address_avma, size_bytes },
-                        None,
-                        ended,
-                    );
+                    self.begin(&begin, None, ended);
                 }
             }
             Event::ReallocationEnd {
@@ -78,11 +102,12 @@ impl Tracker {
                 new_address_avma: address_avma,
                 size_bytes,
                 stack,
+                interval_bytes,
                 ..
             } => {
-                let key = SiteKey { process, stack };
-                let begin = Begin { key, thread, time_ns, address_avma, size_bytes };
-                self.end_reallocation(old_address_avma, begin, ended);
+                let (by, key) = (self.actors.by(process, thread), SiteKey { process, stack });
+                let begin = Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes };
+                self.end_reallocation(old_address_avma, &begin, ended);
             }
             _ => {}
         }
@@ -90,193 +115,223 @@ impl Tracker {
 
     /// What the thread freed last, and nobody knew, was its cache being cleared.
     fn end_thread(&mut self, process: ProcessId, thread: ThreadId) {
-        let state = self.process(process);
-        state.in_flight.remove(&thread);
-        if let Some(thread) = state.threads.remove(&thread) {
+        if let Some(thread) = self.actors.end_thread(process, thread) {
             self.totals.allocator_internal_frees += thread.pending_internal_frees;
         }
     }
 
     /// A process image ended: its blocks stay live in the sums, but take no memory.
-    pub fn end_process(&mut self, process: ProcessId, time_ns: u64) {
-        self.sites.end_process(process, time_ns);
-        if let Some(state) = self.processes.get_mut(&process) {
+    pub fn end_process(&mut self, process: ProcessId) {
+        self.sites.end_process(process);
+        if let Some(state) = self.actors.process_mut(process) {
             state.in_flight.clear();
         }
     }
 
-    fn process(&mut self, process: ProcessId) -> &mut ProcessState {
-        self.processes.entry(process).or_default()
-    }
-
     /// The thread goes on, so a reallocation it was in is over: its return was lost.
-    fn go_on(&mut self, process: ProcessId, thread: ThreadId) {
-        self.process(process).in_flight.remove(&thread);
-        self.settle_pending(process, thread);
+    fn go_on(&mut self, by: By) {
+        let in_flight = &mut self.actors.processes[by.process_index].in_flight;
+        if !in_flight.is_empty() {
+            in_flight.remove(&by.thread);
+        }
+        self.settle_pending(by);
     }
 
     /// What the thread freed before was no clearing of its cache, as it goes on.
-    fn settle_pending(&mut self, process: ProcessId, thread: ThreadId) {
-        let thread = self.process(process).threads.entry(thread).or_default();
-        let pending = std::mem::take(&mut thread.pending_internal_frees);
-        self.totals.unknown_frees += pending;
+    fn settle_pending(&mut self, by: By) {
+        let pending = &mut self.actors.threads[by.thread_index].pending_internal_frees;
+        self.totals.unknown_frees += std::mem::take(pending);
     }
 
-    fn fail(&mut self, key: SiteKey, time_ns: u64) {
-        self.totals.failed_allocations += 1;
+    /// Allocations of which only the sum is known. They count as begun, and as ended unseen:
+    /// they are never called live.
+    pub fn counted(&mut self, counted: &CountedAllocations) {
+        let weight = Weight { blocks: counted.allocations, bytes: counted.bytes };
+        for (blocks, bytes) in [
+            (&mut self.totals.allocations, &mut self.totals.allocated_bytes),
+            (&mut self.totals.unseen_ends, &mut self.totals.unseen_end_bytes),
+        ] {
+            add(blocks, weight.blocks);
+            add(bytes, weight.bytes);
+        }
+        self.totals.counted_allocations =
+            self.totals.counted_allocations.wrapping_add(weight.blocks);
+        let key = SiteKey { process: counted.process, stack: counted.stack };
         let site = self.sites.index_of(key);
-        self.sites.change(site, time_ns, |site| site.sums.failed_allocations += 1);
+        self.sites.count(site, weight);
     }
 
-    /// A block begins. `chain_allocated_ns` is that of the block it continues.
+    fn fail(&mut self, begin: &Begin) {
+        // Calls that fail are rare, so none is carried over.
+        let calls = weight_of(begin.size_bytes, begin.interval_bytes).round() as u64;
+        add(&mut self.totals.failed_allocations, calls);
+        let site = self.sites.index_of(begin.key);
+        self.sites.fail(site, calls);
+    }
+
+    /// A block begins. `chain_allocated_ns` is that of the block it continues. Gives for how
+    /// many it counts.
     fn begin(
         &mut self,
-        begin: Begin,
+        begin: &Begin,
         chain_allocated_ns: Option<u64>,
         ended: &mut impl FnMut(&Block),
-    ) {
-        let Begin { key, thread, time_ns, address_avma, size_bytes } = begin;
-        self.displace(key.process, address_avma, thread, time_ns, ended);
+    ) -> u64 {
+        let Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes } = *begin;
+        let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
+        let entry = process.live.entry(
+            hash_of(address_avma),
+            |place| blocks.address_avma(*place) == address_avma,
+            |place| hash_of(blocks.address_avma(*place)),
+        );
+        let place = match entry {
+            Entry::Vacant(entry) => *entry.insert(self.blocks.reserve()).get(),
+            Entry::Occupied(entry) => {
+                let place = *entry.get();
+                self.displace(by, place, time_ns, ended);
+                place
+            }
+        };
         let site = self.sites.index_of(key);
-        let state = self.processes.entry(key.process).or_default();
-        let ordinal = self.totals.allocations as u32;
-        state.threads.entry(thread).or_default().last_ordinal = Some(ordinal);
+        let ordinal = ordinal_of(self.begun);
+        self.begun += 1;
+        self.actors.threads[by.thread_index].last_ordinal = Some(ordinal);
+        let weight = self.sites.draw(site, size_bytes, interval_bytes);
         let block = LiveBlock {
             size_bytes,
             allocated_ns: time_ns,
             chain_allocated_ns: chain_allocated_ns.unwrap_or(time_ns),
             site,
-            thread,
+            thread: by.thread,
+            weight,
+            interval_bytes,
             ordinal,
         };
-        state.live.insert(address_avma, block);
-        self.totals.allocations += 1;
-        self.totals.allocated_bytes = self.totals.allocated_bytes.wrapping_add(size_bytes);
-        self.sites.change(site, time_ns, |site| {
-            site.sums.allocations += 1;
-            site.sums.allocated_bytes = site.sums.allocated_bytes.wrapping_add(size_bytes);
-        });
+        self.blocks.put(place, address_avma, &block);
+        add(&mut self.totals.allocations, weight.blocks);
+        add(&mut self.totals.allocated_bytes, weight.bytes);
+        self.sites.begin(site, time_ns, weight);
+        weight.blocks
     }
 
     /// An address is given out while a block is thought to live there: either a
     /// reallocation under way has moved that block, or its end was not seen.
-    fn displace(
-        &mut self,
-        process: ProcessId,
-        address_avma: u64,
-        by: ThreadId,
-        time_ns: u64,
-        ended: &mut impl FnMut(&Block),
-    ) {
-        let state = self.processes.entry(process).or_default();
-        let Some(block) = state.live.remove(&address_avma) else {
-            return;
-        };
-        let mover = state.in_flight.iter_mut().find(|(thread, in_flight)| {
-            **thread != by
+    #[cold]
+    fn displace(&mut self, by: By, place: u32, time_ns: u64, ended: &mut impl FnMut(&Block)) {
+        let address_avma = self.blocks.address_avma(place);
+        let block = self.blocks.take(place);
+        let process = &mut self.actors.processes[by.process_index];
+        let mover = process.in_flight.iter_mut().find(|(thread, in_flight)| {
+            **thread != by.thread
                 && in_flight.old_address_avma == address_avma
                 && in_flight.closed.is_none()
         });
         let Some((mover, in_flight)) = mover else {
-            self.totals.unseen_ends += 1;
-            self.totals.unseen_end_bytes =
-                self.totals.unseen_end_bytes.wrapping_add(block.size_bytes);
-            self.sites.change(block.site, time_ns, |site| {
-                site.sums.unseen_ends += 1;
-                site.sums.unseen_end_bytes =
-                    site.sums.unseen_end_bytes.wrapping_add(block.size_bytes);
-            });
+            add(&mut self.totals.unseen_ends, block.weight.blocks);
+            add(&mut self.totals.unseen_end_bytes, block.weight.bytes);
+            self.sites.end_unseen(&block);
+            let process = by.process;
             ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: None });
             return;
         };
         in_flight.closed = Some(ClosedInFlight { chain_allocated_ns: block.chain_allocated_ns });
         let mover = *mover;
-        self.end(process, address_avma, block, mover, time_ns, ended);
+        let thread_index = process.threads.get(&mover).map_or(usize::MAX, |index| *index as usize);
+        let mover = By { thread: mover, thread_index, ..by };
+        self.end(mover, address_avma, block, time_ns, ended);
     }
 
     /// A known block ends.
     fn end(
         &mut self,
-        process: ProcessId,
+        by: By,
         address_avma: u64,
         block: LiveBlock,
-        by: ThreadId,
         time_ns: u64,
         ended: &mut impl FnMut(&Block),
     ) {
-        let state = self.processes.entry(process).or_default();
-        let last_ordinal = state.threads.get(&by).and_then(|thread| thread.last_ordinal);
-        let temporary = by == block.thread && last_ordinal == Some(block.ordinal);
-        self.totals.frees += 1;
-        self.totals.freed_bytes = self.totals.freed_bytes.wrapping_add(block.size_bytes);
-        self.totals.temporary_allocations += u64::from(temporary);
-        self.sites.change(block.site, time_ns, |site| {
-            site.sums.frees += 1;
-            site.sums.freed_bytes = site.sums.freed_bytes.wrapping_add(block.size_bytes);
-            site.sums.temporary_allocations += u64::from(temporary);
-            site.lifetimes.add(time_ns.saturating_sub(block.allocated_ns));
-        });
-        ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by: Some(by) });
+        let thread = self.actors.threads.get(by.thread_index);
+        let last_ordinal = thread.and_then(|thread| thread.last_ordinal);
+        let temporary = by.thread == block.thread && last_ordinal == Some(block.ordinal);
+        add(&mut self.totals.frees, block.weight.blocks);
+        add(&mut self.totals.freed_bytes, block.weight.bytes);
+        if temporary {
+            add(&mut self.totals.temporary_allocations, block.weight.blocks);
+        }
+        self.sites.end(&block, time_ns, temporary);
+        let (process, freed_by) = (by.process, Some(by.thread));
+        ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by });
+    }
+
+    /// Takes a live block out.
+    fn remove(&mut self, by: By, address_avma: u64) -> Option<LiveBlock> {
+        let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
+        let found = process
+            .live
+            .find_entry(hash_of(address_avma), |place| blocks.address_avma(*place) == address_avma);
+        let (place, _) = found.ok()?.remove();
+        let block = self.blocks.take(place);
+        self.blocks.release(place);
+        Some(block)
     }
 
     fn free(
         &mut self,
-        process: ProcessId,
-        thread: ThreadId,
+        by: By,
         time_ns: u64,
         address_avma: u64,
         caller: FreeCaller,
         ended: &mut impl FnMut(&Block),
     ) {
-        let state = self.process(process);
-        let Some(block) = state.live.remove(&address_avma) else {
+        let Some(block) = self.remove(by, address_avma) else {
             match caller {
                 FreeCaller::Program => {
-                    self.go_on(process, thread);
+                    self.go_on(by);
                     self.totals.unknown_frees += 1;
                 }
                 FreeCaller::AllocatorModule => {
-                    state.threads.entry(thread).or_default().pending_internal_frees += 1;
+                    self.actors.threads[by.thread_index].pending_internal_frees += 1;
                 }
             }
             return;
         };
-        self.go_on(process, thread);
-        self.end(process, address_avma, block, thread, time_ns, ended);
+        self.go_on(by);
+        self.end(by, address_avma, block, time_ns, ended);
     }
 
     fn end_reallocation(
         &mut self,
         old_address_avma: u64,
-        begin: Begin,
+        begin: &Begin,
         ended: &mut impl FnMut(&Block),
     ) {
-        let Begin { key, thread, time_ns, address_avma: new_address_avma, size_bytes } = begin;
-        self.settle_pending(key.process, thread);
-        let in_flight = self.process(key.process).in_flight.remove(&thread);
+        let Begin { by, time_ns, address_avma: new_address_avma, size_bytes, .. } = *begin;
+        self.settle_pending(by);
+        let in_flight = self.actors.processes[by.process_index].in_flight.remove(&by.thread);
         let closed = in_flight
             .filter(|in_flight| in_flight.old_address_avma == old_address_avma)
             .and_then(|in_flight| in_flight.closed);
         if new_address_avma == 0 && size_bytes != 0 {
-            self.fail(key, time_ns);
+            self.fail(begin);
             return;
         }
         let chain_allocated_ns = match closed {
             Some(closed) => Some(closed.chain_allocated_ns),
-            None => match self.process(key.process).live.remove(&old_address_avma) {
+            None => match self.remove(by, old_address_avma) {
                 Some(block) => {
-                    self.end(key.process, old_address_avma, block, thread, time_ns, ended);
+                    self.end(by, old_address_avma, block, time_ns, ended);
                     Some(block.chain_allocated_ns)
                 }
                 None => {
-                    self.totals.unknown_frees += 1;
+                    // With sampling it was mostly a block that was not drawn.
+                    self.totals.unknown_frees += u64::from(begin.interval_bytes == 0);
                     None
                 }
             },
         };
         if new_address_avma != 0 {
-            self.totals.reallocations += 1;
-            self.begin(begin, chain_allocated_ns, ended);
+            let blocks = self.begin(begin, chain_allocated_ns, ended);
+            add(&mut self.totals.reallocations, blocks);
         }
     }
 
@@ -285,14 +340,13 @@ impl Tracker {
     pub fn totals(&self) -> Totals {
         let (peak, peak_time_ns) = self.sites.peak();
         let totals = self.totals;
-        let pending: u64 = self
-            .processes
-            .values()
-            .flat_map(|state| state.threads.values())
-            .map(|thread| thread.pending_internal_frees)
-            .sum();
+        let threads = self.actors.threads.iter();
+        let pending: u64 = threads.map(|thread| thread.pending_internal_frees).sum();
         Totals {
-            live_blocks: totals.allocations - totals.frees - totals.unseen_ends,
+            live_blocks: totals
+                .allocations
+                .wrapping_sub(totals.frees)
+                .wrapping_sub(totals.unseen_ends),
             live_bytes: totals
                 .allocated_bytes
                 .wrapping_sub(totals.freed_bytes)
@@ -314,7 +368,14 @@ impl Tracker {
     /// All sites, in the order in which they were first seen.
     #[must_use]
     pub fn sites(&self) -> Vec<Site> {
-        self.sites.snapshot()
+        let mut sites = self.sites.snapshot();
+        for block in self.blocks.sampled() {
+            let site = sites.get_mut(block.site as usize);
+            if let Some(sampled) = site.and_then(|site| site.sampled.as_mut()) {
+                sampled.add_live(block.size_bytes, block.interval_bytes);
+            }
+        }
+        sites
     }
 
     /// The stretches in which records are missing, at most the first few thousand.
@@ -324,10 +385,23 @@ impl Tracker {
     }
 
     /// The live blocks of all processes with their addresses, in no order.
-    pub fn live_blocks(&self) -> impl Iterator<Item = (ProcessId, u64, &LiveBlock)> {
-        self.processes.iter().flat_map(|(process, state)| {
-            state.live.iter().map(|(address_avma, block)| (*process, *address_avma, block))
+    pub fn live_blocks(&self) -> impl Iterator<Item = (ProcessId, u64, LiveBlock)> {
+        self.actors.processes.iter().flat_map(|state| {
+            state
+                .live
+                .iter()
+                .map(|place| (state.id, self.blocks.address_avma(*place), self.blocks.get(*place)))
         })
+    }
+
+    /// How much memory all this takes. It grows with live blocks, sites and threads, and not
+    /// with events.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.blocks.held_bytes()
+            + self.actors.held_bytes()
+            + self.sites.held_bytes()
+            + self.loss_windows.capacity() * size_of::<LossWindow>()
     }
 
     /// Which site an index in a block means.

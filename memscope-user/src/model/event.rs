@@ -26,6 +26,9 @@ pub enum Event {
         stack: StackId,
         /// By which function.
         probe: ProbeId,
+        /// Mean bytes between two sampled blocks when this one was drawn; 0 if
+        /// every block was recorded.
+        interval_bytes: u64,
     },
     /// A block is about to be freed.
     Free {
@@ -71,6 +74,9 @@ pub enum Event {
         stack: StackId,
         /// By which function.
         probe: ProbeId,
+        /// Mean bytes between two sampled blocks when this one was drawn; 0 if
+        /// every block was recorded.
+        interval_bytes: u64,
     },
     /// A thread ended.
     ThreadExit {

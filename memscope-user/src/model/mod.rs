@@ -39,6 +39,10 @@ pub enum Item {
     Event(Event),
     /// What the kernel side had counted at some moment; later ones replace earlier ones.
     Counters(Counters),
+    /// What it had counted of all calls while it sampled; later ones replace earlier ones.
+    ExactCounts(ExactCounts),
+    /// Allocations of which only this is known, as there was no room for their records.
+    Counted(CountedAllocations),
 }
 
 /// One image of one process: exec begins a new one.
@@ -197,11 +201,13 @@ pub enum StackOutcome {
     CopyTooShort,
     /// There are more different stacks than are kept apart: only the caller is known.
     StackTableFull,
+    /// Only the caller was to be noted.
+    CallerOnly,
 }
 
 impl StackOutcome {
     /// All of them, in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Complete,
         Self::WithFramePointers,
         Self::FramePointerBroken,
@@ -218,6 +224,7 @@ impl StackOutcome {
         Self::NullReturn,
         Self::CopyTooShort,
         Self::StackTableFull,
+        Self::CallerOnly,
     ];
 
     /// Name in exports.
@@ -240,6 +247,7 @@ impl StackOutcome {
             Self::NullReturn => "null_return",
             Self::CopyTooShort => "copy_too_short",
             Self::StackTableFull => "stack_table_full",
+            Self::CallerOnly => "caller_only",
         }
     }
 }
@@ -297,6 +305,85 @@ impl Counters {
     }
 }
 
+/// What was counted of all calls, sampled or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExactCounts {
+    /// Those of which there were calls, in order of size.
+    pub classes: Vec<SizeClass>,
+    /// Frees of blocks that were not drawn, or not seen to begin.
+    pub frees_dropped: u64,
+}
+
+/// Sizes of as many bits: 0 only 0, 1 only 1, 2 from 2 to 3, 3 from 4 to 7 …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeClass {
+    /// How many bits.
+    pub bits: u8,
+    /// Calls that asked for a block of such a size. Those that got none are among them.
+    pub calls: u64,
+    /// Sum of the sizes.
+    pub bytes: u64,
+}
+
+impl SizeClass {
+    /// The largest of the sizes.
+    #[must_use]
+    pub fn largest_bytes(&self) -> u64 {
+        1_u64.checked_shl(self.bits.into()).map_or(u64::MAX, |power| power - 1)
+    }
+}
+
+impl ExactCounts {
+    /// Calls that asked for a block.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.classes.iter().fold(0, |sum, class| sum.saturating_add(class.calls))
+    }
+
+    /// Sum of the sizes they asked for.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.classes.iter().fold(0, |sum, class| sum.wrapping_add(class.bytes))
+    }
+}
+
+/// Allocations that were lost one by one, and counted by their stack. What became of their
+/// blocks is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedAllocations {
+    /// Whose.
+    pub process: ProcessId,
+    /// From where.
+    pub stack: StackId,
+    /// `CLOCK_MONOTONIC` of the moment at which the counters were read.
+    pub time_ns: u64,
+    /// Blocks since they were last read.
+    pub allocations: u64,
+    /// Sum of their sizes.
+    pub bytes: u64,
+}
+
+/// What is done when records come faster than they can be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnOverflow {
+    /// The sums of each site are kept exact.
+    #[default]
+    Count,
+    /// The target is stopped until there is room.
+    Pause,
+}
+
+impl OnOverflow {
+    /// Name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Pause => "pause",
+        }
+    }
+}
+
 /// Why an event is missing. Append only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum LossCause {
@@ -318,11 +405,13 @@ pub enum LossCause {
     ResultUnreadable,
     /// A record arrived damaged.
     MalformedRecord,
+    /// No room to remember a block that was drawn.
+    SampleTableFull,
 }
 
 impl LossCause {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RingFullAllocation,
         Self::RingFullFree,
         Self::RingFullReallocation,
@@ -332,6 +421,7 @@ impl LossCause {
         Self::ReturnNotSeen,
         Self::ResultUnreadable,
         Self::MalformedRecord,
+        Self::SampleTableFull,
     ];
 
     /// Name in exports.
@@ -347,6 +437,33 @@ impl LossCause {
             Self::ReturnNotSeen => "return_not_seen",
             Self::ResultUnreadable => "result_unreadable",
             Self::MalformedRecord => "malformed_record",
+            Self::SampleTableFull => "sample_table_full",
+        }
+    }
+}
+
+/// How probes are attached. From the cheapest for the traced program to the dearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMethod {
+    /// One program at a function's entry and return, by uprobe_multi links (Linux 6.13).
+    Session,
+    /// A program at each, by uprobe_multi links (Linux 6.6, for whole processes 6.10).
+    Multi,
+    /// A program at each, by a perf event for each.
+    PerfEvent,
+}
+
+impl AttachMethod {
+    /// All of them, the cheapest first.
+    pub const ALL: [Self; 3] = [Self::Session, Self::Multi, Self::PerfEvent];
+
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Multi => "multi",
+            Self::PerfEvent => "perf-event",
         }
     }
 }
@@ -370,6 +487,31 @@ pub struct Capture {
     pub command: Option<Vec<String>>,
     /// Size of the ring buffer.
     pub ring_bytes: u64,
+    /// Mean bytes between two sampled blocks, as asked for; none: every block.
+    pub sampling_interval_bytes: Option<u64>,
+    /// How much of a call chain was asked for.
+    pub stacks: StackMode,
+}
+
+/// How much of each call chain is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StackMode {
+    /// All of it.
+    #[default]
+    Full,
+    /// Only the caller is noted.
+    CallerOnly,
+}
+
+impl StackMode {
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::CallerOnly => "caller",
+        }
+    }
 }
 
 /// What a recording says of itself at its end.

@@ -6,10 +6,11 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Site, Totals, Tracker},
+    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker},
     model::{
-        Capture, Counters, Frame, FrameId, FrameSymbols, Item, Module, ModuleId, Probe, ProbeId,
-        Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId, StackOutcome,
+        Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
+        Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
+        StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -57,7 +58,7 @@ impl Definitions {
             Item::Symbols(FrameSymbols { frame, functions }) => {
                 self.symbols.insert(*frame, functions.clone());
             }
-            Item::Event(_) | Item::Counters(_) => {}
+            Item::Event(_) | Item::Counters(_) | Item::ExactCounts(_) | Item::Counted(_) => {}
         }
     }
 }
@@ -68,6 +69,7 @@ pub struct Analyzer {
     definitions: Definitions,
     tracker: Tracker,
     counters: Option<Counters>,
+    exact: Option<ExactCounts>,
     last_event_ns: u64,
 }
 
@@ -82,9 +84,14 @@ impl Analyzer {
             }
             Item::ProcessEnd(end) => {
                 self.last_event_ns = self.last_event_ns.max(end.time_ns);
-                self.tracker.end_process(end.process, end.time_ns);
+                self.tracker.end_process(end.process);
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
+            Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
+            Item::Counted(counted) => {
+                self.last_event_ns = self.last_event_ns.max(counted.time_ns);
+                self.tracker.counted(counted);
+            }
             _ => {}
         }
     }
@@ -112,8 +119,9 @@ impl Analyzer {
         for site in &sites {
             let stack = self.definitions.stacks.get(&site.key.stack);
             let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
-            *stack_outcomes.entry(outcome).or_default() +=
-                site.sums.allocations + site.sums.failed_allocations;
+            let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
+            *count = count
+                .wrapping_add(site.sums.allocations.wrapping_add(site.sums.failed_allocations));
         }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
@@ -123,17 +131,23 @@ impl Analyzer {
             age.oldest_allocated_ns = age.oldest_allocated_ns.min(block.allocated_ns);
             age.newest_allocated_ns = age.newest_allocated_ns.max(block.allocated_ns);
         }
+        let mut sampled: Option<Sampled> = None;
+        for of_site in sites.iter().filter_map(|site| site.sampled.as_ref()) {
+            sampled.get_or_insert_default().merge(of_site);
+        }
         let analysis = Analysis {
             totals: self.tracker.totals(),
             loss_windows: self.tracker.loss_windows().to_vec(),
             definitions: self.definitions,
             counters: self.counters,
+            exact: self.exact,
             capture,
             end,
             ended_at_ns,
             sites,
             stack_outcomes,
             live_ages,
+            sampled,
             damages: Vec::new(),
             damage_count: 0,
         };
@@ -158,10 +172,14 @@ pub struct Analysis {
     pub sites: Vec<Site>,
     /// When the live blocks of a site began, by index of the site.
     pub live_ages: FxHashMap<u32, LiveAge>,
+    /// What the sampled blocks tell; none if none was sampled.
+    pub sampled: Option<Sampled>,
     /// How many allocations have a stack of each outcome.
     pub stack_outcomes: BTreeMap<StackOutcome, u64>,
     /// What the kernel side counted; none if the recording was cut before it said so.
     pub counters: Option<Counters>,
+    /// What it counted of all calls while it sampled; none in full mode.
+    pub exact: Option<ExactCounts>,
     /// Stretches in which records are missing.
     pub loss_windows: Vec<LossWindow>,
     /// Where the file is damaged; at most the first thousand.
@@ -184,6 +202,12 @@ impl Analysis {
     #[must_use]
     pub fn duration_ns(&self) -> u64 {
         self.ended_at_ns.saturating_sub(self.capture.started_at_ns)
+    }
+
+    /// Whether the numbers are estimates.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.capture.sampling_interval_bytes.is_some() || self.sampled.is_some()
     }
 
     /// Records known to be missing; `None` if the recording does not say.
@@ -251,7 +275,7 @@ pub fn replay_blocks<R: Read + Seek>(
 ) -> Result<Analysis, ReadError> {
     let (analysis, tracker) = replay(reader, |block| each(BlockFate::Ended(block)))?;
     for (process, address_avma, block) in tracker.live_blocks() {
-        each(BlockFate::Live { process, address_avma, block });
+        each(BlockFate::Live { process, address_avma, block: &block });
     }
     Ok(analysis)
 }

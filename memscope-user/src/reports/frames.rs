@@ -195,6 +195,7 @@ pub const fn missing_callers(outcome: StackOutcome) -> Option<&'static str> {
         StackOutcome::NullReturn => Some("[callers unknown: null return address]"),
         StackOutcome::CopyTooShort => Some("[callers unknown: stack copied in part]"),
         StackOutcome::StackTableFull => Some("[callers unknown: too many stacks]"),
+        StackOutcome::CallerOnly => Some("[callers not asked for]"),
     }
 }
 
@@ -218,6 +219,7 @@ pub(super) const fn outcome_words(outcome: StackOutcome) -> &'static str {
         StackOutcome::NullReturn => "null return address",
         StackOutcome::CopyTooShort => "stack copied in part",
         StackOutcome::StackTableFull => "too many stacks",
+        StackOutcome::CallerOnly => "not asked for",
     }
 }
 

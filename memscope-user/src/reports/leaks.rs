@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust, Wrappers,
+    Analysis, Estimate, Trust, Wrappers,
+    estimate::bytes_within,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -20,6 +21,8 @@ pub struct LeaksReport<'a> {
     pub live_bytes: u64,
     /// Those with most live bytes.
     pub rows: Vec<SiteRow<'a>>,
+    /// What `live_blocks` and `live_bytes` rest on; none if every block was recorded.
+    pub estimate: Option<Estimate>,
     /// How far to trust all this, with the bounds of `live_blocks`.
     pub trust: Trust,
     #[serde(skip)]
@@ -42,6 +45,7 @@ impl<'a> LeaksReport<'a> {
             live_blocks: analysis.totals.live_blocks,
             live_bytes: analysis.totals.live_bytes,
             rows,
+            estimate: Estimate::of_all(analysis),
             trust: Trust::of(analysis),
             wrappers,
             analysis,
@@ -53,19 +57,21 @@ impl<'a> LeaksReport<'a> {
     pub fn text(&self) -> String {
         let mut out = String::new();
         let what = format!(
-            "Live at the end, {} in {}",
-            text::bytes(self.live_bytes),
-            counted(self.live_blocks, "block")
+            "Live at the end, {} in {}{}",
+            bytes_within(self.live_bytes, self.estimate.map(|estimate| estimate.live_bytes)),
+            counted(self.live_blocks, "block"),
+            rests_on(self.estimate.as_ref()),
         );
         layout::heading(&mut out, &what, self.rows.len(), self.site_count);
         for (position, row) in self.rows.iter().enumerate() {
             line!(
                 out,
-                "\n{:>3}. {:>9} {:>7} in {}, {}; {}",
+                "\n{:>3}. {:>9} {:>7} in {}{}, {}; {}",
                 position + 1,
-                text::bytes(row.live_bytes),
+                bytes_within(row.live_bytes, row.estimate.map(|estimate| estimate.live_bytes)),
                 text::percent(row.live_bytes, self.live_bytes),
                 counted(row.live_blocks, "block"),
+                rests_on(row.estimate.as_ref()),
                 ages(row),
                 freed_text(row.frees),
             );
@@ -85,6 +91,12 @@ impl<'a> LeaksReport<'a> {
         line!(out, "\n{}", self.trust.sentence);
         out
     }
+}
+
+fn rests_on(estimate: Option<&Estimate>) -> String {
+    estimate.map_or_else(String::new, |estimate| {
+        format!(" ({} sampled)", text::count(estimate.live_sampled_blocks))
+    })
 }
 
 fn ages(row: &SiteRow<'_>) -> String {

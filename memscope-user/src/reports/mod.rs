@@ -8,6 +8,7 @@
 
 mod analysis;
 mod consistency;
+mod estimate;
 mod folding;
 mod frames;
 mod layout;
@@ -29,6 +30,7 @@ pub use analysis::{
     Analysis, Analyzer, BlockFate, Definitions, LiveAge, ReadError, analyze, replay_blocks,
 };
 pub use consistency::{Inconsistency, check};
+pub use estimate::{Bounds, Estimate};
 pub use folding::Wrappers;
 pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust, Wrappers,
+    Analysis, Estimate, Trust, Wrappers,
+    estimate::bytes_about,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -66,7 +67,7 @@ impl<'a> PeakReport<'a> {
         let what = match self.peak_after_ns {
             Some(after_ns) => format!(
                 "Live at the peak, {} in {}, {} after the start",
-                text::bytes(self.peak_live_bytes),
+                bytes_about(self.peak_live_bytes, Estimate::of_all(self.analysis).as_ref()),
                 counted(self.peak_live_blocks, "block"),
                 text::duration_ns(after_ns)
             ),
@@ -78,10 +79,10 @@ impl<'a> PeakReport<'a> {
                 out,
                 "\n{:>3}. {:>9} {:>7} in {}; {} live at the end",
                 position + 1,
-                text::bytes(row.at_peak_bytes),
+                bytes_about(row.at_peak_bytes, row.estimate.as_ref()),
                 text::percent(row.at_peak_bytes, self.peak_live_bytes),
                 counted(row.at_peak_blocks, "block"),
-                text::bytes(row.live_bytes),
+                bytes_about(row.live_bytes, row.estimate.as_ref()),
             );
             layout::stack(&mut out, row, self.wrappers, self.analysis);
         }

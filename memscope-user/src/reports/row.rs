@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis,
+    Analysis, Estimate,
     folding::{MergedSite, Wrappers, merged},
     frames::{ResolvedFrame, ResolvedStack},
     origin::ProcessName,
@@ -57,6 +57,8 @@ pub struct SiteRow<'a> {
     pub newest_live_age_ns: Option<u64>,
     /// How long its freed blocks lived; none if none was freed.
     pub lifetime_ns: Option<LifetimeNs>,
+    /// What all this rests on; none if every block was recorded.
+    pub estimate: Option<Estimate>,
 }
 
 /// Distribution of lifetimes in nanoseconds; the quantiles are at most 1/32 off.
@@ -118,6 +120,7 @@ impl<'a> SiteRow<'a> {
             oldest_live_age_ns: ages.map(|ages| age(ages.oldest_allocated_ns)),
             newest_live_age_ns: ages.map(|ages| age(ages.newest_allocated_ns)),
             lifetime_ns: site.lifetimes.summary().map(LifetimeNs::from),
+            estimate: Estimate::of_site(site),
         }
     }
 }

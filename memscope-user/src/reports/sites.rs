@@ -4,7 +4,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust, Wrappers,
+    Analysis, Estimate, Trust, Wrappers,
+    estimate::{bytes_about, bytes_within},
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -37,6 +38,8 @@ pub struct SitesReport<'a> {
     pub temporary_allocations: u64,
     /// The largest.
     pub rows: Vec<SiteRow<'a>>,
+    /// What the numbers of all sites rest on; none if every block was recorded.
+    pub estimate: Option<Estimate>,
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
@@ -72,6 +75,7 @@ impl<'a> SitesReport<'a> {
             live_bytes: analysis.totals.live_bytes,
             temporary_allocations: analysis.totals.temporary_allocations,
             rows,
+            estimate: Estimate::of_all(analysis),
             trust: Trust::of(analysis),
             wrappers,
             analysis,
@@ -100,21 +104,25 @@ impl<'a> SitesReport<'a> {
     }
 
     fn numbers(&self, row: &SiteRow<'_>) -> String {
+        let estimate = row.estimate.as_ref();
         match self.order {
             SiteOrder::Live => format!(
                 "{:>9} live {:>7} in {}; allocated {} in {}",
-                text::bytes(row.live_bytes),
+                bytes_within(row.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
                 text::percent(row.live_bytes, self.live_bytes),
                 counted(row.live_blocks, "block"),
-                text::bytes(row.allocated_bytes),
+                bytes_about(row.allocated_bytes, estimate),
                 counted(row.allocations, "block"),
             ),
             SiteOrder::Allocated => format!(
                 "{:>9} allocated {:>7} in {}; {} live; {}",
-                text::bytes(row.allocated_bytes),
+                bytes_within(
+                    row.allocated_bytes,
+                    estimate.map(|estimate| estimate.allocated_bytes)
+                ),
                 text::percent(row.allocated_bytes, self.allocated_bytes),
                 counted(row.allocations, "block"),
-                text::bytes(row.live_bytes),
+                bytes_about(row.live_bytes, estimate),
                 lifetimes(row),
             ),
             SiteOrder::Temporary => format!(
@@ -130,8 +138,12 @@ impl<'a> SitesReport<'a> {
 }
 
 fn lifetimes(row: &SiteRow<'_>) -> String {
-    row.lifetime_ns.map_or_else(
-        || "none freed".to_owned(),
-        |lifetime| format!("half lived ≤ {}", text::duration_ns(lifetime.p50)),
-    )
+    let Some(lifetime) = row.lifetime_ns else { return "none freed".to_owned() };
+    let told = format!("half lived ≤ {}", text::duration_ns(lifetime.p50));
+    match &row.estimate {
+        Some(estimate) => {
+            format!("{told} ({} sampled)", text::count(estimate.freed_sampled_blocks))
+        }
+        None => told,
+    }
 }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, SiteOrder, SitesReport, Trust, Wrappers,
+    Analysis, Bounds, Estimate, SiteOrder, SitesReport, Trust, Wrappers,
+    estimate::{bytes_about, bytes_within},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
     origin::{self, ProcessName},
@@ -11,7 +12,7 @@ use super::{
     row::SiteRow,
 };
 use crate::{
-    model::{EndReason, Process},
+    model::{EndReason, ExactCounts, Process},
     text,
 };
 
@@ -59,6 +60,12 @@ pub struct SummaryReport<'a> {
     pub peak_after_ns: Option<u64>,
     /// Probe hits while recording was on; none if the recording does not say.
     pub probe_hits: Option<u64>,
+    /// What these numbers rest on; none if every block was recorded.
+    pub estimate: Option<Estimate>,
+    /// Calls that asked for a block, counted exactly; none if every block was recorded.
+    pub exact_calls: Option<u64>,
+    /// Sum of the sizes they asked for.
+    pub exact_bytes: Option<u64>,
     /// The sites with most bytes live at the end.
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
@@ -95,6 +102,9 @@ impl<'a> SummaryReport<'a> {
             peak_live_bytes: totals.peak_live_bytes,
             peak_after_ns: peak_after_ns(analysis),
             probe_hits: analysis.counters.as_ref().map(|counters| counters.hits),
+            estimate: Estimate::of_all(analysis),
+            exact_calls: analysis.exact.as_ref().map(ExactCounts::calls),
+            exact_bytes: analysis.exact.as_ref().map(ExactCounts::bytes),
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
@@ -117,10 +127,12 @@ impl<'a> SummaryReport<'a> {
         }
         out.push('\n');
         tell_sites(&mut out, "Most live at the end", &self.most_live, |row| {
-            (row.live_bytes, self.live_bytes, row.live_blocks)
+            let bounds = row.estimate.map(|estimate| estimate.live_bytes);
+            (row.live_bytes, bounds, self.live_bytes, row.live_blocks)
         });
         tell_sites(&mut out, "Most allocated", &self.most_allocated, |row| {
-            (row.allocated_bytes, self.allocated_bytes, row.allocations)
+            let bounds = row.estimate.map(|estimate| estimate.allocated_bytes);
+            (row.allocated_bytes, bounds, self.allocated_bytes, row.allocations)
         });
         let gap = if self.allocations == 0 { "" } else { "\n" };
         line!(out, "{gap}{}", self.trust.sentence);
@@ -141,6 +153,7 @@ impl<'a> SummaryReport<'a> {
     }
 
     fn tell_numbers(&self, out: &mut String) {
+        let estimate = self.estimate.as_ref();
         let when = self.started_at.split('.').next().unwrap_or_default();
         line!(
             out,
@@ -148,10 +161,18 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
+        if let (Some(calls), Some(bytes)) = (self.exact_calls, self.exact_bytes) {
+            line!(
+                out,
+                "  requested  {} in {}, counted exactly",
+                text::bytes(bytes),
+                counted(calls, "call")
+            );
+        }
         line!(
             out,
             "  allocated  {} in {}; {}, {} failed",
-            text::bytes(self.allocated_bytes),
+            bytes_within(self.allocated_bytes, estimate.map(|estimate| estimate.allocated_bytes)),
             counted(self.allocations, "block"),
             counted(self.reallocations, "reallocation"),
             text::count(self.failed_allocations)
@@ -159,21 +180,21 @@ impl<'a> SummaryReport<'a> {
         line!(
             out,
             "  freed      {} in {}; {} of allocations were temporary",
-            text::bytes(self.freed_bytes),
+            bytes_about(self.freed_bytes, estimate),
             counted(self.frees, "block"),
             text::percent(self.temporary_allocations, self.allocations)
         );
         line!(
             out,
             "  live       {} in {} at the end",
-            text::bytes(self.live_bytes),
+            bytes_within(self.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
             counted(self.live_blocks, "block")
         );
         if let Some(after_ns) = self.peak_after_ns {
             line!(
                 out,
                 "  peak       {} in {}, {} after the start",
-                text::bytes(self.peak_live_bytes),
+                bytes_about(self.peak_live_bytes, estimate),
                 counted(self.peak_live_blocks, "block"),
                 text::duration_ns(after_ns)
             );
@@ -201,22 +222,22 @@ fn process_text(process: &Process, end: Option<EndReason>) -> String {
     told
 }
 
-/// A heading and a line for each row. `number` gives bytes, bytes in all, blocks.
+/// A heading and a line for each row. `number` gives bytes, their bounds, bytes in all, blocks.
 fn tell_sites(
     out: &mut String,
     heading: &str,
     rows: &[SiteRow<'_>],
-    number: impl Fn(&SiteRow<'_>) -> (u64, u64, u64),
+    number: impl Fn(&SiteRow<'_>) -> (u64, Option<Bounds>, u64, u64),
 ) {
     if rows.is_empty() {
         return;
     }
     line!(out, "{heading}");
     for row in rows {
-        let (bytes, all_bytes, blocks) = number(row);
+        let (bytes, bounds, all_bytes, blocks) = number(row);
         let numbers = format!(
             "  {:>9} {:>7} in {:<14}",
-            text::bytes(bytes),
+            bytes_within(bytes, bounds),
             text::percent(bytes, all_bytes),
             counted(blocks, "block")
         );

@@ -21,7 +21,7 @@ use crate::{
     model::{
         Capture, Counters, EndReason, Ending, EndingReason, Event, Frame, FrameId, FrameSymbols,
         Item, Location, LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd,
-        ProcessId, SourceFunction, Stack, StackId, StackOutcome,
+        ProcessId, SourceFunction, Stack, StackId, StackMode, StackOutcome,
     },
     store::RecordingEnd,
 };
@@ -41,6 +41,8 @@ pub(crate) fn capture() -> Capture {
         arch: "x86_64".to_owned(),
         command: Some(vec!["server".to_owned(), "--fast".to_owned()]),
         ring_bytes: 1 << 20,
+        sampling_interval_bytes: None,
+        stacks: StackMode::Full,
     }
 }
 

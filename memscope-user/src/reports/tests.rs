@@ -9,6 +9,7 @@ use crate::{
     store::RecordingEnd,
 };
 
+mod sampling;
 mod trust;
 
 /// 3 sites: `leak` keeps 2 of 3 blocks, `cache` keeps 1, `parse` frees all.

@@ -35,6 +35,8 @@ pub struct Trust {
     pub damage_count: u64,
     /// Blocks whose end was not seen, but whose address was given out again.
     pub unseen_ends: u64,
+    /// Of the lost allocations, those that the sums of their sites have all the same.
+    pub counted_allocations: u64,
     /// Frees of blocks whose allocation was not seen.
     pub unknown_frees: u64,
     /// Whether every process was observed from its first instruction.
@@ -45,6 +47,8 @@ pub struct Trust {
     pub probed_late: u64,
     /// How many blocks were live when the trace ended; none if nothing bounds it.
     pub live_blocks_between: Option<LiveBounds>,
+    /// How many sampled blocks the numbers are estimated from; none if all were recorded.
+    pub sampled_blocks: Option<u64>,
     /// How many allocations have a call chain of each outcome.
     pub stacks: BTreeMap<&'static str, u64>,
 }
@@ -72,7 +76,8 @@ const fn may_hide_free(cause: LossCause) -> bool {
         LossCause::RingFullAllocation
         | LossCause::RingFullStack
         | LossCause::RingFullProcess
-        | LossCause::ResultUnreadable => false,
+        | LossCause::ResultUnreadable
+        | LossCause::SampleTableFull => false,
     }
 }
 
@@ -83,7 +88,8 @@ const fn may_hide_allocation(cause: LossCause) -> bool {
         | LossCause::ThreadTableFull
         | LossCause::ReturnNotSeen
         | LossCause::ResultUnreadable
-        | LossCause::MalformedRecord => true,
+        | LossCause::MalformedRecord
+        | LossCause::SampleTableFull => true,
         LossCause::RingFullFree | LossCause::RingFullStack | LossCause::RingFullProcess => false,
     }
 }
@@ -113,7 +119,8 @@ fn lost_by_cause(analysis: &Analysis) -> BTreeMap<&'static str, u64> {
 /// Damage hides any number of events, and so does a missing end.
 fn live_bounds(analysis: &Analysis) -> Option<LiveBounds> {
     let counters = analysis.counters.as_ref()?;
-    if analysis.damage_count > 0 {
+    // A lost record of a sampled block stood for more than one.
+    if analysis.damage_count > 0 || analysis.is_sampled() {
         return None;
     }
     let live = analysis.totals.live_blocks;
@@ -148,6 +155,7 @@ impl Trust {
             counters_add_up: counters.map(adds_up),
             damage_count: analysis.damage_count,
             unseen_ends: analysis.totals.unseen_ends,
+            counted_allocations: analysis.totals.counted_allocations,
             unknown_frees: analysis.totals.unknown_frees,
             from_start: analysis.definitions.processes.values().all(|process| process.from_start),
             probed: !analysis.definitions.probes.is_empty(),
@@ -158,6 +166,9 @@ impl Trust {
                 .filter(|process| process.probed_late)
                 .count() as u64,
             live_blocks_between: live_bounds(analysis),
+            sampled_blocks: analysis
+                .is_sampled()
+                .then(|| analysis.sampled.as_ref().map_or(0, |sampled| sampled.blocks)),
             stacks: StackOutcome::ALL.iter().map(outcome).collect(),
         };
         trust.sentence = trust.tell(analysis.totals.live_blocks);
@@ -166,6 +177,9 @@ impl Trust {
 
     fn tell(&self, live_blocks: u64) -> String {
         let mut parts = if self.complete { self.tell_complete() } else { self.tell_missing() };
+        if let Some(blocks) = self.sampled_blocks {
+            parts.push(format!("estimated from {}", counted(blocks, "sampled block")));
+        }
         if let Some(bounds) = self.live_blocks_between
             && (bounds.at_least, bounds.at_most) != (live_blocks, live_blocks)
         {
@@ -211,8 +225,15 @@ impl Trust {
         if self.damage_count > 0 {
             parts.push(format!("{} in the file", counted(self.damage_count, "damaged place")));
         }
-        if self.unseen_ends > 0 {
-            parts.push(format!("the end of {} was not seen", counted(self.unseen_ends, "block")));
+        if self.counted_allocations > 0 {
+            parts.push(format!(
+                "{} of the lost allocations are in their sites' sums all the same",
+                text::count(self.counted_allocations)
+            ));
+        }
+        let not_seen = self.unseen_ends.saturating_sub(self.counted_allocations);
+        if not_seen > 0 {
+            parts.push(format!("the end of {} was not seen", counted(not_seen, "block")));
         }
         if self.counters_add_up == Some(false) {
             parts.push("the counters of events do not add up".to_owned());
@@ -242,7 +263,7 @@ impl Trust {
     }
 
     fn tell_stacks(&self) -> Option<String> {
-        let all = self.stacks.values().sum();
+        let all = self.stacks.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
         if all == 0 {
             return None;
         }

@@ -3,8 +3,13 @@
 //! `docs/file-format.md` says what is in it, byte by byte. This stage turns
 //! [`crate::model::Item`]s into bytes and back; it interprets none of them.
 
-mod delta;
+mod columns;
+mod context;
+mod decode;
+mod encode;
 mod reader;
+mod v1;
+mod varint;
 mod writer;
 
 use std::io;
@@ -15,7 +20,7 @@ pub use writer::Writer;
 /// What a recording begins with.
 pub const MAGIC: [u8; 8] = *b"MEMSCOPE";
 /// Raised when older readers cannot read newer files.
-pub const MAJOR_VERSION: u16 = 1;
+pub const MAJOR_VERSION: u16 = 2;
 /// Raised when something was added that older readers can skip.
 pub const MINOR_VERSION: u16 = 0;
 
@@ -29,12 +34,22 @@ const CHUNK_HEADER_BYTES: usize = 24;
 /// Most bytes of a chunk's payload, before and after compression. A reader refuses
 /// larger ones before it reserves memory for them.
 const MAX_PAYLOAD_BYTES: u32 = 1 << 24;
-/// The writer closes a chunk when its payload has become so large.
-const CHUNK_TARGET_BYTES: usize = 1 << 18;
+/// Most items of a chunk, changes of the sampling interval among them: a few bytes can
+/// say so many, so a reader refuses more before it reserves memory for them.
+const MAX_CHUNK_TAGS: usize = 1 << 16;
+/// Most bytes that an item which is no event may take. It leaves room for as many events as
+/// a chunk can have.
+const MAX_DEFINITION_BYTES: usize = 1 << 23;
+/// The writer closes a chunk when what is no event has become so large in it.
+const CHUNK_DEFINITIONS_BYTES: usize = 1 << 18;
 
-const KIND_CAPTURE: u16 = 1;
-const KIND_ITEMS: u16 = 2;
+/// A capture of format 1.
+const KIND_CAPTURE_V1: u16 = 1;
+/// Items of format 1.
+const KIND_ITEMS_V1: u16 = 2;
 const KIND_ENDING: u16 = 3;
+const KIND_CAPTURE: u16 = 4;
+const KIND_ITEMS: u16 = 5;
 
 /// Payload as it is.
 const ENCODING_PLAIN: u16 = 0;
@@ -65,7 +80,7 @@ pub enum StoreError {
     #[error("the recording is damaged before its first data: nothing in it can be read")]
     NoCapture,
     /// An item is too large for a chunk.
-    #[error("an item of {bytes} bytes does not fit a chunk of {MAX_PAYLOAD_BYTES}")]
+    #[error("an item of {bytes} bytes is too large: {MAX_DEFINITION_BYTES} is the limit")]
     ItemTooLarge {
         /// Its encoded size.
         bytes: usize,

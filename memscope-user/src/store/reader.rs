@@ -2,7 +2,8 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use super::{
     CHUNK_HEADER_BYTES, CHUNK_MAGIC, ChunkHeader, ENCODING_PLAIN, ENCODING_ZSTD, FILE_HEADER_BYTES,
-    KIND_CAPTURE, KIND_ENDING, KIND_ITEMS, MAGIC, MAJOR_VERSION, StoreError, delta::Delta,
+    KIND_CAPTURE, KIND_CAPTURE_V1, KIND_ENDING, KIND_ITEMS, KIND_ITEMS_V1, MAGIC, MAJOR_VERSION,
+    StoreError, decode, v1,
 };
 use crate::model::{Capture, Ending, Item};
 
@@ -93,8 +94,8 @@ impl<R: Read + Seek> Reader<R> {
         }
         let position = FILE_HEADER_BYTES as u64;
         let capture = match read_chunk_at(&mut input, position, length)? {
-            ChunkAt::Intact { header, payload, next } if header.kind == KIND_CAPTURE => {
-                postcard::from_bytes(&payload).ok().map(|capture| (capture, next))
+            ChunkAt::Intact { header, payload, next } => {
+                decode_capture(header.kind, &payload).map(|capture| (capture, next))
             }
             _ => None,
         };
@@ -142,17 +143,8 @@ impl<R: Read + Seek> Reader<R> {
 
     fn interpret(&mut self, at: u64, header: ChunkHeader, payload: &[u8]) -> Option<Chunk> {
         match header.kind {
-            KIND_ITEMS => match decode_items(payload) {
-                (items, true) => Some(Chunk::Items(items)),
-                (items, false) => {
-                    self.note(Damage {
-                        file_offset: at,
-                        skipped_bytes: 0,
-                        what: "an item cannot be decoded; the rest of its chunk is passed over",
-                    });
-                    Some(Chunk::Items(items))
-                }
-            },
+            KIND_ITEMS => Some(self.items(at, decode::decode_items(payload))),
+            KIND_ITEMS_V1 => Some(self.items(at, v1::decode_items(payload))),
             KIND_ENDING => match postcard::from_bytes::<Ending>(payload) {
                 Ok(ending) => {
                     self.ending = Some(ending.clone());
@@ -169,6 +161,17 @@ impl<R: Read + Seek> Reader<R> {
             },
             kind => Some(Chunk::Unknown { kind }),
         }
+    }
+
+    fn items(&mut self, at: u64, (items, whole): (Vec<Item>, bool)) -> Chunk {
+        if !whole {
+            self.note(Damage {
+                file_offset: at,
+                skipped_bytes: 0,
+                what: "an item cannot be decoded; the rest of its chunk is passed over",
+            });
+        }
+        Chunk::Items(items)
     }
 
     /// Notes damage from the present position to `next` and goes on there.
@@ -291,19 +294,11 @@ fn read_up_to(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, StoreEr
     Ok(filled)
 }
 
-/// The items of a payload, up to the first that cannot be decoded; whether all could.
-fn decode_items(mut payload: &[u8]) -> (Vec<Item>, bool) {
-    let mut items = Vec::new();
-    let mut delta = Delta::default();
-    while !payload.is_empty() {
-        let Ok((item, rest)) = postcard::take_from_bytes::<Item>(payload) else {
-            return (items, false);
-        };
-        payload = rest;
-        items.push(match item {
-            Item::Event(event) => Item::Event(delta.decode(&event)),
-            other => other,
-        });
+/// Each format has a kind of its own, so that a chunk says itself how to read it.
+fn decode_capture(kind: u16, payload: &[u8]) -> Option<Capture> {
+    match kind {
+        KIND_CAPTURE => postcard::from_bytes(payload).ok(),
+        KIND_CAPTURE_V1 => postcard::from_bytes::<v1::Capture>(payload).ok().map(Capture::from),
+        _ => None,
     }
-    (items, true)
 }

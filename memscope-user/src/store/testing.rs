@@ -24,13 +24,13 @@ fn text() -> BoxedStrategy<String> {
 
 fn event() -> BoxedStrategy<Event> {
     let common = (id(), id(), any::<u64>(), address());
-    let begin = (any::<u64>(), id(), id(), address());
+    let begin = (any::<u64>(), id(), id(), address(), prop_oneof![3 => Just(0), 1 => any::<u64>()]);
     (0..6, common, begin, any::<bool>())
         .prop_map(
             |(
                 kind,
                 (process, thread, time_ns, address_avma),
-                (size_bytes, stack, probe, other),
+                (size_bytes, stack, probe, other, interval_bytes),
                 allocator,
             )| {
                 let (process, thread) = (ProcessId(process), ThreadId(thread));
@@ -46,6 +46,7 @@ fn event() -> BoxedStrategy<Event> {
                         size_bytes,
                         stack,
                         probe,
+                        interval_bytes,
                     },
                     1 => Event::Free { process, thread, time_ns, address_avma, caller },
                     2 => Event::ReallocationBegin {
@@ -63,6 +64,7 @@ fn event() -> BoxedStrategy<Event> {
                         size_bytes,
                         stack,
                         probe,
+                        interval_bytes,
                     },
                     4 => Event::ThreadExit { process, thread, time_ns },
                     _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },

@@ -9,9 +9,11 @@ use super::{
     MAJOR_VERSION, MAX_PAYLOAD_BYTES, Reader, RecordingEnd, StoreError, Writer, testing,
 };
 use crate::model::{
-    Capture, Ending, EndingReason, Event, FreeCaller, Item, Module, ModuleId, ProcessId, ThreadId,
+    Capture, Ending, EndingReason, Event, FreeCaller, Item, Module, ModuleId, ProcessId, StackMode,
+    ThreadId,
 };
 
+mod columns;
 mod damage;
 
 fn capture() -> Capture {
@@ -24,6 +26,8 @@ fn capture() -> Capture {
         arch: "x86_64".to_owned(),
         command: None,
         ring_bytes: 4096,
+        sampling_interval_bytes: None,
+        stacks: StackMode::Full,
     }
 }
 
@@ -121,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn a_chunk_of_anything_is_read_or_told(payload in prop::collection::vec(any::<u8>(), 0..300), kind in 0..5_u16, encoding in 0..3_u16, claimed in any::<u32>()) {
+    fn a_chunk_of_anything_is_read_or_told(payload in prop::collection::vec(any::<u8>(), 0..300), kind in 0..7_u16, encoding in 0..3_u16, claimed in any::<u32>()) {
         let claimed = if claimed % 2 == 0 { payload.len() as u32 } else { claimed };
         let content = read(&with_inserted(&chunk(kind, encoding, &payload, claimed))).unwrap();
         prop_assert!(content.items.len() >= 5);

@@ -3,24 +3,26 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::{
-    CHUNK_TARGET_BYTES, ChunkHeader, ENCODING_PLAIN, ENCODING_ZSTD, FILE_HEADER_BYTES,
-    KIND_CAPTURE, KIND_ENDING, KIND_ITEMS, MAGIC, MAJOR_VERSION, MAX_PAYLOAD_BYTES, MINOR_VERSION,
-    StoreError, delta::Delta,
+    CHUNK_DEFINITIONS_BYTES, ChunkHeader, ENCODING_PLAIN, FILE_HEADER_BYTES, KIND_CAPTURE,
+    KIND_ENDING, KIND_ITEMS, MAGIC, MAJOR_VERSION, MAX_CHUNK_TAGS, MAX_DEFINITION_BYTES,
+    MINOR_VERSION, StoreError, columns::Packer, encode::Encoder,
 };
 use crate::model::{Capture, Ending, Item};
 
-/// Fast rather than small: the writer shares its core with the collector.
-const ZSTD_LEVEL: i32 = 1;
+/// Most tags that an event takes: its own, and one for a change of the sampling interval.
+const MAX_EVENT_TAGS: usize = 2;
 
 /// Writes a recording as it comes about. What was flushed stays readable whatever
 /// happens to the writer.
 #[derive(Debug)]
 pub struct Writer<W> {
     output: W,
+    encoder: Encoder,
+    packer: Packer,
+    /// The chunk being written; kept for its memory.
     payload: Vec<u8>,
     /// The item being added; kept for its memory.
     encoded: Vec<u8>,
-    delta: Delta,
     written_bytes: u64,
 }
 
@@ -33,9 +35,10 @@ impl<W: Write> Writer<W> {
     pub fn new(output: W, capture: &Capture) -> Result<Self, StoreError> {
         let mut writer = Self {
             output,
+            encoder: Encoder::new(),
+            packer: Packer::new().map_err(StoreError::Compress)?,
             payload: Vec::new(),
             encoded: Vec::new(),
-            delta: Delta::default(),
             written_bytes: 0,
         };
         let mut header = [0; FILE_HEADER_BYTES];
@@ -56,30 +59,27 @@ impl<W: Write> Writer<W> {
     /// If it cannot be written.
     pub fn push(&mut self, item: &Item) -> Result<(), StoreError> {
         match item {
-            Item::Event(event) => {
-                let event = self.delta.encode(event);
-                self.append(&Item::Event(event))?;
-            }
-            other => self.append(other)?,
+            Item::Event(event) => self.encoder.event(event),
+            definition => self.define(definition)?,
         }
-        if self.payload.len() >= CHUNK_TARGET_BYTES { self.flush() } else { Ok(()) }
+        let full = self.encoder.tags() > MAX_CHUNK_TAGS - MAX_EVENT_TAGS
+            || self.encoder.definition_bytes() >= CHUNK_DEFINITIONS_BYTES;
+        if full { self.flush() } else { Ok(()) }
     }
 
-    fn append(&mut self, item: &Item) -> Result<(), StoreError> {
+    fn define(&mut self, item: &Item) -> Result<(), StoreError> {
         // Encoded apart, so that an item that cannot be written costs no other.
         let mut encoded = std::mem::take(&mut self.encoded);
         encoded.clear();
         self.encoded = postcard::to_extend(item, encoded).map_err(StoreError::Encode)?;
         let bytes = self.encoded.len();
-        if bytes > MAX_PAYLOAD_BYTES as usize {
+        if bytes > MAX_DEFINITION_BYTES {
             return Err(StoreError::ItemTooLarge { bytes });
         }
-        // Never for an event, whose differences would be wrong in another chunk: events
-        // are small, and a chunk is closed long before it is full.
-        if self.payload.len() + bytes > MAX_PAYLOAD_BYTES as usize {
+        if self.encoder.definition_bytes() + bytes > MAX_DEFINITION_BYTES {
             self.flush()?;
         }
-        self.payload.extend_from_slice(&self.encoded);
+        self.encoder.definition(&self.encoded);
         Ok(())
     }
 
@@ -89,14 +89,16 @@ impl<W: Write> Writer<W> {
     ///
     /// If it cannot be written.
     pub fn flush(&mut self) -> Result<(), StoreError> {
-        if self.payload.is_empty() {
+        if self.encoder.tags() == 0 {
             return Ok(());
         }
-        let payload = std::mem::take(&mut self.payload);
-        self.delta = Delta::default();
-        let written = self.write_chunk(KIND_ITEMS, &payload);
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.clear();
+        let packed = self.encoder.pack(&mut self.packer, &mut payload);
+        let written = packed
+            .map_err(StoreError::Compress)
+            .and_then(|()| self.write_chunk(KIND_ITEMS, &payload));
         self.payload = payload;
-        self.payload.clear();
         written
     }
 
@@ -124,22 +126,17 @@ impl<W: Write> Writer<W> {
     }
 
     fn write_chunk(&mut self, kind: u16, payload: &[u8]) -> Result<(), StoreError> {
-        let compressed = zstd::bulk::compress(payload, ZSTD_LEVEL).map_err(StoreError::Compress)?;
-        let (encoding, stored) = if compressed.len() < payload.len() {
-            (ENCODING_ZSTD, compressed.as_slice())
-        } else {
-            (ENCODING_PLAIN, payload)
-        };
-        // Both lengths are at most MAX_PAYLOAD_BYTES: `append` sees to it.
+        // At most MAX_PAYLOAD_BYTES: definitions and tags have limits of their own.
+        let bytes = payload.len() as u32;
         let header = ChunkHeader {
             kind,
-            encoding,
-            stored_bytes: stored.len() as u32,
-            payload_bytes: payload.len() as u32,
-            stored_crc32c: crc32c::crc32c(stored),
+            encoding: ENCODING_PLAIN,
+            stored_bytes: bytes,
+            payload_bytes: bytes,
+            stored_crc32c: crc32c::crc32c(payload),
         };
         self.write(&header.to_bytes())?;
-        self.write(stored)
+        self.write(payload)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {

@@ -28,6 +28,10 @@ pub struct AllocatorFunction {
     pub block: Option<u8>,
     /// Points to where the block's address is stored, the call returning 0 for success.
     pub result_slot: Option<u8>,
+    /// Whether it calls no other function of this table, as it is written in all the
+    /// allocators that have it. If one does all the same, in place of another module's, its
+    /// inner calls are told by there being two modules.
+    pub is_leaf: bool,
 }
 
 const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
@@ -38,14 +42,15 @@ const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
         count: None,
         block: None,
         result_slot: None,
+        is_leaf: false,
     }
 }
 
 /// Functions of the C library (C17 7.22.3, POSIX, and glibc's own). What C++'s
 /// operator new and Rust's default allocator call is among them.
 pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
-    allocates("malloc", 0),
-    AllocatorFunction { count: Some(1), ..allocates("calloc", 0) },
+    AllocatorFunction { is_leaf: true, ..allocates("malloc", 0) },
+    AllocatorFunction { is_leaf: true, count: Some(1), ..allocates("calloc", 0) },
     AllocatorFunction { block: Some(0), ..allocates("realloc", 1) },
     AllocatorFunction { block: Some(0), count: Some(2), ..allocates("reallocarray", 1) },
     AllocatorFunction { result_slot: Some(0), ..allocates("posix_memalign", 2) },
@@ -60,6 +65,7 @@ pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
         count: None,
         block: Some(0),
         result_slot: None,
+        is_leaf: true,
     },
 ];
 
@@ -72,6 +78,7 @@ pub(super) const LOADER_FUNCTION: AllocatorFunction = AllocatorFunction {
     count: None,
     block: None,
     result_slot: None,
+    is_leaf: true,
 };
 
 #[cfg(test)]

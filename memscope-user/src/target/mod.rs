@@ -19,4 +19,7 @@ pub use plan::{PlannedProbe, is_of_interest, plan_probes};
 pub use process::{
     CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open,
 };
-pub use site::{ProbeNeed, ProbeSite, choose_site};
+pub use site::{
+    ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, SiteReason, choose_site,
+    instruction_text,
+};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind, LOADER_FUNCTION},
     module::ModuleFacts,
-    site::{ProbeNeed, ProbeSite, choose_site},
+    site::{ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site},
 };
 
 /// Whether a probe may be wanted on a function of this name.
@@ -17,10 +17,13 @@ pub fn is_of_interest(name: &str) -> bool {
 /// A probe to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedProbe {
-    /// What the function does.
+    /// What the function does. Its arguments are where they are at the site, so an argument's
+    /// position is that of the register that holds it there.
     pub function: AllocatorFunction,
     /// Position of the instruction in the file.
     pub file_offset: u64,
+    /// The code around it that is mapped with it: begin and end in the file.
+    pub code_file_offsets: (u64, u64),
     /// How it was chosen.
     pub site: ProbeSite,
 }
@@ -31,7 +34,7 @@ pub struct PlannedProbe {
 /// In the order in which they must be attached: what ends blocks first, so that no
 /// block is seen to begin whose end would be missed.
 #[must_use]
-pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
+pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for found in &facts.functions {
         // The loader's own first allocator is left alone: nobody frees its blocks.
@@ -39,17 +42,17 @@ pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
         let Some(function) = rows.iter().find(|row| row.name == found.name) else {
             continue;
         };
-        let need = match function.kind {
-            FunctionKind::Frees if function.block == Some(0) => ProbeNeed::CallsWithBlock,
-            _ => ProbeNeed::EveryCall,
-        };
-        let site = choose_site(&found.code, need);
+        let site = choose_site(&found.code, need_of(function), forms);
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
+        let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
         by_offset.entry(found.file_offset).or_insert(PlannedProbe {
-            function: *function,
+            function: found_at(*function, site.places),
             file_offset,
+            code_file_offsets: code.map_or((file_offset, file_offset), |segment| {
+                (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
+            }),
             site,
         });
     }
@@ -62,10 +65,33 @@ pub fn plan_probes(facts: &ModuleFacts) -> Vec<PlannedProbe> {
     probes
 }
 
+/// What a probe on a function needs.
+fn need_of(function: &AllocatorFunction) -> ProbeNeed {
+    let read = [function.size, function.count, function.block, function.result_slot];
+    ProbeNeed {
+        arguments: ArgumentSet::of(read.into_iter().flatten()),
+        block: function.block.filter(|_block| function.kind == FunctionKind::Frees),
+    }
+}
+
+/// A function whose arguments are elsewhere than where they were passed.
+fn found_at(function: AllocatorFunction, places: ArgumentPlaces) -> AllocatorFunction {
+    let place = |argument: Option<u8>| argument.map(|argument| places.of(argument));
+    AllocatorFunction {
+        size: place(function.size),
+        count: place(function.count),
+        block: place(function.block),
+        result_slot: place(function.result_slot),
+        ..function
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::target::module::FunctionCode;
+
+    const OLD_KERNEL: EmulatedForms = EmulatedForms { long_nops: false };
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
         FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55] }
@@ -85,7 +111,7 @@ mod tests {
             ..ModuleFacts::default()
         };
         let names: Vec<&str> =
-            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
+            plan_probes(&facts, OLD_KERNEL).iter().map(|probe| probe.function.name).collect();
         assert_eq!(names, ["free", "realloc", "malloc", "aligned_alloc"]);
     }
 
@@ -97,7 +123,7 @@ mod tests {
             ..ModuleFacts::default()
         };
         let names: Vec<&str> =
-            plan_probes(&facts).iter().map(|probe| probe.function.name).collect();
+            plan_probes(&facts, OLD_KERNEL).iter().map(|probe| probe.function.name).collect();
         assert_eq!(names, ["_dl_debug_state"]);
     }
 }

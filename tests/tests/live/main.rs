@@ -26,6 +26,7 @@ mod oracle;
 mod peers_stacks;
 mod real_programs;
 mod ring;
+mod sites;
 mod stacks;
 mod stacks_kit;
 mod stacks_many;

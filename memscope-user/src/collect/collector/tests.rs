@@ -1,8 +1,8 @@
 use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
-    Allocation, CodeChanged, Free, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE,
-    KIND_STACK, KIND_STACK_COPY, ProcessExec, StackCopy, StackHeader,
+    CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_STACK, KIND_STACK_COPY, ProcessExec, StackCopy,
+    StackHeader,
 };
 
 use super::*;
@@ -10,9 +10,6 @@ use crate::model::{Module, Stack};
 
 const TARGET: u16 = 3;
 const PROBE: u16 = 1;
-/// File offsets of the probed module's code.
-const CODE: (u64, u64) = (0x1000, 0x9000);
-
 /// In a copied stack, what cannot be walked at all.
 const CANNOT_WALK: u64 = 0xbad;
 
@@ -86,22 +83,24 @@ fn header(kind: u8, image: u16, time_ns: u64) -> Header {
     Header { kind, padding: 0, probe: PROBE, image, target: TARGET, time_ns }
 }
 
-fn allocation(image: u16, time_ns: u64, stack: u64) -> Record {
+fn allocation(image: u16, time_ns: u64, stack: u32) -> Record {
     Record::Allocation(Allocation {
-        header: header(KIND_ALLOCATION, image, time_ns),
+        of: OfImage { target: TARGET, image },
+        probe: PROBE,
+        thread: 7,
+        time_ns,
         address_avma: 0x5000,
         size_bytes: 10,
+        interval_bytes: 0,
         stack,
-        thread: 7,
-        padding: 0,
     })
 }
 
-fn stack(time_ns: u64, identity: u64, outcome: u16, frames_avma: &[u64]) -> Record {
-    Record::Stack(StackFrames {
+fn stack(time_ns: u64, number: u64, outcome: u16, frames_avma: &[u64]) -> Record {
+    Record::Stack(Box::new(StackFrames {
         header: StackHeader {
             header: header(KIND_STACK, 0, time_ns),
-            stack: identity,
+            stack: number,
             tables_read_ns: 0,
             outcome,
             flags: match outcome {
@@ -111,15 +110,15 @@ fn stack(time_ns: u64, identity: u64, outcome: u16, frames_avma: &[u64]) -> Reco
             frame_count: frames_avma.len() as u32,
         },
         frames_avma: frames_avma.to_vec(),
-    })
+    }))
 }
 
-fn copied_stack(time_ns: u64, identity: u64, frames_avma: &[u64]) -> Record {
+fn copied_stack(time_ns: u64, number: u32, frames_avma: &[u64]) -> Record {
     let (return_avma, rest) = frames_avma.split_first().unwrap();
     let bytes: Vec<u8> = rest.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let copy = StackCopy {
         header: header(KIND_STACK_COPY, 0, time_ns),
-        stack: identity,
+        stack: number.into(),
         return_avma: *return_avma,
         sp_avma: 0x7000,
         rbp: 0,
@@ -154,8 +153,7 @@ impl Bench {
             file_offset: 0x2000,
             emulated: true,
         };
-        let definition = ProbeDefinition { probe, code_file_offsets: CODE };
-        bench.collector.define_probe(definition, |item| bench.items.push(item));
+        bench.collector.define_probe(probe, |item| bench.items.push(item));
         let start =
             TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 0, from_start: false };
         bench.collector.start_target(&start, |item| bench.items.push(item));
@@ -338,7 +336,7 @@ fn an_exec_that_replaces_the_leader_takes_the_probes_with_it_and_says_so() {
 }
 
 #[test]
-fn the_same_identity_in_another_image_is_another_stack() {
+fn the_same_number_in_another_image_is_another_stack() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     let stack_of = |items: &[Item]| match items.last() {
         Some(Item::Event(Event::Allocation { stack, .. })) => *stack,
@@ -352,23 +350,21 @@ fn the_same_identity_in_another_image_is_another_stack() {
 #[test]
 fn frees_by_the_allocators_own_module_are_told_apart() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    let mut caller = |caller_distance_bytes| {
+    for (is_internal, expected) in
+        [(false, FreeCaller::Program), (true, FreeCaller::AllocatorModule)]
+    {
         let free = Record::Free(Free {
-            header: header(KIND_FREE, 0, 1),
-            address_avma: 0x5000,
+            of: OfImage { target: TARGET, image: 0 },
             thread: 7,
-            caller_distance_bytes,
+            time_ns: 1,
+            address_avma: 0x5000,
+            is_internal,
         });
         match bench.take(&free).as_slice() {
-            [Item::Event(Event::Free { caller, .. })] => *caller,
+            [Item::Event(Event::Free { caller, .. })] => assert_eq!(*caller, expected),
             other => panic!("no free: {other:?}"),
         }
-    };
-    assert_eq!(caller(0), FreeCaller::Program, "too far to tell");
-    assert_eq!(caller(-0x1000), FreeCaller::AllocatorModule, "its first byte");
-    assert_eq!(caller(-0x1001), FreeCaller::Program);
-    assert_eq!(caller(0x6fff), FreeCaller::AllocatorModule, "its last byte");
-    assert_eq!(caller(0x7000), FreeCaller::Program);
+    }
 }
 
 #[test]
@@ -376,11 +372,11 @@ fn records_of_nobody_are_counted_and_passed_over() {
     let mut bench = Bench::new(vec![]);
     let mut unknown_target = allocation(0, 1, 9);
     if let Record::Allocation(record) = &mut unknown_target {
-        record.header.target = 77;
+        record.of.target = 77;
     }
     let mut unknown_probe = allocation(0, 1, 9);
     if let Record::Allocation(record) = &mut unknown_probe {
-        record.header.probe = 77;
+        record.probe = 77;
     }
     assert_eq!(bench.take(&unknown_target), []);
     assert_eq!(bench.take(&unknown_probe), []);
@@ -520,9 +516,9 @@ fn copied_stacks_are_walked_and_those_with_the_same_frames_are_one() {
         Some(Item::Event(Event::Allocation { stack, .. })) => *stack,
         other => panic!("no allocation: {other:?}"),
     };
-    for identity in 100..200 {
-        assert_eq!(bench.take(&copied_stack(2, identity, &[0x10_010, 0x10_020])), []);
-        assert_eq!(stack_of(&bench.take(&allocation(0, 3, identity))), by_tables.id);
+    for number in 100..200 {
+        assert_eq!(bench.take(&copied_stack(2, number, &[0x10_010, 0x10_020])), []);
+        assert_eq!(stack_of(&bench.take(&allocation(0, 3, number))), by_tables.id);
     }
     let other = bench.take_stack(&copied_stack(4, 200, &[0x10_010, 0x10_030]));
     assert_eq!((other.frames.len(), other.outcome), (2, StackOutcome::Complete));
@@ -562,8 +558,8 @@ fn stacks_walked_by_old_tables_are_trusted_where_nothing_has_changed() {
     let seen = Observation { begun_ns: made_ns, done_ns: made_ns, ..observation("first", both) };
     bench.collector.saw(TARGET, seen, made_ns, |item| bench.items.push(item));
     let replaced_ns = made_ns + 10;
-    let mut outcome = |time_ns, identity, frames_avma: &[u64]| {
-        let mut walked = stack(time_ns, identity, OUTCOME_COMPLETE, frames_avma);
+    let mut outcome = |time_ns, number, frames_avma: &[u64]| {
+        let mut walked = stack(time_ns, number, OUTCOME_COMPLETE, frames_avma);
         if let Record::Stack(stack) = &mut walked {
             stack.header.flags = STACK_TABLES_OLD;
             stack.header.tables_read_ns = made_ns;

@@ -4,6 +4,7 @@ mod copies;
 mod modules;
 mod naming;
 mod output;
+mod pause;
 mod pipeline;
 mod session;
 mod status;
@@ -23,6 +24,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
+pub use self::pause::run_guard;
 use self::{
     modules::Notice,
     output::Output,
@@ -68,7 +70,15 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
         .ok()
         .context("the ring buffer cannot be larger than 2 GiB")?;
-    let mut kernel = Kernel::load(KernelConfig { ring_bytes, log_level })?;
+    let mut kernel = Kernel::load(KernelConfig {
+        ring_bytes,
+        log_level,
+        attach_by: options.attach_by,
+        stacks: options.stacks,
+        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
+        seed: options.seed.unwrap_or_else(seed_of_now),
+        on_overflow: options.on_overflow,
+    })?;
     let output = Output::create(
         options.output.as_deref(),
         &default_name(options, &targets),
@@ -291,6 +301,8 @@ fn conclude(
     eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path, Wrappers::Folded)).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
+    // Only now can no probe stop a target any more.
+    drop(recorded.guard);
     if let Some(failure) = recorded.failure {
         let failure = anyhow::Error::new(failure);
         return Err(failure.context(cannot_save(output)));
@@ -321,7 +333,15 @@ fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
         arch,
         command: (!options.command.is_empty()).then(|| options.command.clone()),
         ring_bytes: ring_bytes.into(),
+        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
+        stacks: options.stacks,
     }
+}
+
+/// Another one for each trace.
+fn seed_of_now() -> u32 {
+    let now_ns = monotonic_ns();
+    (now_ns ^ now_ns >> 32) as u32 ^ std::process::id()
 }
 
 /// `memscope.NAME.PID.mscope`, as in `heaptrack.NAME.PID.zst`.

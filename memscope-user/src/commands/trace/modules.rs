@@ -13,13 +13,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
-    collect::{CodeRange, CopiedStack, Observation, ProbeDefinition, ProcessView, WalkedCopy},
+    collect::{CodeRange, CopiedStack, Observation, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
-        CodeMapping, CodeSegment, FileIdentity, FunctionKind, MappedFile, ModuleFacts,
-        PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
+        CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
+        ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
     },
 };
 
@@ -81,26 +81,17 @@ impl LoadedModule {
     }
 
     /// What the recording says of the probes that events refer to.
-    pub(super) fn definitions(&self) -> impl Iterator<Item = ProbeDefinition> {
+    pub(super) fn definitions(&self) -> impl Iterator<Item = Probe> {
         let of_blocks = self
             .probes
             .iter()
             .filter(|(_, probe)| probe.function.kind != FunctionKind::ChangesCode);
-        of_blocks.map(|(id, planned)| {
-            let offset = planned.file_offset;
-            let code = self.code.iter().find(|segment| segment.contains_file_offset(offset));
-            ProbeDefinition {
-                probe: Probe {
-                    id: *id,
-                    function: planned.function.name.to_owned(),
-                    module: self.module.id,
-                    file_offset: offset,
-                    emulated: planned.site.emulated,
-                },
-                code_file_offsets: code.map_or((offset, offset), |segment| {
-                    (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
-                }),
-            }
+        of_blocks.map(|(id, planned)| Probe {
+            id: *id,
+            function: planned.function.name.to_owned(),
+            module: self.module.id,
+            file_offset: planned.file_offset,
+            emulated: planned.site.emulated,
         })
     }
 }
@@ -171,7 +162,7 @@ impl ModuleCache {
         let loaded = Arc::new(LoadedModule {
             module: Arc::new(module),
             file,
-            probes: self.number(plan_probes(&facts)),
+            probes: self.number(plan_probes(&facts, EmulatedForms::of_this_kernel())),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
             root: root_of(pid),

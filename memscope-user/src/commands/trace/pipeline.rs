@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! drain:    ring → decode ──┐ mappings, records
-//! main:     control ────────┴─▶ pipeline: order → collect → lifetimes, store
+//! main:     control ────────┴─▶ pipeline: collect → lifetimes, store
 //! symbols:  names ◀─ frames ──────┘  ▲
 //!                └──── names ────────┘
 //! ```
@@ -29,11 +29,12 @@ use tokio::sync::{mpsc::UnboundedSender, watch};
 use super::{
     modules::{EventFilter, Notice, SharedModules, TargetEvent, TargetView},
     naming::{SymbolJob, symbolize},
+    pause::Resumer,
 };
 use crate::{
-    collect::{Collector, Observation, Order, ProbeDefinition, Record, TargetStart, decode},
-    kernel::{EventRing, MmapEvents},
-    model::{Counters, Event, FrameSymbols, Item},
+    collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
+    kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
+    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -50,10 +51,16 @@ const WAITING_BATCHES: usize = 256;
 const GENERATING_INTERVAL: Duration = Duration::from_millis(100);
 /// How long records may wait in the ring of a quiet target.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often what is still being written is looked for when recording has ended, and how long.
+const LAST_RECORDS_INTERVAL: Duration = Duration::from_millis(1);
+const LAST_RECORDS_PATIENCE: Duration = Duration::from_millis(100);
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often lost reports of new code make the collector look at all targets.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longer than the rings keep back a record that was written.
+const LAST_MOMENT: Duration = Duration::from_micros(50);
 
 /// What reaches the pipeline.
 pub(super) enum Input {
@@ -68,12 +75,14 @@ pub(super) enum Input {
 
 /// What the main thread tells the pipeline.
 pub(super) enum Control {
-    DefineProbe(ProbeDefinition),
+    DefineProbe(Probe),
     StartTarget(TargetStart),
     Seen(u16, Observation),
     EndTarget { target: u16, time_ns: u64, status: Option<i32> },
     ProbedLate(u16),
     Counters(Counters),
+    ExactCounts(ExactCounts),
+    Overflows(Vec<OverflowCount>),
     NoMoreRecords,
 }
 
@@ -91,14 +100,44 @@ pub(super) struct Progress {
 #[derive(Debug, Default)]
 pub(super) struct DrainState {
     stop: AtomicBool,
-    received: AtomicU64,
+    records: AtomicU64,
+    slots_taken: AtomicU64,
+    overwritten: AtomicU64,
+    calls: AtomicU64,
+    frees: AtomicU64,
     malformed: AtomicU64,
 }
 
+/// Of one batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct BatchCounts {
+    calls: u64,
+    frees: u64,
+    malformed: u64,
+}
+
 impl DrainState {
-    pub(super) fn received(&self) -> u64 {
-        self.received.load(Ordering::Acquire)
+    pub(super) fn received(&self) -> Received {
+        Received {
+            records: self.records.load(Ordering::Acquire),
+            slots_taken: self.slots_taken.load(Ordering::Acquire),
+            overwritten: self.overwritten.load(Ordering::Acquire),
+            calls: self.calls.load(Ordering::Acquire),
+            frees: self.frees.load(Ordering::Acquire),
+        }
     }
+
+    fn add(&self, records: usize, counts: BatchCounts) {
+        for (counter, count) in [
+            (&self.records, records as u64),
+            (&self.calls, counts.calls),
+            (&self.frees, counts.frees),
+            (&self.malformed, counts.malformed),
+        ] {
+            counter.fetch_add(count, Ordering::AcqRel);
+        }
+    }
+
     pub(super) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Acquire)
     }
@@ -124,14 +163,19 @@ pub(super) struct Collected<W> {
     pub(super) nonsense: u64,
 }
 
+/// What a pipeline is made of.
+pub(super) struct PipelineParts<W> {
+    pub(super) ring: EventRing,
+    /// If targets may be stopped.
+    pub(super) resumer: Option<Resumer>,
+    pub(super) view: TargetView,
+    pub(super) debuginfod: Option<Debuginfod>,
+    pub(super) writer: Writer<W>,
+}
+
 impl<W: Write + Send + 'static> Pipeline<W> {
-    pub(super) fn start(
-        ring: EventRing,
-        view: TargetView,
-        modules: SharedModules,
-        debuginfod: Option<Debuginfod>,
-        writer: Writer<W>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(parts: PipelineParts<W>, modules: SharedModules) -> anyhow::Result<Self> {
+        let PipelineParts { ring, resumer, view, debuginfod, writer } = parts;
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
         let (after_drain, after_drain_receiver) = mpsc::channel();
         let (jobs, job_receiver) = mpsc::channel();
@@ -140,8 +184,8 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let mappings = Mappings::open(&view);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
-            let notices = view.notices.clone();
-            move || drain(ring, mappings, &state, &input, &after_drain_receiver, &notices)
+            let drain = Drain { ring, resumer, mappings, notices: view.notices.clone() };
+            move || drain.run(&state, &input, &after_drain_receiver)
         })?;
         let symbols = spawn("memscope-symbols", {
             let input = input.clone();
@@ -293,55 +337,101 @@ fn send(input: &SyncSender<Input>, what: Input) -> anyhow::Result<()> {
     input.send(what).ok().context("the collecting thread has ended")
 }
 
-fn drain(
-    mut ring: EventRing,
-    mut mappings: Mappings,
-    state: &DrainState,
-    input: &SyncSender<Input>,
-    after_drain: &Receiver<Control>,
-    notices: &UnboundedSender<Notice>,
-) -> anyhow::Result<()> {
-    super::set_niceness(super::URGENT_NICENESS);
-    loop {
-        // Read before the ring: what is in it now was made before these were said.
-        let stop = state.stop.load(Ordering::Acquire);
-        let controls: Vec<Control> = after_drain.try_iter().collect();
+fn decoded(
+    decoder: &mut Decoder,
+    raw: RawRecord<'_>,
+    counts: &mut BatchCounts,
+) -> Result<Option<Record>, DecodeError> {
+    let record = match raw {
+        RawRecord::Small(words) => decoder.decode_small(words).map(Some),
+        RawRecord::Large(bytes) => decoder.decode(bytes),
+    }?;
+    match &record {
+        Some(Record::Allocation(_) | Record::ReallocationEnd(_)) => counts.calls += 1,
+        Some(Record::Free(_)) => counts.frees += 1,
+        _ => {}
+    }
+    Ok(record)
+}
+
+/// What the draining thread works with.
+struct Drain {
+    ring: EventRing,
+    resumer: Option<Resumer>,
+    mappings: Mappings,
+    notices: UnboundedSender<Notice>,
+}
+
+impl Drain {
+    fn run(
+        self,
+        state: &DrainState,
+        input: &SyncSender<Input>,
+        after_drain: &Receiver<Control>,
+    ) -> anyhow::Result<()> {
+        let Self { mut ring, resumer, mut mappings, notices } = self;
+        super::set_niceness(super::URGENT_NICENESS);
+        ring.also_wake_by(mappings.fds())?;
+        let mut decoder = Decoder::default();
+        let mut stopped_at = None;
         loop {
-            let mut batch = Vec::with_capacity(BATCH_RECORDS);
-            let mut malformed = 0;
-            let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |bytes| match decode(bytes) {
-                Ok(record) => {
-                    // Not by way of the collector, which may have much to do before.
-                    if let Some(target) = record.changed_code_of()
-                        && notices.send(Notice::CodeChanged(target)).is_err()
-                    {
-                        log::debug!("after the end: code has changed");
-                    }
-                    batch.push(record);
-                }
-                Err(error) => {
-                    malformed += 1;
-                    log::debug!("{error}");
-                }
-            });
-            state.received.fetch_add(count as u64, Ordering::AcqRel);
-            state.malformed.fetch_add(malformed, Ordering::AcqRel);
-            // After the batch was read and before it is handed over: so the collector knows of
-            // every mapping that was made before a record of the batch.
-            mappings.send(input)?;
-            if count == 0 {
-                break;
+            // Read before the ring: what is in it now was made before these were said.
+            let stop = state.stop.load(Ordering::Acquire);
+            let controls: Vec<Control> = after_drain.try_iter().collect();
+            if !controls.is_empty() {
+                // The rings keep back what was made in the last moment.
+                std::thread::sleep(LAST_MOMENT);
             }
-            send(input, Input::Records(batch))?;
+            loop {
+                let mut batch = Vec::with_capacity(BATCH_RECORDS);
+                let mut counts = BatchCounts::default();
+                let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |raw| {
+                    match decoded(&mut decoder, raw, &mut counts) {
+                        Ok(Some(record)) => {
+                            // Not by way of the collector, which may have much to do before.
+                            if let Some(target) = record.changed_code_of()
+                                && notices.send(Notice::CodeChanged(target)).is_err()
+                            {
+                                log::debug!("after the end: code has changed");
+                            }
+                            batch.push(record);
+                        }
+                        Ok(None) => {}
+                        Err(error) => {
+                            counts.malformed += 1;
+                            log::debug!("{error}");
+                        }
+                    }
+                });
+                state.add(count, counts);
+                state.slots_taken.store(ring.slots_taken(), Ordering::Release);
+                state.overwritten.store(ring.overwritten(), Ordering::Release);
+                // After the batch was read and before it is handed over: so the collector knows of
+                // every mapping that was made before a record of the batch.
+                mappings.send(input)?;
+                if count == 0 {
+                    break;
+                }
+                send(input, Input::Records(batch))?;
+            }
+            if let Some(resumer) = &resumer {
+                resumer.resume();
+            }
+            for control in controls {
+                send(input, Input::Control(control))?;
+            }
+            if !stop {
+                ring.wait(POLL_INTERVAL)?;
+                continue;
+            }
+            // Those of the last moment, and those whose tasks were interrupted in between.
+            let stopped_at = *stopped_at.get_or_insert_with(Instant::now);
+            if ring.is_empty() || stopped_at.elapsed() > LAST_RECORDS_PATIENCE {
+                mappings.say_lost();
+                return Ok(());
+            }
+            std::thread::sleep(LAST_RECORDS_INTERVAL);
         }
-        for control in controls {
-            send(input, Input::Control(control))?;
-        }
-        if stop {
-            mappings.say_lost();
-            return Ok(());
-        }
-        ring.wait(POLL_INTERVAL, mappings.fds())?;
     }
 }
 
@@ -349,7 +439,6 @@ fn drain(
 struct Collect<W> {
     collector: Collector<TargetView>,
     sink: Sink<W>,
-    order: Order,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
@@ -408,7 +497,6 @@ impl<W: Write> Collect<W> {
                 events: 0,
                 failure: None,
             },
-            order: Order::new(1),
             progress,
             flushed_at: Instant::now(),
         }
@@ -418,14 +506,11 @@ impl<W: Write> Collect<W> {
         loop {
             match input.recv_timeout(FLUSH_INTERVAL) {
                 Ok(Input::Records(records)) => {
-                    for record in records {
-                        let (collector, sink) = (&mut self.collector, &mut self.sink);
-                        self.order.push(0, record, |record| {
-                            collector.take(&record, |item| sink.take(&item));
-                        });
+                    let sink = &mut self.sink;
+                    for record in &records {
+                        self.collector.take(record, |item| sink.take(&item));
                     }
                     // Soon, so that a new image's allocator is probed early.
-                    let sink = &mut self.sink;
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
                 Ok(Input::Mapped(events)) => self.mapped(events),
@@ -497,8 +582,16 @@ impl<W: Write> Collect<W> {
                 collector.probed_late(target, |item| sink.take(&item));
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
+            Control::Overflows(counts) => {
+                for count in counts {
+                    let of = OfImage { target: count.target, image: count.image };
+                    let sums = (count.allocations, count.bytes);
+                    let now_ns = super::monotonic_ns();
+                    collector.counted(of, count.stack, sums, now_ns, |item| sink.take(&item));
+                }
+            }
+            Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
             Control::NoMoreRecords => {
-                self.order.finish(|record| collector.take(&record, |item| sink.take(&item)));
                 sink.jobs = None;
             }
         }

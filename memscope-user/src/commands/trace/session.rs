@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,8 @@ use super::{
         observation_of, probed_modules_of,
     },
     monotonic_ns,
-    pipeline::{Collected, Control, Input, Pipeline, Progress},
+    pause::{Guard, Resumer},
+    pipeline::{Collected, Control, Input, Pipeline, PipelineParts, Progress},
     tables::bring_tables,
 };
 use crate::{
@@ -44,7 +45,8 @@ struct Target {
     process: Arc<TargetProcess>,
     exit: AsyncFd<OwnedFd>,
     attached: FxHashSet<ModuleId>,
-    has_allocator: bool,
+    /// How many files are probed from which blocks come.
+    allocators: usize,
     /// Whether it may run: what is attached from then on may have been used before.
     running: bool,
     ended: bool,
@@ -59,6 +61,8 @@ pub(super) struct Session {
     targets: Vec<Target>,
     defined: FxHashSet<ModuleId>,
     tables: Tables,
+    /// If targets may be stopped.
+    guard: Option<Guard>,
 }
 
 /// What a trace leaves.
@@ -69,6 +73,8 @@ pub(super) struct Recorded {
     /// What is still attached. Dropping it takes seconds, see [`Kernel::forget_process`];
     /// recording has ended all the same.
     pub(super) attached: Kernel,
+    /// To be dropped after that.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Session {
@@ -90,8 +96,14 @@ impl Session {
             notices: notices_sender,
             frame_infos: FrameInfos::default(),
         };
+        let has_paused = Arc::new(AtomicBool::new(false));
+        let resumer = kernel
+            .take_pauses()?
+            .map(|pauses| Resumer::new(pauses, Arc::clone(&processes), Arc::clone(&has_paused)));
+        let guard = resumer.is_some().then(|| Guard::start(has_paused)).transpose()?;
         let writer = Writer::new(output, capture)?;
-        let pipeline = Pipeline::start(ring, view, Arc::clone(&modules), debuginfod, writer)?;
+        let parts = PipelineParts { ring, resumer, view, debuginfod, writer };
+        let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
         let cache = TableCache::open()
             .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
             .ok();
@@ -103,6 +115,7 @@ impl Session {
             targets: Vec::new(),
             defined: FxHashSet::default(),
             tables: Tables::new(cache),
+            guard,
         };
         Ok((session, notices))
     }
@@ -117,7 +130,7 @@ impl Session {
         let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
             bail!("target {target} is not there");
         };
-        if !state.has_allocator {
+        if state.allocators == 0 {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
@@ -172,6 +185,9 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index, Arc::clone(&process));
         self.kernel.watch_process(index, pid)?;
+        if let Some(guard) = &mut self.guard {
+            guard.watch(pid, process.start_ticks())?;
+        }
         self.tell(Control::StartTarget(TargetStart {
             target: index,
             pid,
@@ -184,7 +200,7 @@ impl Session {
             process,
             exit,
             attached: FxHashSet::default(),
-            has_allocator: false,
+            allocators: 0,
             running: false,
             ended: false,
         });
@@ -218,9 +234,12 @@ impl Session {
             self.attach_module(target, &process, module)?;
             if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
                 state.attached.insert(module.module.id);
-                state.has_allocator |= module.is_allocator();
+                state.allocators += usize::from(module.is_allocator());
             }
         }
+        let state = self.targets.iter().find(|state| state.index == target);
+        let single = state.is_some_and(|state| state.allocators == 1);
+        self.kernel.set_single_allocator(target, single)?;
         if running && new.iter().any(|module| module.is_allocator()) {
             self.tell(Control::ProbedLate(target))?;
         }
@@ -237,6 +256,7 @@ impl Session {
                     if let Some(state) = self.targets.iter_mut().find(|state| state.index == target)
                     {
                         state.attached.clear();
+                        state.allocators = 0;
                     }
                     self.attach_new_modules(target).map(drop)
                 }
@@ -268,18 +288,16 @@ impl Session {
         let Some(file) = &module.file else {
             return Ok(());
         };
-        let path = crate::target::path_of_open(file);
-        for (id, probe) in &module.probes {
-            self.kernel.attach(&AttachRequest {
-                target,
-                pid: process.pid(),
-                file: &path,
-                shown_path: &module.module.path,
-                probe,
-                id: *id,
-            })?;
+        if module.probes.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.kernel.attach(&AttachRequest {
+            target,
+            pid: process.pid(),
+            file: &crate::target::path_of_open(file),
+            shown_path: &module.module.path,
+            probes: &module.probes,
+        })
     }
 
     fn tell(&self, control: Control) -> anyhow::Result<()> {
@@ -322,19 +340,26 @@ impl Session {
     }
 
     /// Saves what the kernel side has counted; that, and how things stand.
-    pub(super) fn save_counters(&self) -> anyhow::Result<(Counters, Progress)> {
-        let mut counters = self.kernel.counters()?;
+    pub(super) fn save_counters(&mut self) -> anyhow::Result<(Counters, Progress)> {
+        let mut counters = self.kernel.counters(self.pipeline.drain_state.received())?;
         // Records are being made while this is read, counted as attempted and not yet as
         // recorded or lost, or the other way around. Left out here; at the end there are none.
         counters.attempted =
             counters.recorded + counters.lost.iter().map(|(_, lost)| lost).sum::<u64>();
         self.tell(Control::Counters(counters.clone()))?;
+        let overflows = self.kernel.take_overflows()?;
+        if !overflows.is_empty() {
+            self.pipeline.after_records(Control::Overflows(overflows));
+        }
+        if let Some(exact) = self.kernel.exact_counts()? {
+            self.tell(Control::ExactCounts(exact))?;
+        }
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
 
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
-        let Self { mut kernel, pipeline, targets, .. } = self;
+        let Self { mut kernel, pipeline, targets, guard, .. } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
         }
@@ -344,17 +369,20 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
         let collected = pipeline.finish(|state| {
-            let mut counters = kernel.counters()?;
+            let mut counters = kernel.counters(state.received())?;
             counters.in_flight = kernel.calls_in_flight()?;
-            count_malformed(&mut counters, state.malformed());
-            if state.received() != counters.recorded + state.malformed() {
+            let lost = counters.lost_total() + state.received().overwritten;
+            if counters.attempted != counters.recorded + lost {
                 log::error!(
-                    "{} records were sent and {} received: please report this",
-                    counters.recorded + state.malformed(),
-                    state.received()
+                    "{} records were attempted, {} received and {lost} lost: please report this",
+                    counters.attempted,
+                    counters.recorded
                 );
             }
-            Ok(vec![Control::Counters(counters)])
+            count_malformed(&mut counters, state.malformed(), state.received().overwritten);
+            let exact = kernel.exact_counts()?.map(Control::ExactCounts);
+            let overflows = Control::Overflows(kernel.take_overflows()?);
+            Ok(exact.into_iter().chain([overflows, Control::Counters(counters)]).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
         if nonsense > 0 {
@@ -366,11 +394,13 @@ impl Session {
                 end: RecordingEnd::Truncated,
                 failure,
                 attached: kernel,
+                guard,
             });
         }
         let ending = Ending { ended_at_ns, reason };
         let failure = writer.finish(&ending).err().map(Arc::new);
-        Ok(Recorded { analyzer, end: RecordingEnd::Complete(ending), failure, attached: kernel })
+        let end = RecordingEnd::Complete(ending);
+        Ok(Recorded { analyzer, end, failure, attached: kernel, guard })
     }
 }
 
@@ -382,11 +412,12 @@ fn is_about_exit(error: &anyhow::Error) -> bool {
     )
 }
 
-/// Records that arrived damaged were recorded by the kernel side, and are lost all the same.
-fn count_malformed(counters: &mut Counters, malformed: u64) {
+/// Records that arrived damaged were recorded by the kernel side, and are lost all the same; and
+/// so are those that were overwritten, which did not arrive.
+fn count_malformed(counters: &mut Counters, malformed: u64, overwritten: u64) {
     counters.recorded -= malformed;
     counters.malformed = malformed;
-    counters.lost.push((LossCause::MalformedRecord, malformed));
+    counters.lost.push((LossCause::MalformedRecord, malformed + overwritten));
 }
 
 /// The first of several futures to be ready; never, if there are none.

@@ -35,6 +35,9 @@ struct BlockJson {
     #[serde(serialize_with = "hexadecimal")]
     address: u64,
     size: u64,
+    /// How many blocks it counts for, and how many bytes: itself, if it was not sampled.
+    weight: u64,
+    weight_bytes: u64,
     site: u32,
     thread: u32,
     allocated_ns: u64,
@@ -53,6 +56,8 @@ impl BlockJson {
             process: process.0,
             address: address_avma,
             size: block.size_bytes,
+            weight: block.weight.blocks,
+            weight_bytes: block.weight.bytes,
             site: block.site,
             thread: block.thread.0,
             allocated_ns: block.allocated_ns,

@@ -134,6 +134,46 @@ fn paths(value: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<char>>
     }
 }
 
+const SAMPLED: &str = "
+    every 1000
+    1 malloc 300 = 0x10 @a
+    1 malloc 300 = 0x20 @a
+    1 malloc 50000 = 0x30 @b
+    1 free 0x10";
+
+#[test]
+fn json_of_a_sampled_recording() {
+    let json = json(SAMPLED, true);
+    assert_eq!(json["capture"]["mode"], "sampled");
+    // 1/p = 1/(1 − exp(−0.3)) = 3.858…
+    let totals = &json["totals"];
+    assert_eq!((&totals["allocations"], &totals["frees"]), (&8.into(), &3.into()));
+    assert_eq!((&totals["allocated_bytes"], &totals["live_bytes"]), (&52314.into(), &51157.into()));
+    let of_all = &totals["estimate"];
+    assert_eq!(of_all["sampled_blocks"], 3);
+    assert_eq!(
+        (&of_all["freed_sampled_blocks"], &of_all["live_sampled_blocks"]),
+        (&1.into(), &2.into())
+    );
+    let bounds = |of: &Value, key: &str| {
+        let bound = |side: &str| of[key][side].as_u64().unwrap();
+        (bound("low"), bound("high"))
+    };
+    let (low, high) = bounds(of_all, "live_bytes");
+    assert!(50_300 == low && high > 51_157 && high < 60_000, "{low} {high}");
+    let (a, b) = (&json["sites"][0], &json["sites"][1]);
+    let (low, high) = bounds(&a["estimate"], "allocated_bytes");
+    assert!((600..700).contains(&low) && (4_000..16_000).contains(&high), "{low} {high}");
+    // Such a large block is never missed.
+    assert_eq!(bounds(&b["estimate"], "allocated_bytes"), (50_000, 50_000));
+    let blocks = json["blocks"].as_array().unwrap();
+    assert_eq!(sum(&json["blocks"], |block| block["weight"].as_u64().unwrap()), 8);
+    assert_eq!(sum(&json["blocks"], |block| block["weight_bytes"].as_u64().unwrap()), 52314);
+    assert_eq!((blocks.len(), &totals["live_blocks_at_most"]), (3, &Value::Null));
+    assert_eq!(self::json(RICH, false)["totals"]["estimate"], Value::Null);
+    assert_eq!(self::json(RICH, false)["sites"][0]["estimate"], Value::Null);
+}
+
 #[test]
 fn json_has_every_key_of_the_contract() {
     let mut found = BTreeMap::new();
@@ -149,6 +189,7 @@ fn json_has_every_key_of_the_contract() {
 fn every_key_of_json_says_where_its_value_comes_from() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
+    paths(&json(SAMPLED, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
@@ -207,7 +248,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["loss"]["lost_events"], 3);
     assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
     assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
-    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 10);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 11);
     assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);

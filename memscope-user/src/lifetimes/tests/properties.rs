@@ -44,7 +44,7 @@ struct Model {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Event(Event),
-    End(ProcessId, u64),
+    End(ProcessId),
 }
 
 /// A random choice; what it means depends on what is possible.
@@ -70,7 +70,7 @@ impl Model {
             }
             99 if place == 0 => {
                 state.ended = true;
-                self.events.push(Step::End(ProcessId(process), self.now_ns));
+                self.events.push(Step::End(ProcessId(process)));
             }
             _ => {}
         }
@@ -119,6 +119,7 @@ impl Model {
             size_bytes,
             stack: StackId(site),
             probe: ProbeId(0),
+            interval_bytes: 0,
         });
     }
 
@@ -196,6 +197,7 @@ impl Model {
             size_bytes,
             stack: StackId(site),
             probe: ProbeId(0),
+            interval_bytes: 0,
         });
     }
 
@@ -246,7 +248,7 @@ proptest! {
                     ended_blocks += 1;
                     ended_bytes += block.block.size_bytes;
                 }),
-                Step::End(process, time_ns) => tracker.end_process(*process, *time_ns),
+                Step::End(process) => tracker.end_process(*process),
             }
         }
         let totals = tracker.totals();
@@ -285,16 +287,16 @@ proptest! {
         for (time_ns, (kind, process, thread, one, other, size_bytes, stack)) in (0..).zip(events) {
             let (process, thread, stack, probe) = (ProcessId(process), ThreadId(thread), StackId(stack), ProbeId(0));
             let event = match kind {
-                0 => Event::Allocation { process, thread, time_ns, address_avma: one, size_bytes, stack, probe },
+                0 => Event::Allocation { process, thread, time_ns, address_avma: one, size_bytes, stack, probe, interval_bytes: 0 },
                 1 => Event::Free { process, thread, time_ns, address_avma: one, caller: FreeCaller::AllocatorModule },
                 2 => Event::ReallocationBegin { process, thread, time_ns, old_address_avma: one },
-                3 => Event::ReallocationEnd { process, thread, time_ns, old_address_avma: one, new_address_avma: other, size_bytes, stack, probe },
+                3 => Event::ReallocationEnd { process, thread, time_ns, old_address_avma: one, new_address_avma: other, size_bytes, stack, probe, interval_bytes: 0 },
                 4 => Event::ThreadExit { process, thread, time_ns },
                 _ => Event::Loss { first_lost_ns: one, time_ns, lost_count: size_bytes },
             };
             tracker.apply(&event, |_| {});
             if kind == 4 && one == 0 {
-                tracker.end_process(process, time_ns);
+                tracker.end_process(process);
             }
         }
         let totals = tracker.totals();

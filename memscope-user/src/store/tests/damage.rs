@@ -5,7 +5,9 @@ use crate::{
     model::{Item, Module, ModuleId},
     store::{
         CHUNK_HEADER_BYTES, ChunkHeader, ENCODING_PLAIN, ENCODING_ZSTD, FILE_HEADER_BYTES,
-        KIND_ITEMS, MAX_PAYLOAD_BYTES, RecordingEnd, StoreError,
+        KIND_ITEMS, KIND_ITEMS_V1, MAX_PAYLOAD_BYTES, RecordingEnd, StoreError,
+        columns::{Columns, Packer},
+        context::{OTHER, OTHER_ITEM},
     },
 };
 
@@ -138,18 +140,25 @@ fn a_payload_that_unpacks_to_another_length_is_damage() {
 
 #[test]
 fn an_item_that_cannot_be_decoded_costs_the_rest_of_its_chunk() {
-    let mut payload = postcard::to_stdvec(&Item::Module(Module {
-        id: ModuleId(1),
-        path: "p".to_owned(),
-        build_id: vec![],
-    }))
-    .unwrap();
-    payload.extend([250, 1, 2]);
-    let content =
-        read(&with_inserted(&chunk(KIND_ITEMS, ENCODING_PLAIN, &payload, payload.len() as u32)))
-            .unwrap();
-    assert_eq!(content.items.len(), 21);
-    assert_eq!(content.damage, ["an item cannot be decoded; the rest of its chunk is passed over"]);
+    let module = Module { id: ModuleId(1), path: "p".to_owned(), build_id: vec![] };
+    let mut definition = postcard::to_stdvec(&Item::Module(module)).unwrap();
+    let mut payload = Vec::new();
+    let columns = Columns {
+        tags: vec![OTHER_ITEM, OTHER | 31 << 3, OTHER_ITEM],
+        definitions: definition.repeat(2),
+        ..Columns::default()
+    };
+    columns.pack(&mut Packer::new().unwrap(), &mut payload).unwrap();
+    definition.extend([250, 1, 2]);
+    for (kind, payload) in [(KIND_ITEMS, payload), (KIND_ITEMS_V1, definition)] {
+        let forged = chunk(kind, ENCODING_PLAIN, &payload, payload.len() as u32);
+        let content = read(&with_inserted(&forged)).unwrap();
+        assert_eq!(content.items.len(), 21);
+        assert_eq!(
+            content.damage,
+            ["an item cannot be decoded; the rest of its chunk is passed over"]
+        );
+    }
 }
 
 #[test]

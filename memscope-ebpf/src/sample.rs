@@ -1,0 +1,124 @@
+//! Decides which blocks are recorded, once for each, as its call begins.
+//!
+//! The blocks that were drawn are remembered, so that of all others nothing is recorded: not
+//! their allocation, and not their end.
+
+use core::ptr::read_volatile;
+
+use memscope_common::control::{
+    COUNTER_SAMPLE_TABLE_FULL, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, SIZE_CLASSES, ThreadState,
+};
+use memscope_ebpf::{gap_bytes, mix, next_random};
+
+use crate::{
+    emit,
+    maps::{EXACT, GAPS, SAMPLED, SAMPLING},
+};
+
+/// What of a call is recorded: `FOLLOW_` bits. `block_avma` is the block given to it, or 0. If
+/// that was drawn it is forgotten now, as another thread may get its address before the call
+/// returns.
+#[inline(always)]
+pub(crate) fn decide(
+    state: &mut ThreadState,
+    target: u16,
+    size_bytes: u64,
+    block_avma: u64,
+) -> u64 {
+    count(size_bytes);
+    let is_old = block_avma != 0 && forget(target, block_avma);
+    // It only ends a block that nobody knows.
+    let gives_none = block_avma != 0 && size_bytes == 0;
+    let is_new = !gives_none && is_drawn(state, size_bytes);
+    let new = if is_new { FOLLOW_NEW } else { FOLLOW_NOTHING };
+    new | if is_old { FOLLOW_OLD } else { FOLLOW_NOTHING }
+}
+
+#[inline(always)]
+fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
+    let (Some(sampling), Some(gaps)) = (SAMPLING.get_ptr(0), GAPS.get(0)) else { return false };
+    // SAFETY: an element of an array map, whose words are read whole.
+    let (interval_bytes, generation) = unsafe {
+        (
+            read_volatile(&raw const (*sampling).interval_bytes),
+            read_volatile(&raw const (*sampling).generation),
+        )
+    };
+    let draw = |state: &mut ThreadState| {
+        state.random = next_random(state.random);
+        state.until_sample_bytes = gap_bytes(gaps, state.random, interval_bytes);
+        state.interval_bytes = interval_bytes;
+    };
+    if state.sampling_generation != generation {
+        if state.random == 0 {
+            state.random = mix(u64::from(emit::settings().seed), state.sp_avma);
+        }
+        state.sampling_generation = generation;
+        draw(state);
+    }
+    let bytes = size_bytes.max(1);
+    if state.until_sample_bytes > bytes {
+        state.until_sample_bytes -= bytes;
+        return false;
+    }
+    draw(state);
+    true
+}
+
+/// Counts a call that asks for a block.
+#[inline(always)]
+fn count(size_bytes: u64) {
+    let class = bits_of(size_bytes) as usize;
+    if let Some(exact) = EXACT.get_ptr_mut(0)
+        && class < SIZE_CLASSES
+    {
+        // SAFETY: this CPU's map value; the index is below the length of both arrays.
+        unsafe {
+            emit::add(&raw mut (*exact).calls[class], 1);
+            emit::add(&raw mut (*exact).bytes[class], size_bytes);
+        }
+    }
+}
+
+/// How many bits a number has: 0 has none. In steps, as BPF cannot count them.
+#[inline(always)]
+fn bits_of(value: u64) -> u64 {
+    let (mut rest, mut bits) = (value, 0);
+    for step in [32, 16, 8, 4, 2, 1] {
+        if rest >> step != 0 {
+            rest >>= step;
+            bits += step;
+        }
+    }
+    bits + rest
+}
+
+#[inline(always)]
+fn key(target: u16, address_avma: u64) -> u64 {
+    address_avma ^ u64::from(target) << 48
+}
+
+/// A block that was drawn begins; false if there is no room to remember it, which is counted.
+#[inline(always)]
+pub(crate) fn remember(target: u16, address_avma: u64) -> bool {
+    let is_remembered = SAMPLED.insert(key(target, address_avma), 1, 0).is_ok();
+    if !is_remembered {
+        emit::lose(COUNTER_SAMPLE_TABLE_FULL);
+    }
+    is_remembered
+}
+
+/// Whether a block was drawn; now it ends.
+#[inline(always)]
+pub(crate) fn forget(target: u16, address_avma: u64) -> bool {
+    SAMPLED.remove(key(target, address_avma)).is_ok()
+}
+
+/// Counts the free of a block that was not drawn.
+#[inline(always)]
+pub(crate) fn drop_free() {
+    if let Some(exact) = EXACT.get_ptr_mut(0) {
+        // SAFETY: this CPU's map value.
+        emit::add(unsafe { &raw mut (*exact).frees_dropped }, 1);
+    }
+}

@@ -1,0 +1,234 @@
+use memscope_common::record::{
+    FIRST_ONCE_NUMBER, MAX_STACK_NUMBER, OUTCOME_DEPTH_LIMIT, address_and_thread, kind_and_time,
+};
+use proptest::prelude::*;
+use zerocopy::IntoBytes as _;
+
+use super::*;
+
+const OF: OfImage = OfImage { target: 2, image: 1 };
+
+fn header(kind: u8) -> Header {
+    Header { kind, padding: 0, probe: 1, image: OF.image, target: OF.target, time_ns: 3 }
+}
+
+fn decode(bytes: &[u8]) -> Result<Option<Record>, DecodeError> {
+    Decoder::default().decode(bytes)
+}
+
+fn thread_number(number: u32, thread: u32) -> Vec<u8> {
+    ThreadNumber { header: header(KIND_THREAD_NUMBER), number, thread }.as_bytes().to_vec()
+}
+
+/// A decoder that knows one thread.
+fn decoder_of(number: u32, thread: u32) -> Decoder {
+    let mut decoder = Decoder::default();
+    assert_eq!(decoder.decode(&thread_number(number, thread)), Ok(None), "no event");
+    decoder
+}
+
+#[test]
+fn an_allocation_is_read_back() {
+    let record = record::Allocation {
+        header: header(KIND_ALLOCATION),
+        address_avma: 0x1000,
+        size_bytes: 24,
+        interval_bytes: 512,
+        stack: 7,
+        thread: 9,
+    };
+    let expected = Allocation {
+        of: OF,
+        probe: 1,
+        thread: 9,
+        time_ns: 3,
+        address_avma: 0x1000,
+        size_bytes: 24,
+        interval_bytes: 512,
+        stack: 7,
+    };
+    assert_eq!(decode(record.as_bytes()), Ok(Some(Record::Allocation(expected))));
+}
+
+#[test]
+fn a_small_allocation_says_the_same_as_a_large_one() {
+    for (size_bytes, probe, stack, address_avma, time_ns) in [
+        (24, 1, 7, 0x1000, 3),
+        (0, 0, 0, 0, 0),
+        (
+            SmallAllocation::MAX_SIZE_BYTES - 1,
+            SmallAllocation::MAX_PROBE - 1,
+            MAX_STACK_NUMBER - 1,
+            MAX_SMALL_AVMA - 1,
+            (1 << 60) - 1,
+        ),
+        (1, 255, FIRST_ONCE_NUMBER, 0x7fff_ffff_f010, 1 << 59),
+    ] {
+        let words = [
+            kind_and_time(KIND_SMALL_ALLOCATION, time_ns),
+            address_and_thread(address_avma, 5),
+            SmallAllocation::pack(stack as u32, size_bytes, probe),
+        ];
+        let expected = Allocation {
+            of: OF,
+            probe,
+            thread: 900,
+            time_ns,
+            address_avma,
+            size_bytes,
+            interval_bytes: 0,
+            stack: stack as u32,
+        };
+        let decoded = decoder_of(5, 900).decode_small(words);
+        assert_eq!(decoded, Ok(Record::Allocation(expected)));
+    }
+}
+
+#[test]
+fn a_small_free_says_who_has_called_it() {
+    for (kind, is_internal) in [(KIND_SMALL_FREE, false), (KIND_SMALL_FREE_INTERNAL, true)] {
+        let words = [kind_and_time(kind, 77), address_and_thread(0x1000, 0xffff), 0];
+        let expected = Free { of: OF, thread: 900, time_ns: 77, address_avma: 0x1000, is_internal };
+        assert_eq!(decoder_of(0xffff, 900).decode_small(words), Ok(Record::Free(expected)));
+        let large = record::Free {
+            header: Header { time_ns: 77, ..header(KIND_FREE) },
+            address_avma: 0x1000,
+            thread: 900,
+            is_internal: is_internal.into(),
+        };
+        assert_eq!(decode(large.as_bytes()), Ok(Some(Record::Free(expected))));
+    }
+}
+
+#[test]
+fn a_thread_is_known_by_its_number_from_when_it_was_told() {
+    let words = |number| [kind_and_time(KIND_SMALL_FREE, 1), address_and_thread(0x10, number), 0];
+    let thread_of = |decoder: &Decoder, number| match decoder.decode_small(words(number)) {
+        Ok(Record::Free(free)) => Some((free.of, free.thread)),
+        Err(DecodeError::UnknownThread { number: unknown }) => {
+            assert_eq!(unknown, number);
+            None
+        }
+        other => panic!("no free: {other:?}"),
+    };
+    let mut decoder = decoder_of(3, 900);
+    assert_eq!(thread_of(&decoder, 3), Some((OF, 900)));
+    for unknown in [0, 2, 4, MAX_THREAD_NUMBER - 1] {
+        assert_eq!(thread_of(&decoder, unknown), None);
+    }
+    // After an exec the thread has another number, and the old one still stands for the old image.
+    let of = OfImage { image: 2, ..OF };
+    let header = Header { image: 2, ..header(KIND_THREAD_NUMBER) };
+    let told = ThreadNumber { header, number: 4, thread: 900 };
+    assert_eq!(decoder.decode(told.as_bytes()), Ok(None));
+    assert_eq!(thread_of(&decoder, 4), Some((of, 900)));
+    assert_eq!(thread_of(&decoder, 3), Some((OF, 900)));
+}
+
+#[test]
+fn numbers_of_threads_are_limited() {
+    let limit = MAX_THREAD_NUMBER as u32;
+    let mut decoder = Decoder::default();
+    for number in [limit, u32::MAX] {
+        let unknown = DecodeError::UnknownThread { number: number.into() };
+        assert_eq!(decoder.decode(&thread_number(number, 1)), Err(unknown));
+    }
+    assert_eq!(decoder.threads.len(), 0, "no room is taken for them");
+    assert_eq!(decoder.decode(&thread_number(limit - 1, 1)), Ok(None));
+    let short = &thread_number(1, 1)[..16];
+    let length = DecodeError::Length { kind: KIND_THREAD_NUMBER, bytes: 16 };
+    assert_eq!(decoder.decode(short), Err(length));
+}
+
+#[test]
+fn a_stack_has_as_many_frames_as_it_says() {
+    let stack = StackHeader {
+        header: header(KIND_STACK),
+        stack: 5,
+        tables_read_ns: 0,
+        outcome: OUTCOME_DEPTH_LIMIT,
+        flags: 0,
+        frame_count: 2,
+    };
+    let mut bytes = stack.as_bytes().to_vec();
+    bytes.extend(0x40_1000_u64.to_ne_bytes());
+    assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "one frame too few");
+    bytes.extend(0x40_2000_u64.to_ne_bytes());
+    let expected = StackFrames { header: stack, frames_avma: vec![0x40_1000, 0x40_2000] };
+    assert_eq!(decode(&bytes), Ok(Some(Record::Stack(Box::new(expected)))));
+    bytes.push(0);
+    assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })), "a byte too many");
+}
+
+#[test]
+fn frame_counts_beyond_the_limit_are_refused() {
+    let stack = StackHeader {
+        header: header(KIND_STACK),
+        stack: 5,
+        tables_read_ns: 0,
+        outcome: 0,
+        flags: 0,
+        frame_count: MAX_FRAMES as u32 + 1,
+    };
+    let mut bytes = stack.as_bytes().to_vec();
+    bytes.resize(bytes.len() + (MAX_FRAMES + 1) * 8, 0);
+    assert!(matches!(decode(&bytes), Err(DecodeError::Length { .. })));
+}
+
+#[test]
+fn what_is_no_record_is_told_apart() {
+    assert_eq!(decode(&[]), Err(DecodeError::Empty));
+    assert_eq!(decode(&[200, 0, 0]), Err(DecodeError::UnknownKind { kind: 200 }));
+    assert_eq!(decode(&[KIND_FREE]), Err(DecodeError::Length { kind: KIND_FREE, bytes: 1 }));
+    let small = [KIND_SMALL_FREE; 16];
+    let unknown = DecodeError::UnknownKind { kind: KIND_SMALL_FREE };
+    assert_eq!(decode(&small), Err(unknown), "small ones have no place in the ring buffer");
+    let words = [kind_and_time(KIND_FREE, 1), 0, 0];
+    let unknown = DecodeError::UnknownKind { kind: KIND_FREE };
+    assert_eq!(decoder_of(0, 1).decode_small(words), Err(unknown), "nor large ones in a slot");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_record_or_an_error(
+        kind in 0_u8..16,
+        mut bytes in prop::collection::vec(any::<u8>(), 0..1200),
+    ) {
+        if let Some(first) = bytes.first_mut() {
+            *first = kind;
+        }
+        let mut decoder = Decoder::default();
+        match decoder.decode(&bytes) {
+            Ok(Some(record)) => prop_assert_eq!(
+                record.time_ns(),
+                u64::from_ne_bytes(bytes[8..16].try_into().unwrap())
+            ),
+            Ok(None) => prop_assert_eq!(kind, KIND_THREAD_NUMBER),
+            Err(_) => {}
+        }
+        prop_assert!(decoder.threads.len() as u64 <= MAX_THREAD_NUMBER);
+    }
+
+    #[test]
+    fn any_words_are_a_record_or_an_error(words in any::<[u64; 3]>(), number in 0_u32..1 << 16) {
+        let decoder = decoder_of(number, 900);
+        let kind = words[0] as u8 & KIND_MASK;
+        let is_small =
+            [KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL].contains(&kind);
+        match decoder.decode_small(words) {
+            Ok(record) => {
+                prop_assert!(is_small);
+                prop_assert_eq!(words[1] >> 48, u64::from(number));
+                prop_assert_eq!(record.time_ns(), words[0] >> 4);
+            }
+            Err(DecodeError::UnknownKind { .. }) => prop_assert!(!is_small),
+            Err(error) => {
+                prop_assert!(matches!(error, DecodeError::UnknownThread { .. }), "{error}");
+                prop_assert_ne!(words[1] >> 48, u64::from(number));
+            }
+        }
+        // Those of the one thread that is known.
+        let known = [words[0], address_and_thread(words[1] % MAX_SMALL_AVMA, number.into()), words[2]];
+        prop_assert_eq!(decoder.decode_small(known).is_ok(), is_small);
+    }
+}

@@ -1,0 +1,199 @@
+//! The programs that probes run, loaded for the way by which they are attached.
+//!
+//! aya loads uprobe programs for perf events only. The same object is taken here once more,
+//! its programs are made to use the maps that aya has made, and the kernel is told that they
+//! are for uprobe_multi links.
+
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
+use aya_obj::{Object, btf::BtfKind, generated::bpf_insn};
+use memscope_common::control::SESSION_COOKIE;
+
+use super::{
+    KernelError,
+    sys::{self, LINK_AT_RETURN, MultiLink, RawProgram},
+};
+use crate::model::AttachMethod;
+
+/// `enum bpf_attach_type`: many uprobes by one link (Linux 6.6).
+const TRACE_UPROBE_MULTI: u32 = 48;
+/// The same, running at entry and return (Linux 6.13).
+const TRACE_UPROBE_SESSION: u32 = 57;
+
+/// Entry and return of malloc and its like in one.
+pub(super) const SESSION: &str = "allocation_session";
+/// Entry of malloc and its like.
+pub(super) const ENTRY: &str = "allocation_entered";
+/// Return of malloc and its like.
+pub(super) const RETURN: &str = "allocation_returned";
+/// Entry of free and its like.
+pub(super) const FREE: &str = "free_entered";
+/// Entry of what the dynamic loader calls.
+pub(super) const CODE_CHANGED: &str = "code_changed";
+
+/// The kernel's function that [`SESSION_COOKIE`] stands for.
+const COOKIE_FUNCTION: &str = "bpf_session_cookie";
+
+/// Uprobe programs loaded for uprobe_multi links.
+pub(super) struct ProbePrograms {
+    programs: Vec<(&'static str, OwnedFd)>,
+}
+
+/// Probes that are to run one program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ProbePoints {
+    pub(super) file_offsets: Vec<u64>,
+    pub(super) cookies: Vec<u64>,
+}
+
+impl ProbePrograms {
+    /// Loads what this way of attaching runs, with the maps of `ebpf`, none of which may
+    /// have been taken out of it yet.
+    pub(super) fn load(
+        object: &[u8],
+        ebpf: &Ebpf,
+        method: AttachMethod,
+    ) -> Result<Self, KernelError> {
+        let names: &[&'static str] = match method {
+            AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED],
+            AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED],
+            AttachMethod::PerfEvent => &[],
+        };
+        let mut object =
+            Object::parse(object).map_err(|error| KernelError::Object(error.into()))?;
+        let btf = load_btf(&mut object)?;
+        relocate(&mut object, ebpf)?;
+        let programs = names
+            .iter()
+            .map(|name| Ok((*name, load_one(&object, name, btf.as_fd())?)))
+            .collect::<Result<_, KernelError>>()?;
+        Ok(Self { programs })
+    }
+
+    /// Attaches a program to these points of a file in a process.
+    pub(super) fn link(
+        &self,
+        name: &'static str,
+        file: &Path,
+        pid: u32,
+        points: &ProbePoints,
+    ) -> io::Result<OwnedFd> {
+        let program = self.programs.iter().find(|(known, _)| *known == name);
+        let (_, program) = program.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        sys::link_uprobes(&MultiLink {
+            program: program.as_fd(),
+            attach_type: attach_type(name),
+            path: file,
+            file_offsets: &points.file_offsets,
+            cookies: &points.cookies,
+            pid,
+            flags: if name == RETURN { LINK_AT_RETURN } else { 0 },
+        })
+    }
+
+    /// All of them, by name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.programs.iter().map(|(name, program)| (*name, program.as_fd()))
+    }
+}
+
+fn attach_type(name: &str) -> u32 {
+    if name == SESSION { TRACE_UPROBE_SESSION } else { TRACE_UPROBE_MULTI }
+}
+
+fn load_btf(object: &mut Object) -> Result<OwnedFd, KernelError> {
+    let missing = KernelError::Missing { what: "type information that this kernel takes" };
+    let Some(features) = aya::features().btf() else { return Err(missing) };
+    let btf = object
+        .fixup_and_sanitize_btf(features)
+        .map_err(|error| KernelError::Object(error.into()))?;
+    let bytes = btf.ok_or(missing)?.to_bytes();
+    sys::load_btf(&bytes)
+        .map_err(|source| KernelError::ProbeProgram { program: "type information", source })
+}
+
+/// Puts the descriptors of the maps into the programs, and the functions they call behind them.
+fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<(), KernelError> {
+    let maps: Vec<(String, RawFd, aya_obj::Map)> = ebpf
+        .maps()
+        .filter_map(|(name, map)| {
+            let parsed = object.maps.get(name)?;
+            Some((name.to_owned(), data_of(map)?.fd().as_fd().as_raw_fd(), parsed.clone()))
+        })
+        .collect();
+    let code: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let failed =
+        |error: aya_obj::relocation::EbpfRelocationError| KernelError::Object(error.into());
+    object
+        .relocate_maps(maps.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &code)
+        .map_err(failed)?;
+    object.relocate_calls(&code).map_err(failed)?;
+    object.sanitize_functions(aya::features());
+    Ok(())
+}
+
+/// The kinds of map that the object has.
+fn data_of(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::ArrayOfMaps(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data)
+        | Map::Unsupported(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn load_one(
+    object: &Object,
+    name: &'static str,
+    btf: BorrowedFd<'_>,
+) -> Result<OwnedFd, KernelError> {
+    let program = object.programs.get(name).ok_or(KernelError::Missing { what: name })?;
+    let function =
+        object.functions.get(&program.function_key()).ok_or(KernelError::Missing { what: name })?;
+    let mut instructions = function.instructions.clone();
+    if name == SESSION {
+        name_kernel_function(&mut instructions)?;
+    }
+    sys::load_program(&RawProgram {
+        name,
+        function,
+        instructions: &instructions,
+        attach_type: attach_type(name),
+        license: &program.license,
+        btf,
+    })
+    .map_err(|source| KernelError::ProbeProgram { program: name, source })
+}
+
+/// Makes calls of the kernel's function out of the calls that stand for them.
+fn name_kernel_function(instructions: &mut [bpf_insn]) -> Result<(), KernelError> {
+    /// `BPF_JMP | BPF_CALL`
+    const CALL: u8 = 0x85;
+    /// `BPF_PSEUDO_KFUNC_CALL`
+    const KERNEL_FUNCTION: u8 = 2;
+    let missing = KernelError::Unsupported { what: "it has no uprobe sessions (Linux 6.13)" };
+    let number = aya::Btf::from_sys_fs()
+        .ok()
+        .and_then(|kernel| kernel.id_by_type_name_kind(COOKIE_FUNCTION, BtfKind::Func).ok())
+        .and_then(|number| i32::try_from(number).ok())
+        .ok_or(missing)?;
+    for instruction in instructions {
+        if instruction.code == CALL && instruction.imm == SESSION_COOKIE {
+            instruction.set_src_reg(KERNEL_FUNCTION);
+            instruction.imm = number;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! What a hit of a probe costs on this kernel: measured, on code made for it.
+//!
+//! A few functions are written to a file in memory, mapped as code, and called with a
+//! program that does nothing on an instruction of each.
+
+use std::{
+    ffi::CString,
+    io::{self, Write as _},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    ptr::NonNull,
+    time::Instant,
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type, perf_event_attr};
+
+/// Calls in a round, and rounds, of which the quickest counts because others were
+/// disturbed. With the slowest kind of hit this takes about 5 ms.
+const CALLS: u32 = 100;
+const ROUNDS: u32 = 4;
+
+/// Length of the mapping, and of the room for each function in it.
+const PAGE_BYTES: usize = 4096;
+const FUNCTION_BYTES: u64 = 16;
+/// `push %rbx; pop %rbx; ret`, `test %rdi,%rdi; ret`, and the first once more: the kernel
+/// emulates a push and steps through a test.
+const FUNCTIONS: [&[u8]; 3] = [&[0x53, 0x5b, 0xc3], &[0x48, 0x85, 0xff, 0xc3], &[0x53, 0x5b, 0xc3]];
+const EMULATED: u64 = 0;
+const SINGLE_STEPPED: u64 = FUNCTION_BYTES;
+const WITH_RETURN: u64 = 2 * FUNCTION_BYTES;
+
+/// `r0 = 0; exit` (`struct bpf_insn` in include/uapi/linux/bpf.h).
+const DO_NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
+
+/// `enum bpf_attach_type`: many uprobes by one link, and the same at entry and return.
+const TRACE_UPROBE_MULTI: u32 = 48;
+const TRACE_UPROBE_SESSION: u32 = 57;
+/// `perf_event_open(2)`
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+/// `BPF_F_UPROBE_MULTI_RETURN`
+const AT_RETURN: u32 = 1;
+
+/// A way in which probes can be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachWay {
+    /// A perf event for each probe.
+    PerfEvents,
+    /// `uprobe_multi` links (Linux 6.6).
+    Multi,
+    /// The same, where one program is for entry and return (Linux 6.13).
+    Session,
+}
+
+impl AttachWay {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PerfEvents, Self::Multi, Self::Session];
+
+    /// Its name in exports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerfEvents => "perf_event",
+            Self::Multi => "uprobe_multi",
+            Self::Session => "uprobe_session",
+        }
+    }
+}
+
+/// Nanoseconds of a call with a program that does nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HitCosts {
+    /// Probed at an instruction that the kernel emulates.
+    pub emulated_ns: f64,
+    /// Probed at one that it steps through.
+    pub single_stepped_ns: f64,
+    /// Probed at an emulated entry and at the return.
+    pub with_return_ns: f64,
+}
+
+impl HitCosts {
+    /// What a call costs that is probed so.
+    #[must_use]
+    pub fn of_call(&self, emulated: bool, with_return: bool) -> f64 {
+        let entry = if emulated { self.emulated_ns } else { self.single_stepped_ns };
+        let of_return = if with_return { self.with_return_ns - self.emulated_ns } else { 0.0 };
+        entry + of_return.max(0.0)
+    }
+}
+
+/// What hits cost by each way that this kernel has and allows.
+pub struct MeasuredHits {
+    costs: Vec<(AttachWay, HitCosts)>,
+    links: Vec<OwnedFd>,
+}
+
+impl MeasuredHits {
+    /// Measures, in about 20 ms for each way. The probes are removed when this is dropped, which
+    /// is better done when nobody waits: it takes the kernel a tenth of a second or two.
+    #[must_use]
+    pub fn measure() -> Self {
+        let mut measured = Self { costs: Vec::new(), links: Vec::new() };
+        for way in AttachWay::ALL {
+            match measured.measure_way(way) {
+                Ok(costs) => measured.costs.push((way, costs)),
+                Err(error) => log::debug!("no probes by {}: {error}", way.name()),
+            }
+        }
+        measured
+    }
+
+    fn measure_way(&mut self, way: AttachWay) -> io::Result<HitCosts> {
+        let page = CodePage::new()?;
+        self.links.extend(attach(way, &page)?);
+        Ok(HitCosts {
+            emulated_ns: page.ns_per_call(EMULATED),
+            single_stepped_ns: page.ns_per_call(SINGLE_STEPPED),
+            with_return_ns: page.ns_per_call(WITH_RETURN),
+        })
+    }
+
+    /// All that was measured.
+    #[must_use]
+    pub fn costs(&self) -> &[(AttachWay, HitCosts)] {
+        &self.costs
+    }
+}
+
+impl Drop for MeasuredHits {
+    /// All at once, because for each the kernel waits until no program can be running any
+    /// more, and for several it can wait at the same time.
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                let removal = std::thread::Builder::new().spawn_scoped(scope, move || drop(link));
+                // Without a thread the link has gone with the closure.
+                removal.map(drop).unwrap_or_else(|error| log::debug!("no thread: {error}"));
+            }
+        });
+    }
+}
+
+/// Probes all functions of the page, the last one at its return as well.
+fn attach(way: AttachWay, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
+    let entries = [EMULATED, SINGLE_STEPPED];
+    let link = |attach_type, flags, offsets: &[u64]| {
+        link_uprobes(&load(attach_type)?, attach_type, flags, page, offsets)
+    };
+    match way {
+        AttachWay::PerfEvents => {
+            let program = load(0)?;
+            let event =
+                |at_return, offset| link_event(&program, &perf_event(at_return, page, offset)?);
+            // The return first: an entry that is seen must find its return probed.
+            Ok(vec![
+                event(true, WITH_RETURN)?,
+                event(false, WITH_RETURN)?,
+                event(false, EMULATED)?,
+                event(false, SINGLE_STEPPED)?,
+            ])
+        }
+        AttachWay::Multi => Ok(vec![
+            link(TRACE_UPROBE_MULTI, AT_RETURN, &[WITH_RETURN])?,
+            link(TRACE_UPROBE_MULTI, 0, &[EMULATED, SINGLE_STEPPED, WITH_RETURN])?,
+        ]),
+        AttachWay::Session => Ok(vec![
+            link(TRACE_UPROBE_SESSION, 0, &[WITH_RETURN])?,
+            link(TRACE_UPROBE_MULTI, 0, &entries)?,
+        ]),
+    }
+}
+
+/// A probe as a perf event (`perf_uprobe_init` in kernel/events/core.c), of this thread.
+fn perf_event(at_return: bool, page: &CodePage, file_offset: u64) -> io::Result<OwnedFd> {
+    let event_type = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+    let path = page.path()?;
+    // SAFETY: all its members are plain integers, for which 0 is a value.
+    let mut attributes: perf_event_attr = unsafe { std::mem::zeroed() };
+    attributes.size = size_of::<perf_event_attr>() as u32;
+    attributes.type_ = event_type.trim().parse().map_err(io::Error::other)?;
+    attributes.config = at_return.into();
+    attributes.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
+    attributes.__bindgen_anon_4.probe_offset = file_offset;
+    // SAFETY: the attributes and the path live through the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attributes,
+            0,
+            -1,
+            -1,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    descriptor(result)
+}
+
+/// Has a program run when an event happens.
+fn link_event(program: &OwnedFd, event: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut attributes = no_attributes();
+    // SAFETY: variants of plain integers.
+    unsafe {
+        let create = &mut attributes.link_create;
+        create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+        create.__bindgen_anon_2.target_fd = event.as_raw_fd().cast_unsigned();
+        create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
+    }
+    bpf(bpf_cmd::BPF_LINK_CREATE, &attributes)
+}
+
+/// Loads the program that does nothing.
+fn load(attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attributes = no_attributes();
+    // SAFETY: a variant of plain integers.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
+    load.expected_attach_type = attach_type;
+    load.insns = DO_NOTHING.as_ptr() as u64;
+    load.insn_cnt = DO_NOTHING.len() as u32;
+    load.license = c"GPL".as_ptr() as u64;
+    bpf(bpf_cmd::BPF_PROG_LOAD, &attributes)
+}
+
+fn link_uprobes(
+    program: &OwnedFd,
+    attach_type: u32,
+    flags: u32,
+    page: &CodePage,
+    offsets: &[u64],
+) -> io::Result<OwnedFd> {
+    let path = page.path()?;
+    let mut attributes = no_attributes();
+    // SAFETY: variants of plain integers.
+    unsafe {
+        let create = &mut attributes.link_create;
+        create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+        create.attach_type = attach_type;
+        let many = &mut create.__bindgen_anon_3.uprobe_multi;
+        many.path = path.as_ptr() as u64;
+        many.offsets = offsets.as_ptr() as u64;
+        many.cnt = offsets.len() as u32;
+        many.flags = flags;
+        many.pid = std::process::id();
+    }
+    bpf(bpf_cmd::BPF_LINK_CREATE, &attributes)
+}
+
+fn no_attributes() -> bpf_attr {
+    // SAFETY: all its variants are plain integers, for which 0 is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Calls a command of bpf(2) that gives a descriptor.
+fn bpf(command: bpf_cmd, attributes: &bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the callers keep what the attributes point to alive through the call, and the
+    // kernel reads as many bytes as it is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_ref(attributes),
+            size_of::<bpf_attr>(),
+        )
+    };
+    descriptor(result)
+}
+
+/// What a system call has given.
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    let descriptor = i32::try_from(result).ok().filter(|descriptor| *descriptor >= 0);
+    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// The functions, in memory that can be executed and in a file that can be probed.
+struct CodePage {
+    file: OwnedFd,
+    start: NonNull<u8>,
+}
+
+impl CodePage {
+    fn new() -> io::Result<Self> {
+        let file = rustix::fs::memfd_create(c"memscope-probed", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = std::fs::File::from(file);
+        let mut bytes = [0_u8; PAGE_BYTES];
+        for (room, code) in bytes.chunks_exact_mut(FUNCTION_BYTES as usize).zip(FUNCTIONS) {
+            for (place, byte) in room.iter_mut().zip(code) {
+                *place = *byte;
+            }
+        }
+        file.write_all(&bytes)?;
+        let file = OwnedFd::from(file);
+        // Private, because the kernel puts no breakpoint into a shared mapping.
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_BYTES,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        let start = NonNull::new(start.cast::<u8>()).filter(|_| start != libc::MAP_FAILED);
+        let start = start.ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { file, start })
+    }
+
+    fn path(&self) -> io::Result<CString> {
+        Ok(CString::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?)
+    }
+
+    /// The quickest round of calls of the function there.
+    fn ns_per_call(&self, offset: u64) -> f64 {
+        // SAFETY: one of the functions that were written there: it takes nothing, gives nothing
+        // and leaves the registers as the calling convention wants them.
+        let function: extern "C" fn() =
+            unsafe { std::mem::transmute(self.start.as_ptr().add(offset as usize)) };
+        let round = || {
+            let begun = Instant::now();
+            for _ in 0..CALLS {
+                function();
+            }
+            begun.elapsed().as_nanos() as f64 / f64::from(CALLS)
+        };
+        (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
+    }
+}
+
+impl Drop for CodePage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own, and no call into it is under way.
+        if unsafe { libc::munmap(self.start.as_ptr().cast(), PAGE_BYTES) } != 0 {
+            log::debug!("a page of code stays mapped: {}", io::Error::last_os_error());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_run_where_they_are_mapped() {
+        let page = CodePage::new().unwrap();
+        for offset in [EMULATED, SINGLE_STEPPED, WITH_RETURN] {
+            let ns = page.ns_per_call(offset);
+            assert!(ns > 0.0 && ns < 10_000.0, "{ns}");
+        }
+    }
+
+    #[test]
+    fn what_a_call_costs_follows_from_its_hits() {
+        let costs =
+            HitCosts { emulated_ns: 600.0, single_stepped_ns: 9000.0, with_return_ns: 900.0 };
+        assert_eq!(costs.of_call(true, false), 600.0);
+        assert_eq!(costs.of_call(true, true), 900.0);
+        assert_eq!(costs.of_call(false, true), 9300.0);
+        let noisy = HitCosts { with_return_ns: 500.0, ..costs };
+        assert_eq!(noisy.of_call(true, true), 600.0);
+    }
+}

@@ -1,0 +1,197 @@
+use super::{
+    columns::Columns,
+    context::*,
+    varint::{take, take_u32, unzigzag},
+};
+use crate::model::{Event, FreeCaller, Item, ProbeId, StackId};
+
+/// The items of a payload, up to the first that cannot be decoded; whether all could.
+pub(super) fn decode_items(payload: &[u8]) -> (Vec<Item>, bool) {
+    let Some(columns) = Columns::unpack(payload) else {
+        return (Vec::new(), false);
+    };
+    let mut decoder = Decoder { columns: columns.as_slices(), context: Context::default() };
+    let mut items = Vec::with_capacity(decoder.columns.tags.len());
+    while let Some((tag, rest)) = decoder.columns.tags.split_first() {
+        decoder.columns.tags = rest;
+        match decoder.item(*tag) {
+            Some(Step::Item(item)) => items.push(item),
+            Some(Step::Interval) => {}
+            None => return (items, false),
+        }
+    }
+    (items, decoder.columns.are_empty())
+}
+
+enum Step {
+    Item(Item),
+    Interval,
+}
+
+/// What allocations and ends of reallocations have in common.
+struct Block {
+    address_avma: u64,
+    size_bytes: u64,
+    stack: StackId,
+    probe: ProbeId,
+    interval_bytes: u64,
+}
+
+/// The reverse of the encoder, with the columns not yet taken.
+struct Decoder<'a> {
+    columns: Columns<&'a [u8]>,
+    context: Context,
+}
+
+impl Decoder<'_> {
+    fn item(&mut self, tag: u8) -> Option<Step> {
+        match tag {
+            OTHER_ITEM => {
+                let (item, rest) =
+                    postcard::take_from_bytes::<Item>(self.columns.definitions).ok()?;
+                self.columns.definitions = rest;
+                // Events have columns of their own.
+                (!matches!(item, Item::Event(_))).then_some(Step::Item(item))
+            }
+            OTHER_INTERVAL => {
+                self.context.interval_bytes = take(&mut self.columns.others)?;
+                Some(Step::Interval)
+            }
+            tag => self.event(tag).map(|event| Step::Item(Item::Event(event))),
+        }
+    }
+
+    fn event(&mut self, tag: u8) -> Option<Event> {
+        if tag == OTHER_LOSS {
+            let since = unzigzag(take(&mut self.columns.others)?);
+            let first_lost_ns = self.context.time_ns.wrapping_add_signed(since);
+            let lost_count = take(&mut self.columns.others)?;
+            return Some(Event::Loss { first_lost_ns, time_ns: self.time()?, lost_count });
+        }
+        let time_ns = self.time()?;
+        let kind = tag & KIND_MASK;
+        if kind == OTHER && tag != OTHER_THREAD_EXIT {
+            return None;
+        }
+        let by = self.thread(kind != OTHER && tag & SAME_THREAD != 0)?;
+        let Thread { process, thread, reallocating_avma } = by;
+        let has_block = matches!(kind, ALLOCATION | REALLOCATION_END | OTHER_REALLOCATION_END);
+        if kind != OTHER && !has_block && tag & (SAME_SIZE | SAME_PROBE) != 0 {
+            return None;
+        }
+        Some(match kind {
+            ALLOCATION => {
+                let Block { address_avma, size_bytes, stack, probe, interval_bytes } =
+                    self.block(tag)?;
+                Event::Allocation {
+                    process,
+                    thread,
+                    time_ns,
+                    address_avma,
+                    size_bytes,
+                    stack,
+                    probe,
+                    interval_bytes,
+                }
+            }
+            FREE | ALLOCATOR_FREE => {
+                let caller =
+                    if kind == FREE { FreeCaller::Program } else { FreeCaller::AllocatorModule };
+                Event::Free { process, thread, time_ns, address_avma: self.address(tag)?, caller }
+            }
+            REALLOCATION_BEGIN => {
+                let old_address_avma = self.address(tag)?;
+                let current = self.context.threads.get_mut(self.context.current)?;
+                current.reallocating_avma = old_address_avma;
+                Event::ReallocationBegin { process, thread, time_ns, old_address_avma }
+            }
+            REALLOCATION_END | OTHER_REALLOCATION_END => {
+                let old_address_avma =
+                    if kind == REALLOCATION_END { reallocating_avma } else { self.new_address()? };
+                let Block { address_avma, size_bytes, stack, probe, interval_bytes } =
+                    self.block(tag)?;
+                Event::ReallocationEnd {
+                    process,
+                    thread,
+                    time_ns,
+                    old_address_avma,
+                    new_address_avma: address_avma,
+                    size_bytes,
+                    stack,
+                    probe,
+                    interval_bytes,
+                }
+            }
+            OTHER => Event::ThreadExit { process, thread, time_ns },
+            _ => return None,
+        })
+    }
+
+    fn time(&mut self) -> Option<u64> {
+        let (low, rest) = self.columns.times_low.split_first()?;
+        self.columns.times_low = rest;
+        let since = unzigzag(take(&mut self.columns.times_high)?) << 8 | i64::from(*low);
+        self.context.time_ns = self.context.time_ns.wrapping_add_signed(since);
+        Some(self.context.time_ns)
+    }
+
+    fn thread(&mut self, same: bool) -> Option<Thread> {
+        if !same {
+            let column = &mut self.columns.threads;
+            let slot = usize::try_from(take(column)?).ok()?;
+            if slot == self.context.threads.len() {
+                let process = crate::model::ProcessId(take_u32(column)?);
+                let thread = crate::model::ThreadId(take_u32(column)?);
+                self.context.threads.push(Thread { process, thread, reallocating_avma: 0 });
+            }
+            self.context.current = slot;
+        }
+        self.context.threads.get(self.context.current).copied()
+    }
+
+    fn address(&mut self, tag: u8) -> Option<u64> {
+        let distance = match tag & ADDRESS_MASK {
+            ADDRESS_NEW => return self.new_address(),
+            ADDRESS_LAST => 1,
+            ADDRESS_BEFORE_LAST => 2,
+            _ => take(&mut self.columns.distances)?,
+        };
+        let addresses = &mut self.context.addresses;
+        let position = (addresses.len() as u64).checked_sub(distance)?;
+        let address_avma = *addresses.get(usize::try_from(position).ok()?)?;
+        addresses.push(address_avma);
+        Some(address_avma)
+    }
+
+    fn new_address(&mut self) -> Option<u64> {
+        let code = take(&mut self.columns.addresses)?;
+        let address_avma = match code {
+            ABSOLUTE => take(&mut self.columns.addresses)?,
+            odd if odd & 1 != 0 => {
+                let since = unzigzag((odd - IN_BYTES) >> 1);
+                self.context.last_address_avma().wrapping_add_signed(since)
+            }
+            code => {
+                let since = unzigzag(code >> 1).wrapping_mul(ADDRESS_UNIT_BYTES);
+                self.context.last_address_avma().wrapping_add_signed(since)
+            }
+        };
+        self.context.addresses.push(address_avma);
+        Some(address_avma)
+    }
+
+    fn block(&mut self, tag: u8) -> Option<Block> {
+        let address_avma = self.address(tag)?;
+        let stack = take_u32(&mut self.columns.stacks)?;
+        let habit = self.context.habit(stack);
+        if tag & SAME_SIZE == 0 {
+            habit.size_bytes = take(&mut self.columns.sizes)?;
+        }
+        if tag & SAME_PROBE == 0 {
+            habit.probe = take_u32(&mut self.columns.others)?;
+        }
+        let (size_bytes, probe) = (habit.size_bytes, ProbeId(habit.probe));
+        let interval_bytes = self.context.interval_bytes;
+        Some(Block { address_avma, size_bytes, stack: StackId(stack), probe, interval_bytes })
+    }
+}

@@ -1,0 +1,252 @@
+use rustc_hash::FxHashMap;
+
+use super::{
+    columns::{Columns, Packer},
+    context::*,
+    varint,
+};
+use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
+
+/// Places in which the encoder looks for an earlier use of an address.
+const ADDRESS_PLACES: usize = 1 << 15;
+/// 2^64 divided by the golden ratio: spreads addresses that differ in few bits.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Turns items into the columns of a chunk.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    columns: Columns<Vec<u8>>,
+    context: Context,
+    /// Where an address may stand in `context.addresses`. A place can be taken by another
+    /// address; then this one is written as if it were new.
+    positions: Box<[u32; ADDRESS_PLACES]>,
+    slots: FxHashMap<(ProcessId, ThreadId), usize>,
+}
+
+/// What allocations and ends of reallocations have in common.
+struct Block {
+    address_avma: u64,
+    size_bytes: u64,
+    stack: StackId,
+    probe: ProbeId,
+    interval_bytes: u64,
+}
+
+impl Encoder {
+    pub(super) fn new() -> Self {
+        Self {
+            columns: Columns::default(),
+            context: Context::default(),
+            positions: Box::new([0; ADDRESS_PLACES]),
+            slots: FxHashMap::default(),
+        }
+    }
+
+    /// How many items and changes of the interval there are.
+    pub(super) fn tags(&self) -> usize {
+        self.columns.tags.len()
+    }
+
+    /// Bytes of the definitions.
+    pub(super) fn definition_bytes(&self) -> usize {
+        self.columns.definitions.len()
+    }
+
+    /// Writes all columns, and begins anew.
+    pub(super) fn pack(
+        &mut self,
+        packer: &mut Packer,
+        payload: &mut Vec<u8>,
+    ) -> std::io::Result<()> {
+        let packed = self.columns.pack(packer, payload);
+        self.columns.clear();
+        self.context.clear();
+        self.slots.clear();
+        packed
+    }
+
+    /// An item that is no event.
+    pub(super) fn definition(&mut self, encoded: &[u8]) {
+        self.columns.tags.push(OTHER_ITEM);
+        self.columns.definitions.extend_from_slice(encoded);
+    }
+
+    pub(super) fn event(&mut self, event: &Event) {
+        match *event {
+            Event::Allocation {
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                size_bytes,
+                stack,
+                probe,
+                interval_bytes,
+            } => {
+                self.time(time_ns);
+                let block = Block { address_avma, size_bytes, stack, probe, interval_bytes };
+                let by = self.thread(process, thread);
+                self.block(ALLOCATION | by, &block);
+            }
+            Event::Free { process, thread, time_ns, address_avma, caller } => {
+                let kind = match caller {
+                    FreeCaller::Program => FREE,
+                    FreeCaller::AllocatorModule => ALLOCATOR_FREE,
+                };
+                self.time(time_ns);
+                let tag = kind | self.thread(process, thread) | self.address(address_avma);
+                self.columns.tags.push(tag);
+            }
+            Event::ReallocationBegin { process, thread, time_ns, old_address_avma } => {
+                self.time(time_ns);
+                let tag = REALLOCATION_BEGIN
+                    | self.thread(process, thread)
+                    | self.address(old_address_avma);
+                if let Some(thread) = self.context.threads.get_mut(self.context.current) {
+                    thread.reallocating_avma = old_address_avma;
+                }
+                self.columns.tags.push(tag);
+            }
+            Event::ReallocationEnd { .. } => self.reallocation_end(event),
+            Event::ThreadExit { process, thread, time_ns } => {
+                self.time(time_ns);
+                // Its tag has no room to say that it is the same.
+                let slot = self.slot(process, thread);
+                self.push_thread(slot, process, thread);
+                self.columns.tags.push(OTHER_THREAD_EXIT);
+            }
+            Event::Loss { first_lost_ns, time_ns, lost_count } => {
+                let since = first_lost_ns.wrapping_sub(self.context.time_ns).cast_signed();
+                varint::push(&mut self.columns.others, varint::zigzag(since));
+                varint::push(&mut self.columns.others, lost_count);
+                self.time(time_ns);
+                self.columns.tags.push(OTHER_LOSS);
+            }
+        }
+    }
+
+    fn reallocation_end(&mut self, event: &Event) {
+        let Event::ReallocationEnd {
+            process,
+            thread,
+            time_ns,
+            old_address_avma,
+            new_address_avma: address_avma,
+            size_bytes,
+            stack,
+            probe,
+            interval_bytes,
+        } = *event
+        else {
+            return;
+        };
+        self.time(time_ns);
+        let by = self.thread(process, thread);
+        let entered = self.context.threads.get(self.context.current);
+        let kind = if entered.is_some_and(|thread| thread.reallocating_avma == old_address_avma) {
+            REALLOCATION_END
+        } else {
+            let last_avma = self.context.last_address_avma();
+            push_address(&mut self.columns.addresses, last_avma, old_address_avma);
+            self.context.addresses.push(old_address_avma);
+            OTHER_REALLOCATION_END
+        };
+        let block = Block { address_avma, size_bytes, stack, probe, interval_bytes };
+        self.block(kind | by, &block);
+    }
+
+    fn time(&mut self, time_ns: u64) {
+        let since = time_ns.wrapping_sub(self.context.time_ns).cast_signed();
+        self.context.time_ns = time_ns;
+        self.columns.times_low.push(since as u8);
+        varint::push(&mut self.columns.times_high, varint::zigzag(since >> 8));
+    }
+
+    fn slot(&mut self, process: ProcessId, thread: ThreadId) -> usize {
+        let next = self.context.threads.len();
+        *self.slots.entry((process, thread)).or_insert(next)
+    }
+
+    /// The part of the tag that says who.
+    fn thread(&mut self, process: ProcessId, thread: ThreadId) -> u8 {
+        let current = self.context.threads.get(self.context.current);
+        if current.is_some_and(|current| (current.process, current.thread) == (process, thread)) {
+            return SAME_THREAD;
+        }
+        let slot = self.slot(process, thread);
+        self.push_thread(slot, process, thread);
+        0
+    }
+
+    fn push_thread(&mut self, slot: usize, process: ProcessId, thread: ThreadId) {
+        varint::push(&mut self.columns.threads, slot as u64);
+        if slot == self.context.threads.len() {
+            varint::push(&mut self.columns.threads, process.0.into());
+            varint::push(&mut self.columns.threads, thread.0.into());
+            self.context.threads.push(Thread { process, thread, reallocating_avma: 0 });
+        }
+        self.context.current = slot;
+    }
+
+    /// The part of the tag that says where.
+    fn address(&mut self, address_avma: u64) -> u8 {
+        let addresses = &mut self.context.addresses;
+        let place = (address_avma.wrapping_mul(SPREAD) >> (u64::BITS - ADDRESS_PLACES.ilog2()))
+            as usize
+            % ADDRESS_PLACES;
+        let position = std::mem::replace(&mut self.positions[place], addresses.len() as u32);
+        let seen = addresses.get(position as usize) == Some(&address_avma);
+        let distance = addresses.len() as u64 - u64::from(position.min(addresses.len() as u32));
+        let last_avma = addresses.last().copied().unwrap_or(0);
+        addresses.push(address_avma);
+        match distance {
+            _ if !seen => {
+                push_address(&mut self.columns.addresses, last_avma, address_avma);
+                ADDRESS_NEW
+            }
+            1 => ADDRESS_LAST,
+            2 => ADDRESS_BEFORE_LAST,
+            far => {
+                varint::push(&mut self.columns.distances, far);
+                ADDRESS_FAR
+            }
+        }
+    }
+
+    /// `tag` has the kind and the thread.
+    fn block(&mut self, mut tag: u8, block: &Block) {
+        if block.interval_bytes != self.context.interval_bytes {
+            self.context.interval_bytes = block.interval_bytes;
+            varint::push(&mut self.columns.others, block.interval_bytes);
+            self.columns.tags.push(OTHER_INTERVAL);
+        }
+        tag |= self.address(block.address_avma);
+        varint::push(&mut self.columns.stacks, block.stack.0.into());
+        let habit = self.context.habit(block.stack.0);
+        if habit.size_bytes == block.size_bytes {
+            tag |= SAME_SIZE;
+        } else {
+            habit.size_bytes = block.size_bytes;
+            varint::push(&mut self.columns.sizes, block.size_bytes);
+        }
+        if habit.probe == block.probe.0 {
+            tag |= SAME_PROBE;
+        } else {
+            habit.probe = block.probe.0;
+            varint::push(&mut self.columns.others, block.probe.0.into());
+        }
+        self.columns.tags.push(tag);
+    }
+}
+
+fn push_address(column: &mut Vec<u8>, last_avma: u64, address_avma: u64) {
+    let since = address_avma.wrapping_sub(last_avma).cast_signed();
+    if since % ADDRESS_UNIT_BYTES == 0 {
+        varint::push(column, varint::zigzag(since / ADDRESS_UNIT_BYTES) << 1);
+    } else if i32::try_from(since).is_ok() {
+        varint::push(column, IN_BYTES + (varint::zigzag(since) << 1));
+    } else {
+        varint::push(column, ABSOLUTE);
+        varint::push(column, address_avma);
+    }
+}

@@ -1,0 +1,149 @@
+//! In which registers the arguments of a call are, as its instructions go on.
+
+use iced_x86::{
+    Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
+
+/// How many arguments are passed in registers.
+pub(super) const ARGUMENT_COUNT: usize = 6;
+
+/// Registers that carry arguments at the entry, in their order (System V ABI for x86-64,
+/// 3.2.3).
+const ARGUMENT_REGISTERS: [Register; ARGUMENT_COUNT] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+
+/// Arguments of a function, by their positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArgumentSet(u8);
+
+impl ArgumentSet {
+    /// Those at the given positions.
+    #[must_use]
+    pub fn of(positions: impl IntoIterator<Item = u8>) -> Self {
+        let known =
+            positions.into_iter().filter(|position| usize::from(*position) < ARGUMENT_COUNT);
+        Self(known.fold(0, |set, position| set | 1 << position))
+    }
+
+    fn contains(self, position: usize) -> bool {
+        self.0 >> position & 1 != 0
+    }
+}
+
+/// For each argument the position of the argument register that holds it at the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArgumentPlaces([u8; ARGUMENT_COUNT]);
+
+impl ArgumentPlaces {
+    /// Each where it was passed.
+    pub(super) const AS_PASSED: Self = Self([0, 1, 2, 3, 4, 5]);
+
+    /// Where an argument is.
+    #[must_use]
+    pub fn of(self, argument: u8) -> u8 {
+        self.0.get(usize::from(argument)).copied().unwrap_or(argument)
+    }
+}
+
+/// What an instruction does that matters here.
+pub(super) struct Effects {
+    written: Vec<Register>,
+    pub(super) writes_memory: bool,
+}
+
+impl Effects {
+    pub(super) fn of(instruction: &Instruction) -> Self {
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info(instruction);
+        let writes = |access: OpAccess| {
+            !matches!(
+                access,
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
+        };
+        let written = info
+            .used_registers()
+            .iter()
+            .filter(|used| writes(used.access()))
+            .map(|used| used.register().full_register())
+            .collect();
+        let writes_memory = info.used_memory().iter().any(|used| writes(used.access()));
+        Self { written, writes_memory }
+    }
+
+    pub(super) fn moves_stack_pointer(&self) -> bool {
+        self.written.contains(&Register::RSP)
+    }
+}
+
+/// Which register holds which argument, and what the flags tell of one.
+pub(super) struct Arguments {
+    /// By the number of the register.
+    held: [Option<u8>; 16],
+    /// The argument that is 0 exactly if the zero flag is set.
+    zero_flag_of: Option<u8>,
+}
+
+impl Arguments {
+    pub(super) fn at_entry() -> Self {
+        let mut held = [None; 16];
+        for (position, register) in (0..).zip(ARGUMENT_REGISTERS) {
+            if let Some(slot) = held.get_mut(register.number()) {
+                *slot = Some(position);
+            }
+        }
+        Self { held, zero_flag_of: None }
+    }
+
+    fn in_register(&self, register: Register) -> Option<u8> {
+        let held = self.held.get(register.number()).copied().flatten();
+        held.filter(|_argument| register.is_gpr64())
+    }
+
+    /// Where the needed arguments are; none if one of them is in no register that carries
+    /// arguments.
+    pub(super) fn places(&self, needed: ArgumentSet) -> Option<ArgumentPlaces> {
+        let mut places = ArgumentPlaces::AS_PASSED;
+        for (argument, place) in places.0.iter_mut().enumerate() {
+            let is_in = |register: &Register| self.in_register(*register) == Some(argument as u8);
+            let as_passed = ARGUMENT_REGISTERS.get(argument).is_some_and(is_in);
+            if needed.contains(argument) && !as_passed {
+                *place = ARGUMENT_REGISTERS.iter().position(is_in)? as u8;
+            }
+        }
+        Some(places)
+    }
+
+    /// The argument that a conditional jump tests for 0, and whether it jumps if it is 0.
+    pub(super) fn zero_test(&self, jump: &Instruction) -> Option<(u8, bool)> {
+        let if_zero = match jump.mnemonic() {
+            Mnemonic::Je => true,
+            Mnemonic::Jne => false,
+            _ => return None,
+        };
+        Some((self.zero_flag_of?, if_zero))
+    }
+
+    /// What an instruction changes.
+    pub(super) fn follow(&mut self, instruction: &Instruction, effects: &Effects) {
+        let of_registers = instruction.op0_kind() == OpKind::Register
+            && instruction.op1_kind() == OpKind::Register;
+        let (first, second) = (instruction.op0_register(), instruction.op1_register());
+        if instruction.rflags_modified() & RflagsBits::ZF != 0 {
+            let tests_itself =
+                instruction.mnemonic() == Mnemonic::Test && of_registers && first == second;
+            let compares_to_zero = instruction.mnemonic() == Mnemonic::Cmp
+                && instruction.op0_kind() == OpKind::Register
+                && instruction.try_immediate(1).is_ok_and(|value| value == 0);
+            self.zero_flag_of =
+                (tests_itself || compares_to_zero).then(|| self.in_register(first)).flatten();
+        }
+        let moved = instruction.mnemonic() == Mnemonic::Mov && of_registers && first.is_gpr64();
+        let moved = moved.then(|| self.in_register(second)).flatten();
+        for register in effects.written.iter().filter(|register| register.is_gpr64()) {
+            if let Some(slot) = self.held.get_mut(register.number()) {
+                *slot = moved;
+            }
+        }
+    }
+}
