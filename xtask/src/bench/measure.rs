@@ -145,6 +145,9 @@ impl Measurement<'_> {
         let work = program.work()?;
         let output = program.finish()?;
         let seen = tracer.check(attached, &output, work.allocations_at_least, folder)?;
+        if seen.disturbed {
+            eprintln!("NOTE: somebody has the kernel count runs of programs, which takes time");
+        }
         let run = Run {
             workload: self.workload.name.to_owned(),
             tracer: tracer.name.to_owned(),
@@ -154,6 +157,7 @@ impl Measurement<'_> {
             wall_ns: work.wall_ns,
             cpu_ns: work.cpu_ns,
             allocations: seen.allocations,
+            disturbed: seen.disturbed,
             memscope: seen.memscope,
         };
         Ok((run, work.checksum))

@@ -15,8 +15,6 @@ use crate::process::output;
 const ATTACH_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes between samples, where there are any.
 pub(super) const SAMPLE: &str = "512KiB";
-/// An estimate made of few samples may be off by so much: it is to show that the work was seen, not how well.
-const MOST_OFF: u64 = 4;
 
 /// How memscope traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +117,13 @@ struct Export {
     totals: Totals,
     loss: Loss,
     stacks: Stacks,
+    /// What is counted however few blocks are recorded.
+    exact: Option<Exact>,
+}
+
+#[derive(Deserialize)]
+struct Exact {
+    calls: u64,
 }
 
 #[derive(Deserialize)]
@@ -149,10 +154,10 @@ struct Stacks {
 impl Export {
     /// How many allocations it has seen; an error if that cannot be all.
     fn judge(&self, mode: Mode, at_least: u64) -> Result<u64> {
-        let seen = self.totals.allocations;
-        let (expected_mode, least) = match mode {
-            Mode::Full | Mode::Caller => ("full", at_least),
-            Mode::Sampled => ("sampled", at_least / MOST_OFF),
+        let (expected_mode, seen) = match mode {
+            Mode::Full | Mode::Caller => ("full", Some(self.totals.allocations)),
+            // Totals are estimates then.
+            Mode::Sampled => ("sampled", self.exact.as_ref().map(|exact| exact.calls)),
         };
         if self.capture.mode != expected_mode {
             bail!("memscope recorded in mode {}, not {expected_mode}", self.capture.mode);
@@ -160,7 +165,8 @@ impl Export {
         if self.loss.lost_events > 0 || !self.capture.complete {
             bail!("memscope lost {} events", self.loss.lost_events);
         }
-        if seen < least {
+        let seen = seen.context("memscope does not say what it counted")?;
+        if seen < at_least {
             bail!("memscope saw {seen} allocations of at least {at_least}");
         }
         Ok(seen)
@@ -172,6 +178,7 @@ mod tests {
     use super::*;
 
     fn export(mode: &str, allocations: u64, lost: u64) -> Export {
+        let exact = (mode == "sampled").then_some(serde_json::json!({ "calls": 100, "bytes": 1 }));
         let json = serde_json::json!({
             "schema": "memscope.export",
             "capture": { "mode": mode, "complete": lost == 0, "arch": "x86_64" },
@@ -179,6 +186,7 @@ mod tests {
             "loss": { "lost_events": lost },
             "stacks": { "complete": 3, "truncated": 0, "by_reason": {} },
             "sites": [{ "site": 1 }],
+            "exact": exact,
         });
         serde_json::from_value(json).unwrap()
     }
@@ -190,8 +198,9 @@ mod tests {
         assert!(export("full", 100, 1).judge(Mode::Full, 100).is_err());
         assert!(export("sampled", 100, 0).judge(Mode::Full, 100).is_err());
         assert!(export("full", 100, 0).judge(Mode::Sampled, 100).is_err());
-        assert_eq!(export("sampled", 25, 0).judge(Mode::Sampled, 100).unwrap(), 25);
-        assert!(export("sampled", 24, 0).judge(Mode::Sampled, 100).is_err());
+        // Of sampled blocks the totals are estimates, and what is counted is exact.
+        assert_eq!(export("sampled", 90, 0).judge(Mode::Sampled, 100).unwrap(), 100);
+        assert!(export("sampled", 110, 0).judge(Mode::Sampled, 101).is_err());
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn block(results: &Results) -> String {
 fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let quick = if results.quick { ", with less work than usual (`--quick`)" } else { "" };
+    let disturbed = results.runs.iter().filter(|run| run.disturbed).count();
     let facts = [
         ("commit", machine.commit.clone()),
         ("date", machine.date.clone()),
@@ -136,6 +137,7 @@ fn machine(results: &Results) -> String {
         ("load average before and after", machine.load.join(", ")),
         ("rounds", format!("{}{quick}", results.rounds)),
         ("floor", format!("by {}", machine.floor)),
+        ("runs while others had the kernel count runs of programs", disturbed.to_string()),
     ];
     let versions = machine.versions.iter().map(|(name, said)| (name.as_str(), said.clone()));
     let mut text = "\n## Machine\n\n".to_owned();

@@ -62,8 +62,15 @@ pub(super) struct Run {
     pub(super) cpu_ns: u64,
     /// As the tracer says; none where it does not count.
     pub(super) allocations: Option<u64>,
+    /// Somebody else had the kernel count runs of programs; only programs that do nothing notice.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) disturbed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) memscope: Option<MemscopeFigures>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Run {
@@ -212,6 +219,7 @@ pub(super) mod tests {
             wall_ns: 2_000_000,
             cpu_ns: 5 * cost_ns as u64,
             allocations: None,
+            disturbed: false,
             memscope: None,
         }
     }

@@ -130,6 +130,8 @@ pub(super) struct Seen {
     /// None where it does not count.
     pub(super) allocations: Option<u64>,
     pub(super) memscope: Option<MemscopeFigures>,
+    /// Somebody else had the kernel count runs of programs, which takes time.
+    pub(super) disturbed: bool,
 }
 
 impl Tracer {
@@ -210,25 +212,23 @@ impl Tracer {
         at_least: u64,
         folder: &Path,
     ) -> Result<Seen> {
-        let (allocations, memscope) = match attached {
+        let mut seen = Seen::default();
+        match attached {
             Attached::Memscope(tracing) => {
-                let (seen, figures) = tracing.finish(at_least)?;
-                (Some(seen), Some(figures))
+                let (allocations, figures) = tracing.finish(at_least)?;
+                seen.allocations = Some(allocations);
+                seen.memscope = Some(figures);
             }
-            Attached::Bpftrace(tracing) => (Some(tracing.finish(at_least)?), None),
+            Attached::Bpftrace(tracing) => seen.allocations = Some(tracing.finish(at_least)?),
             // How often they ran is counted in a run of its own, because to count takes time.
-            Attached::Empty(programs) => {
-                if programs.runs()? > 0 {
-                    eprintln!("NOTE: somebody has the kernel count runs, which takes time");
+            Attached::Empty(programs) => seen.disturbed = programs.runs()? > 0,
+            Attached::Launched => {
+                if let Kind::Peer(peer) = self.kind {
+                    seen.allocations = peer.check(program, at_least, folder)?;
                 }
-                (None, None)
             }
-            Attached::Launched => match self.kind {
-                Kind::Peer(peer) => (peer.check(program, at_least, folder)?, None),
-                _ => (None, None),
-            },
-        };
-        Ok(Seen { allocations, memscope })
+        }
+        Ok(seen)
     }
 }
 
