@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod attach_time;
 mod bad_files;
 mod bad_input;
 mod bpf;
@@ -25,6 +26,7 @@ mod oracle;
 mod peers_stacks;
 mod real_programs;
 mod ring;
+mod rungs;
 mod stacks;
 mod stacks_kit;
 mod stacks_many;

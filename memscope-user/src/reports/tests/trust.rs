@@ -92,7 +92,7 @@ fn one_stack_in_ten_thousand_that_is_not_complete_is_told() {
     let others: Vec<&str> = others.split(", ").collect();
     assert_eq!(others.len(), StackOutcome::ALL.len() - 1, "each has its words");
     assert_eq!(others[0], "<0.01 % partly by frame pointers");
-    analysis.stack_outcomes.insert(StackOutcome::Complete, 400_000);
+    analysis.stack_outcomes.insert(StackOutcome::Complete, 500_000);
     let sentence = Trust::of(&analysis).sentence;
     assert!(sentence.contains("stacks: 99.97 % complete, "), "{sentence}");
 }
