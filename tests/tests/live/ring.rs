@@ -37,7 +37,8 @@ fn threads_in_a_tight_loop_lose_nothing_and_everything_attempted_is_recorded() {
         let arguments = [&count.to_string(), "64", &threads.to_string()];
         run(&mut scratch.trace_program(&["--strict"], &program, &arguments)).assert_code(0);
         // Not with a million blocks.
-        let export = run(memscope().arg("export").arg(scratch.recording()).args(["--format", "json"]));
+        let export =
+            run(memscope().arg("export").arg(scratch.recording()).args(["--format", "json"]));
         let export: Value = serde_json::from_str(&export.assert_code(0).stdout).unwrap();
         let (counters, loss) = (&export["counters"], &export["loss"]);
         let (attempted, recorded) = (number(counters, "attempted"), number(counters, "recorded"));

@@ -18,11 +18,12 @@ fn ways() -> Vec<&'static str> {
     let running = series(release.trim()).unwrap();
     let (major, minor) = running.split_once('.').unwrap();
     let running: (u32, u32) = (major.parse().unwrap(), minor.parse().unwrap());
-    let (here, missing): (Vec<_>, Vec<_>) = WAYS.iter().partition(|(_, since)| running >= *since);
+    let (here, missing): (Vec<_>, Vec<_>) =
+        WAYS.into_iter().partition(|(_, since)| running >= *since);
     for (way, (major, minor)) in missing {
         skip(&format!("--attach-by {way}"), &format!("it takes Linux {major}.{minor}"));
     }
-    here.into_iter().map(|(way, _)| *way).collect()
+    here.into_iter().map(|(way, _)| way).collect()
 }
 
 #[test]
