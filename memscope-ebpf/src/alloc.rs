@@ -117,13 +117,15 @@ fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
     THREADS.get_ptr_mut(pid_tgid)
 }
 
-/// The thread's number in small records; 0 if it has none. It is told before its first use.
+/// The thread's number in small records; 0 if it has none. To be asked before the clock of
+/// the record is read: only then is that later than all that lies before the number in the
+/// ring buffer, and the number comes first.
 #[inline(always)]
-fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: u64) -> u64 {
+fn number_of(state: &mut ThreadState, hit: &Hit) -> u64 {
     if state.number != 0 && state.numbered_image == u64::from(hit.image) {
         return state.number;
     }
-    new_number(state, hit.header(KIND_THREAD_NUMBER, time_ns), hit.thread())
+    new_number(state, hit.header(KIND_THREAD_NUMBER, emit::now_ns()), hit.thread())
 }
 
 /// Never inlined, so that the verifier need not follow it together with each of the paths
@@ -237,6 +239,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
     if samples && !keep_account(state, hit.cookie.target(), address_avma) {
         return None;
     }
+    let number = number_of(state, &hit);
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
     if samples && state.follow == FOLLOW_OLD {
         return end_of_drawn(state, &hit, header, address_avma);
@@ -265,7 +268,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
         stack::capture(state, &caller, header)
     };
     if state.block_avma == 0 {
-        send_allocation(state, &hit, header, address_avma, stack);
+        send_allocation(state, &hit, number, header, address_avma, stack);
     } else {
         let record = ReallocationEnd {
             header: Header { kind: KIND_REALLOCATION_END, ..header },
@@ -329,24 +332,23 @@ fn end_of_drawn(
 fn send_allocation(
     state: &mut ThreadState,
     hit: &Hit,
+    number: u64,
     header: Header,
     address_avma: u64,
     stack: u32,
 ) {
     state.allocated_block_avma = address_avma;
-    let number = number_of(state, hit, header.time_ns);
-    let probe = hit.cookie.probe();
     let interval_bytes = interval_of(state);
     let is_small = number != 0
         && interval_bytes == 0
         && address_avma < MAX_SMALL_AVMA
         && state.size_bytes < SmallAllocation::MAX_SIZE_BYTES
-        && probe < SmallAllocation::MAX_PROBE;
+        && header.probe < SmallAllocation::MAX_PROBE;
     if is_small {
         let words = [
             kind_and_time(KIND_SMALL_ALLOCATION, header.time_ns),
             address_and_thread(address_avma, number),
-            SmallAllocation::pack(stack, state.size_bytes, probe),
+            SmallAllocation::pack(stack, state.size_bytes, header.probe),
         ];
         if !emit::send_small(words, COUNTER_LOST_ALLOCATION) {
             count_lost(header, address_avma, state.size_bytes, stack);
@@ -426,7 +428,6 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    let time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = thread_state(hit.pid_tgid) {
@@ -444,8 +445,9 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         state.freed_probe = u64::from(hit.cookie.probe());
         is_known = state.allocated_block_avma == address_avma;
         state.allocated_block_avma = 0;
-        number = number_of(state, &hit, time_ns);
+        number = number_of(state, &hit);
     }
+    let time_ns = emit::now_ns();
     // Who frees matters only for blocks that nobody knows, and this thread has just got it.
     let is_internal = !is_known && is_called_by_module(&hit, registers.rip, registers.rsp);
     if number != 0 && address_avma < MAX_SMALL_AVMA {

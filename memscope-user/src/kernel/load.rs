@@ -1,4 +1,4 @@
-use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
+use std::{num::NonZeroU32, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
@@ -40,6 +40,9 @@ use crate::{
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
+
+/// How many threads remove what is attached.
+const CLOSING_THREADS: usize = 32;
 
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +86,8 @@ pub struct Kernel {
     pub(super) method: AttachMethod,
     /// Empty where perf events are used: then aya has the programs.
     pub(super) programs: ProbePrograms,
-    links: Vec<OwnedFd>,
+    /// What is attached goes when these are dropped.
+    links: Vec<Box<dyn Send>>,
     surroundings: Array<MapData, Plain<ProbeSurroundings>>,
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
@@ -131,7 +135,7 @@ impl Kernel {
             .override_global("SETTINGS", &Plain(settings), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
-        let (method, programs) = load_probe_programs(&mut ebpf, config.attach_by)?;
+        let (method, programs) = load_probe_programs(&mut ebpf, &btf, config.attach_by)?;
         log::info!("probes are attached by {}", method.name());
         for (name, tracepoint) in
             [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
@@ -238,12 +242,13 @@ impl Kernel {
                 continue;
             }
             let link = self.programs.link(name, request.file, request.pid, &points);
-            self.links.push(link.map_err(|source| KernelError::AttachMany {
+            let link = link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
                 count: points.file_offsets.len(),
                 pid: request.pid,
                 source,
-            })?);
+            })?;
+            self.links.push(Box::new(link));
         }
         Ok(())
     }
@@ -283,8 +288,9 @@ impl Kernel {
             location: UProbeAttachLocation::AbsoluteOffset(file_offset),
             cookie: Some(cookie.0),
         };
-        // The link is the program's, and goes when it goes.
-        program.attach(point, request.file, scope).map(drop)
+        let link = program.attach(point, request.file, scope)?;
+        self.links.push(Box::new(program.take_link(link)?));
+        Ok(())
     }
 
     /// Begins or ends recording of a target.
@@ -414,6 +420,25 @@ impl Kernel {
     }
 }
 
+impl Drop for Kernel {
+    /// For each link the kernel waits until nobody can be inside its program, and does so for
+    /// several at once.
+    fn drop(&mut self) {
+        let count = self.links.len().div_ceil(CLOSING_THREADS).max(1);
+        std::thread::scope(|scope| {
+            while !self.links.is_empty() {
+                let links = self.links.split_off(self.links.len().saturating_sub(count));
+                // Without another thread they are dropped here.
+                if let Err(error) =
+                    std::thread::Builder::new().spawn_scoped(scope, move || drop(links))
+                {
+                    log::debug!("probes are removed one after the other: {error}");
+                }
+            }
+        });
+    }
+}
+
 /// What has come out of the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
@@ -448,6 +473,7 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
 /// By the way that is asked for, or by the first that the kernel takes.
 fn load_probe_programs(
     ebpf: &mut Ebpf,
+    btf: &Btf,
     asked: Option<AttachMethod>,
 ) -> Result<(AttachMethod, ProbePrograms), KernelError> {
     for method in AttachMethod::ALL {
@@ -463,7 +489,7 @@ fn load_probe_programs(
             AttachMethod::PerfEvent => load_for_perf_events(ebpf),
             _ => Ok(()),
         };
-        match loaded.and_then(|()| ProbePrograms::load(OBJECT, ebpf, method)) {
+        match loaded.and_then(|()| ProbePrograms::load(OBJECT, ebpf, btf, method)) {
             Ok(programs) => return Ok((method, programs)),
             Err(error) if asked.is_some() || method == AttachMethod::PerfEvent => {
                 return Err(error);

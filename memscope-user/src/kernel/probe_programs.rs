@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
+    Btf, Ebpf,
     maps::{Map, MapData},
 };
 use aya_obj::{Object, btf::BtfKind, generated::bpf_insn};
@@ -61,6 +61,7 @@ impl ProbePrograms {
     pub(super) fn load(
         object: &[u8],
         ebpf: &Ebpf,
+        kernel: &Btf,
         method: AttachMethod,
     ) -> Result<Self, KernelError> {
         let names: &[&'static str] = match method {
@@ -74,7 +75,7 @@ impl ProbePrograms {
         relocate(&mut object, ebpf)?;
         let programs = names
             .iter()
-            .map(|name| Ok((*name, load_one(&object, name, btf.as_fd())?)))
+            .map(|name| Ok((*name, load_one(&object, name, btf.as_fd(), kernel)?)))
             .collect::<Result<_, KernelError>>()?;
         Ok(Self { programs })
     }
@@ -158,13 +159,14 @@ fn load_one(
     object: &Object,
     name: &'static str,
     btf: BorrowedFd<'_>,
+    kernel: &Btf,
 ) -> Result<OwnedFd, KernelError> {
     let program = object.programs.get(name).ok_or(KernelError::Missing { what: name })?;
     let function =
         object.functions.get(&program.function_key()).ok_or(KernelError::Missing { what: name })?;
     let mut instructions = function.instructions.clone();
     if name == SESSION {
-        name_kernel_function(&mut instructions)?;
+        name_kernel_function(&mut instructions, kernel)?;
     }
     sys::load_program(&RawProgram {
         name,
@@ -178,15 +180,15 @@ fn load_one(
 }
 
 /// Makes calls of the kernel's function out of the calls that stand for them.
-fn name_kernel_function(instructions: &mut [bpf_insn]) -> Result<(), KernelError> {
+fn name_kernel_function(instructions: &mut [bpf_insn], kernel: &Btf) -> Result<(), KernelError> {
     /// `BPF_JMP | BPF_CALL`
     const CALL: u8 = 0x85;
     /// `BPF_PSEUDO_KFUNC_CALL`
     const KERNEL_FUNCTION: u8 = 2;
     let missing = KernelError::Unsupported { what: "it has no uprobe sessions (Linux 6.13)" };
-    let number = aya::Btf::from_sys_fs()
+    let number = kernel
+        .id_by_type_name_kind(COOKIE_FUNCTION, BtfKind::Func)
         .ok()
-        .and_then(|kernel| kernel.id_by_type_name_kind(COOKIE_FUNCTION, BtfKind::Func).ok())
         .and_then(|number| i32::try_from(number).ok())
         .ok_or(missing)?;
     for instruction in instructions {

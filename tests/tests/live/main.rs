@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod attach_time;
 mod bad_files;
 mod bad_input;
 mod bench;
@@ -27,6 +28,7 @@ mod overflow;
 mod peers_stacks;
 mod real_programs;
 mod ring;
+mod rungs;
 mod sampling;
 mod sites;
 mod stacks;

@@ -39,10 +39,20 @@ pub(crate) fn assert_equals_oracle(
 
 /// Traces a program that has the oracle in it.
 pub(crate) fn trace_with_oracle(source: &str, arguments: &[&str]) -> (Export, Vec<OracleImage>) {
+    trace_with_oracle_and(&[], source, arguments)
+}
+
+/// The same with further options.
+pub(crate) fn trace_with_oracle_and(
+    options: &[&str],
+    source: &str,
+    arguments: &[&str],
+) -> (Export, Vec<OracleImage>) {
     let program = programs::build_with_oracle(source, Variant::Default);
     let scratch = Scratch::new();
     let base = scratch.path("log");
-    let mut command = scratch.trace_program(&["--strict"], program, arguments);
+    let options = [&["--strict"], options].concat();
+    let mut command = scratch.trace_program(&options, program, arguments);
     let finished = run(command.env(LOG_VARIABLE, &base));
     finished.assert_code(0);
     (scratch.export(), oracle::read_logs(&base))

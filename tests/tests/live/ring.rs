@@ -1,9 +1,10 @@
 //! Loss: none by default at a rate no program reaches, and told everywhere where a tiny ring loses.
 
 use memscope_tests::{Figures, Variant, programs};
+use serde_json::Value;
 
 use crate::contract::assert_figures;
-use crate::kit::{Scratch, number, run};
+use crate::kit::{Scratch, memscope, number, run};
 
 /// The smallest there is.
 const TINY: &str = "4KiB";
@@ -25,6 +26,30 @@ fn c11_a_million_pairs_in_a_tight_loop_lose_nothing() {
         figures.float("ns_per_pair"),
         Figures::parse(&untraced.stdout).float("ns_per_pair")
     );
+}
+
+/// As fast as threads can, on every CPU.
+#[test]
+fn threads_in_a_tight_loop_lose_nothing_and_everything_attempted_is_recorded() {
+    let program = programs::build("pairs.c", Variant::Default);
+    for (threads, count) in [(2, 500_000), (8, 150_000)] {
+        let scratch = Scratch::new();
+        let arguments = [&count.to_string(), "64", &threads.to_string()];
+        run(&mut scratch.trace_program(&["--strict"], &program, &arguments)).assert_code(0);
+        // Not with a million blocks.
+        let export =
+            run(memscope().arg("export").arg(scratch.recording()).args(["--format", "json"]));
+        let export: Value = serde_json::from_str(&export.assert_code(0).stdout).unwrap();
+        let (counters, loss) = (&export["counters"], &export["loss"]);
+        let (attempted, recorded) = (number(counters, "attempted"), number(counters, "recorded"));
+        assert_eq!(number(loss, "lost_events"), 0, "{threads} threads: {loss}");
+        assert_eq!(attempted, recorded, "{threads} threads");
+        assert!(attempted >= 2 * threads * count, "{threads} threads: {attempted}");
+        let allocations = number(&export["totals"], "allocations");
+        // The C library allocates a block for each thread.
+        assert_eq!(allocations, threads * count + threads, "{threads} threads");
+        eprintln!("{threads} threads: {attempted} attempted, all recorded");
+    }
 }
 
 #[test]
