@@ -247,6 +247,9 @@ pub(crate) struct Block {
     pub(crate) process: u64,
     pub(crate) address: u64,
     pub(crate) size: u64,
+    /// For how many blocks it stands, and for how many bytes.
+    pub(crate) weight: u64,
+    pub(crate) weight_bytes: u64,
     pub(crate) site: u64,
     pub(crate) thread: u64,
     pub(crate) allocated_ns: u64,
@@ -303,6 +306,8 @@ impl Export {
                 process: number(block, "process"),
                 address: hexadecimal(&block["address"]),
                 size: number(block, "size"),
+                weight: number(block, "weight"),
+                weight_bytes: number(block, "weight_bytes"),
                 site: number(block, "site"),
                 thread: number(block, "thread"),
                 allocated_ns: number(block, "allocated_ns"),
