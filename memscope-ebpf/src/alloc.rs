@@ -117,15 +117,17 @@ fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
     THREADS.get_ptr_mut(pid_tgid)
 }
 
-/// The thread's number in small records; 0 if it has none. To be asked before the clock of
-/// the record is read: only then is that later than all that lies before the number in the
-/// ring buffer, and the number comes first.
+/// The thread's number in small records; 0 if it has none. It is told before its first use.
 #[inline(always)]
-fn number_of(state: &mut ThreadState, hit: &Hit) -> u64 {
+fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: &mut u64) -> u64 {
     if state.number != 0 && state.numbered_image == u64::from(hit.image) {
         return state.number;
     }
-    new_number(state, hit.header(KIND_THREAD_NUMBER, emit::now_ns()), hit.thread())
+    let number = new_number(state, hit.header(KIND_THREAD_NUMBER, *time_ns), hit.thread());
+    // Before the number there can be records in the ring buffer that are later by their clocks.
+    // What uses it must be later than all of them, or it would be read first.
+    *time_ns = emit::now_ns();
+    number
 }
 
 /// Never inlined, so that the verifier need not follow it together with each of the paths
@@ -239,7 +241,6 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
     if samples && !keep_account(state, hit.cookie.target(), address_avma) {
         return None;
     }
-    let number = number_of(state, &hit);
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
     if samples && state.follow == FOLLOW_OLD {
         return end_of_drawn(state, &hit, header, address_avma);
@@ -268,7 +269,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
         stack::capture(state, &caller, header)
     };
     if state.block_avma == 0 {
-        send_allocation(state, &hit, number, header, address_avma, stack);
+        send_allocation(state, &hit, header, address_avma, stack);
     } else {
         let record = ReallocationEnd {
             header: Header { kind: KIND_REALLOCATION_END, ..header },
@@ -332,13 +333,13 @@ fn end_of_drawn(
 fn send_allocation(
     state: &mut ThreadState,
     hit: &Hit,
-    number: u64,
-    header: Header,
+    mut header: Header,
     address_avma: u64,
     stack: u32,
 ) {
     state.allocated_block_avma = address_avma;
     let interval_bytes = interval_of(state);
+    let number = number_of(state, hit, &mut header.time_ns);
     let is_small = number != 0
         && interval_bytes == 0
         && address_avma < MAX_SMALL_AVMA
@@ -428,6 +429,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
+    let mut time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = thread_state(hit.pid_tgid) {
@@ -445,9 +447,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         state.freed_probe = u64::from(hit.cookie.probe());
         is_known = state.allocated_block_avma == address_avma;
         state.allocated_block_avma = 0;
-        number = number_of(state, &hit);
+        number = number_of(state, &hit, &mut time_ns);
     }
-    let time_ns = emit::now_ns();
     // Who frees matters only for blocks that nobody knows, and this thread has just got it.
     let is_internal = !is_known && is_called_by_module(&hit, registers.rip, registers.rsp);
     if number != 0 && address_avma < MAX_SMALL_AVMA {

@@ -100,8 +100,7 @@ impl Writer {
     }
 
     fn write_slot(&self, cpu: usize, number: u64, time_ns: u64, id: u64) {
-        let index = ((cpu as u64) << SLOTS_LOG2) | (number % SLOTS);
-        let slot = index as usize * size_of::<Slot>();
+        let slot = (cpu as u64 * SLOTS + number % SLOTS) as usize * size_of::<Slot>();
         let words = [kind_and_time(KIND_SMALL_FREE, time_ns), id, 0, number + 1];
         for (index, value) in words.into_iter().enumerate() {
             word(&self.slots, slot + 8 * index).store(value, Ordering::Release);
