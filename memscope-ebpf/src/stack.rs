@@ -7,7 +7,7 @@
 use core::{
     arch::asm,
     ffi::c_void,
-    ptr::{read_volatile, write_volatile},
+    ptr::{self, read_volatile, write_volatile},
 };
 
 use aya_ebpf::helpers::{
@@ -186,20 +186,7 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
         }
     }
     let mut tools = Tools { state, rules, cache };
-    let steps = (MAX_FRAMES / FRAMES_AT_ONCE) as u32;
-    // SAFETY: the callbacks are given what they expect, which outlives the loop.
-    unsafe {
-        if recalled == Recalled::Begin {
-            bpf_loop(
-                MAX_FRAMES as u32,
-                walk_noting as *mut c_void,
-                (&raw mut tools).cast::<c_void>(),
-                0,
-            );
-        } else {
-            bpf_loop(steps, walk_some as *mut c_void, (&raw mut tools).cast::<c_void>(), 0);
-        }
-    }
+    walk_by(&mut tools, recalled == Recalled::Begin);
     // SAFETY: as above.
     if unsafe { read_volatile(space) } != word {
         walk.outcome = u64::from(OUTCOME_TABLES_REPLACED);
@@ -209,6 +196,20 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
         memo::keep(state, list.read_at_ns);
     }
     list.read_at_ns
+}
+
+/// Makes the steps, and has the words noted that they read.
+#[inline(always)]
+fn walk_by(tools: &mut Tools, notes: bool) {
+    let tools = ptr::from_mut(tools).cast::<c_void>();
+    // SAFETY: the callbacks are given what they expect, which outlives the loops.
+    unsafe {
+        if notes {
+            bpf_loop(MAX_FRAMES as u32, walk_noting as *mut c_void, tools, 0);
+        } else {
+            bpf_loop((MAX_FRAMES / FRAMES_AT_ONCE) as u32, walk_some as *mut c_void, tools, 0);
+        }
+    }
 }
 
 /// Frames walked by one call of the loop's callback, as calling it takes its time.
