@@ -9,6 +9,7 @@ mod alloc;
 mod copy;
 mod emit;
 mod maps;
+mod memo;
 mod overflow;
 mod process;
 mod sample;

@@ -7,7 +7,7 @@
 use core::{
     arch::asm,
     ffi::c_void,
-    ptr::{read_volatile, write_volatile},
+    ptr::{self, read_volatile, write_volatile},
 };
 
 use aya_ebpf::helpers::{
@@ -38,6 +38,7 @@ use memscope_ebpf::{
 use crate::{
     copy, emit,
     maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
+    memo::{self, Recalled},
     sent,
 };
 
@@ -210,22 +211,39 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     // The first frame is noted again, with the others.
     walk.frame_count = 0;
     walk.hash = seed;
-    let mut tools = Tools { state, rules, cache };
-    // SAFETY: the callback is given what it expects, which outlives the loop.
-    unsafe {
-        bpf_loop(
-            (MAX_FRAMES / FRAMES_AT_ONCE) as u32,
-            walk_some as *mut c_void,
-            (&raw mut tools).cast::<c_void>(),
-            0,
-        );
+    let recalled = memo::recall(state, word, seed);
+    if recalled == Recalled::All {
+        // SAFETY: as above.
+        unsafe {
+            (*state).stack.frames_avma[0] = (*state).memo.first_frame_avma;
+            return (*state).memo.tables_read_ns;
+        }
     }
+    let mut tools = Tools { state, rules, cache };
+    walk_by(&mut tools, recalled == Recalled::Begin);
     // SAFETY: as above.
     if unsafe { read_volatile(space) } != word {
         walk.outcome = u64::from(OUTCOME_TABLES_REPLACED);
         walk.frame_count = 1;
     }
+    if recalled == Recalled::Begin {
+        memo::keep(state, list.read_at_ns);
+    }
     list.read_at_ns
+}
+
+/// Makes the steps, and has the words noted that they read.
+#[inline(always)]
+fn walk_by(tools: &mut Tools, notes: bool) {
+    let tools = ptr::from_mut(tools).cast::<c_void>();
+    // SAFETY: the callbacks are given what they expect, which outlives the loops.
+    unsafe {
+        if notes {
+            bpf_loop(MAX_FRAMES as u32, walk_noting as *mut c_void, tools, 0);
+        } else {
+            bpf_loop((MAX_FRAMES / FRAMES_AT_ONCE) as u32, walk_some as *mut c_void, tools, 0);
+        }
+    }
 }
 
 /// Frames walked by one call of the loop's callback, as calling it takes its time.
@@ -240,20 +258,35 @@ unsafe extern "C" fn walk_some(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: see above; the loop calls one callback at a time.
     let tools = unsafe { &mut *tools };
     for _ in 0..FRAMES_AT_ONCE {
-        if walk_one(tools) != 0 {
+        if walk_one::<false>(tools) != 0 {
             return 1;
         }
     }
     0
 }
 
+/// As [`walk_some`], noting the words that are read.
+///
+/// # Safety
+///
+/// `tools` is what [`walk_up`] gives to the loop.
+unsafe extern "C" fn walk_noting(_index: u32, tools: *mut Tools) -> i64 {
+    // SAFETY: see above; the loop calls one callback at a time.
+    let tools = unsafe { &mut *tools };
+    walk_one::<true>(tools)
+}
+
 /// Notes the frame and goes to its caller; 1 if there is none.
 #[inline(always)]
-fn walk_one(tools: &mut Tools) -> i64 {
+fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     let state = tools.state;
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
+    let pc_avma = walk.frame.pc_avma;
     let found = rule_here(walk, tools.cache);
+    if NOTES && walk.frame.pc_avma != pc_avma {
+        memo::spoil(state);
+    }
     if found == 0 {
         note(state, 1 - walk.frame.returns);
         walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
@@ -262,6 +295,9 @@ fn walk_one(tools: &mut Tools) -> i64 {
     // SAFETY: the index is below MAX_RULES.
     let mut rule = unsafe { (*tools.rules).rules[found as usize & (MAX_RULES - 1)] };
     if rule.cfa == CFA_NONE {
+        if NOTES {
+            memo::spoil(state);
+        }
         // SAFETY: the helper checks the user address and fails on an unreadable one.
         let code = unsafe { bpf_probe_read_user(walk.frame.pc_avma as *const u64) };
         if code == Ok(SIGRETURN_CODE) {
@@ -273,7 +309,13 @@ fn walk_one(tools: &mut Tools) -> i64 {
     // Nothing was called where a signal came in, nor just before what its handler returns
     // to: there the address itself is the one to look up, not the one before it.
     note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
-    let mut outcome = step(&mut walk.frame, &rule, |avma| read(state, avma));
+    let mut outcome = step(&mut walk.frame, &rule, |avma| {
+        let word = read(state, avma);
+        if NOTES {
+            memo::note(state, avma, word.value);
+        }
+        word
+    });
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
         return 0;

@@ -92,6 +92,14 @@ fn stacks_through_code_without_unwind_information_are_not_called_complete() {
 }
 
 #[test]
+fn stacks_that_differ_far_from_the_allocator_only_are_exact() {
+    for compiler in compilers(&BOTH) {
+        let program = stacks::build("stacks_alike.c", compiler, &[]);
+        assert_started(&format!("{compiler:?}"), &program, &[]);
+    }
+}
+
+#[test]
 fn stacks_in_cpp_are_exact_while_exceptions_are_thrown_and_caught() {
     for compiler in compilers(&BOTH) {
         let program = stacks::build("stacks_cpp.cpp", compiler, &[]);
