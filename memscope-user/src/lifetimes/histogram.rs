@@ -9,7 +9,10 @@ const MAX_BUCKETS: usize = 16 + 60 * 16;
 pub struct Lifetimes {
     /// Bucket of `counts[0]`.
     first_bucket: usize,
-    counts: Vec<u64>,
+    /// Small, as there are many sites and what is in the processor's cache is little.
+    counts: Vec<u32>,
+    /// What of the counts is beyond 32 bits, by bucket.
+    beyond: Vec<(usize, u64)>,
     total: u64,
     min_ns: u64,
     max_ns: u64,
@@ -55,25 +58,43 @@ impl Lifetimes {
     pub fn add(&mut self, lifetime_ns: u64, blocks: u64) {
         let bucket = bucket_of(lifetime_ns);
         debug_assert!(bucket < MAX_BUCKETS, "2^64 ends the last bucket");
-        let position = bucket.wrapping_sub(self.first_bucket);
-        let count = match self.counts.get_mut(position) {
-            Some(count) => count,
-            None => self.make_room(bucket),
-        };
+        if self.counts.is_empty() {
+            self.min_ns = u64::MAX;
+        }
+        self.count(bucket, blocks);
         // A forged recording can have more than a u64 holds.
-        *count = count.wrapping_add(blocks);
         self.total = self.total.wrapping_add(blocks);
         self.min_ns = self.min_ns.min(lifetime_ns);
         self.max_ns = self.max_ns.max(lifetime_ns);
     }
 
+    fn count(&mut self, bucket: usize, blocks: u64) {
+        let position = bucket.wrapping_sub(self.first_bucket);
+        let count = match self.counts.get_mut(position) {
+            Some(count) => count,
+            None => self.make_room(bucket),
+        };
+        let sum = u64::from(*count).wrapping_add(blocks);
+        *count = sum as u32;
+        if sum > u64::from(u32::MAX) {
+            self.go_beyond(bucket, sum - u64::from(sum as u32));
+        }
+    }
+
+    #[cold]
+    fn go_beyond(&mut self, bucket: usize, blocks: u64) {
+        match self.beyond.iter_mut().find(|(known, _)| *known == bucket) {
+            Some((_, sum)) => *sum = sum.wrapping_add(blocks),
+            None => self.beyond.push((bucket, blocks)),
+        }
+    }
+
     /// Counts of whole doublings, so that there are few occasions for this.
     #[cold]
-    fn make_room(&mut self, bucket: usize) -> &mut u64 {
+    fn make_room(&mut self, bucket: usize) -> &mut u32 {
         let first = bucket - bucket % SUB_BUCKETS as usize;
         if self.counts.is_empty() {
             self.first_bucket = first;
-            self.min_ns = u64::MAX;
         }
         if first < self.first_bucket {
             let missing = self.first_bucket - first;
@@ -87,26 +108,26 @@ impl Lifetimes {
         &mut self.counts[bucket - self.first_bucket]
     }
 
+    /// Buckets in order, with their counts.
+    fn buckets(&self) -> impl Iterator<Item = (usize, u64)> {
+        (self.first_bucket..).zip(&self.counts).map(|(bucket, count)| {
+            let beyond = self.beyond.iter().find(|(known, _)| *known == bucket);
+            (bucket, beyond.map_or(0, |(_, blocks)| *blocks).wrapping_add((*count).into()))
+        })
+    }
+
     /// Counts all blocks of another distribution too.
     pub fn merge(&mut self, other: &Self) {
-        if other.total == 0 {
+        if other.counts.is_empty() {
             return;
         }
-        if self.total == 0 {
+        if self.counts.is_empty() {
             *self = other.clone();
             return;
         }
-        let first = self.first_bucket.min(other.first_bucket);
-        let end = |one: &Self| one.first_bucket + one.counts.len();
-        let mut counts = vec![0_u64; end(self).max(end(other)) - first];
-        for one in [&*self, other] {
-            let places = counts.iter_mut().skip(one.first_bucket - first);
-            for (place, count) in places.zip(&one.counts) {
-                *place = place.wrapping_add(*count);
-            }
+        for (bucket, blocks) in other.buckets().filter(|(_, blocks)| *blocks > 0) {
+            self.count(bucket, blocks);
         }
-        self.first_bucket = first;
-        self.counts = counts;
         self.total = self.total.wrapping_add(other.total);
         self.min_ns = self.min_ns.min(other.min_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
@@ -125,17 +146,18 @@ impl Lifetimes {
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        self.counts.capacity() * size_of::<u64>()
+        self.counts.capacity() * size_of::<u32>()
+            + self.beyond.capacity() * size_of::<(usize, u64)>()
     }
 
     fn quantile_ns(&self, percent: u64) -> u64 {
         // The rank of the block that `percent` of all live no longer than.
         let rank = (u128::from(self.total) * u128::from(percent)).div_ceil(100) as u64;
         let mut seen = 0_u64;
-        for (position, count) in self.counts.iter().enumerate() {
-            seen = seen.saturating_add(*count);
+        for (bucket, count) in self.buckets() {
+            seen = seen.saturating_add(count);
             if seen >= rank {
-                return value_of(self.first_bucket + position).clamp(self.min_ns, self.max_ns);
+                return value_of(bucket).clamp(self.min_ns, self.max_ns);
             }
         }
         self.max_ns
@@ -166,6 +188,23 @@ mod tests {
             if pair[1] - pair[0] <= 1 {
                 assert!(high - low <= 1, "{pair:?} in {low} and {high}");
             }
+        }
+    }
+
+    #[test]
+    fn counts_go_beyond_32_bits() {
+        let large = u64::from(u32::MAX);
+        let mut lifetimes = Lifetimes::default();
+        lifetimes.add(5, large);
+        lifetimes.add(5, large);
+        lifetimes.add(1_000_000, 3 * large);
+        let mut merged = lifetimes.clone();
+        merged.merge(&lifetimes);
+        for (one, times) in [(&lifetimes, 1), (&merged, 2)] {
+            let counts: Vec<_> = one.buckets().filter(|(_, count)| *count > 0).collect();
+            let expected = [(5, 2 * large * times), (bucket_of(1_000_000), 3 * large * times)];
+            assert_eq!(counts, expected);
+            assert!(one.summary().unwrap().p50_ns > 900_000);
         }
     }
 
