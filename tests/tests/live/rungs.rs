@@ -75,5 +75,5 @@ fn where_callers_only_are_asked_for_the_counts_are_the_same_and_stacks_have_one_
     assert_eq!(number(stacks, "complete"), 0, "{stacks}");
     let names = export.list("sites").iter().flat_map(called_frames);
     let names: Vec<String> = names.filter_map(|frame| frame.function).collect();
-    assert!(names.iter().any(|name| name == "run_thread" || name == "run"), "{names:?}");
+    assert!(names.iter().any(|name| name == "work"), "{names:?}");
 }
