@@ -4,6 +4,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::pt_regs,
     helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -224,20 +225,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
     if samples && state.follow == FOLLOW_NOTHING {
         return None;
     }
-    let address_avma = if state.result_slot_avma == 0 {
-        registers.rax
-    } else if registers.rax as u32 != 0 {
-        0
-    } else {
-        // SAFETY: the helper checks the user address and fails on an unreadable one.
-        match unsafe { bpf_probe_read_user(state.result_slot_avma as *const u64) } {
-            Ok(address_avma) => address_avma,
-            Err(_) => {
-                emit::lose(COUNTER_RESULT_UNREADABLE);
-                return None;
-            }
-        }
-    };
+    let address_avma = result_of(state, registers)?;
     if samples && !keep_account(state, hit.cookie.target(), address_avma) {
         return None;
     }
@@ -245,29 +233,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
     if samples && state.follow == FOLLOW_OLD {
         return end_of_drawn(state, &hit, header, address_avma);
     }
-    // Volatile, as in `argument`.
-    // SAFETY: as in `entered`.
-    let return_avma = unsafe { read_volatile(&raw const registers.rip) };
-    let stack = if emit::settings().caller_only != 0 {
-        stack::capture_caller(state, return_avma, header)
-    } else {
-        // SAFETY: as above.
-        let caller = unsafe {
-            CallerRegisters {
-                return_avma,
-                sp_avma: read_volatile(&raw const registers.rsp),
-                rbp: read_volatile(&raw const registers.rbp),
-                rbx: read_volatile(&raw const registers.rbx),
-                r12_to_r15: [
-                    read_volatile(&raw const registers.r12),
-                    read_volatile(&raw const registers.r13),
-                    read_volatile(&raw const registers.r14),
-                    read_volatile(&raw const registers.r15),
-                ],
-            }
-        };
-        stack::capture(state, &caller, header)
-    };
+    let stack = stack_of(state, registers, header);
     if state.block_avma == 0 {
         send_allocation(state, &hit, header, address_avma, stack);
     } else {
@@ -326,6 +292,50 @@ fn end_of_drawn(
     };
     emit::send(record, COUNTER_LOST_REALLOCATION);
     Some(())
+}
+
+/// What the call gives; none if that cannot be read, which is counted.
+#[inline(always)]
+fn result_of(state: &ThreadState, registers: &pt_regs) -> Option<u64> {
+    if state.result_slot_avma == 0 {
+        return Some(registers.rax);
+    }
+    if registers.rax as u32 != 0 {
+        return Some(0);
+    }
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    let result = unsafe { bpf_probe_read_user(state.result_slot_avma as *const u64) };
+    if result.is_err() {
+        emit::lose(COUNTER_RESULT_UNREADABLE);
+    }
+    result.ok()
+}
+
+/// The number of the stack that the call returns to.
+#[inline(always)]
+fn stack_of(state: &mut ThreadState, registers: &pt_regs, header: Header) -> u32 {
+    // Volatile, as in `argument`.
+    // SAFETY: as in `entered`.
+    let return_avma = unsafe { read_volatile(&raw const registers.rip) };
+    if emit::settings().caller_only != 0 {
+        return stack::capture_caller(state, return_avma, header);
+    }
+    // SAFETY: as above.
+    let caller = unsafe {
+        CallerRegisters {
+            return_avma,
+            sp_avma: read_volatile(&raw const registers.rsp),
+            rbp: read_volatile(&raw const registers.rbp),
+            rbx: read_volatile(&raw const registers.rbx),
+            r12_to_r15: [
+                read_volatile(&raw const registers.r12),
+                read_volatile(&raw const registers.r13),
+                read_volatile(&raw const registers.r14),
+                read_volatile(&raw const registers.r15),
+            ],
+        }
+    };
+    stack::capture(state, &caller, header)
 }
 
 /// In as few words as it fits in.

@@ -11,9 +11,9 @@
 
 use core::{arch::asm, ffi::c_void};
 
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user as read_user_bytes};
+use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user_bytes;
 use memscope_common::{
-    control::{MEMO_STACK_WORDS, MEMO_WORDS, ThreadState},
+    control::{MEMO_STACK_WORDS, MEMO_WORDS, ThreadState, WalkMemo},
     record::OUTCOME_COMPLETE,
 };
 
@@ -92,33 +92,24 @@ fn finds_the_same(state: *mut ThreadState) -> bool {
     if failed != 0 {
         return false;
     }
-    let groups = memo.word_count.div_ceil(WORDS_AT_ONCE as u64) as u32;
-    let mut comparison = Comparison { state, difference: 0 };
-    // SAFETY: the callback is given what it expects, which outlives the loop.
-    unsafe {
-        bpf_loop(groups, compare_some as *mut c_void, (&raw mut comparison).cast::<c_void>(), 0);
+    let mut difference = 0;
+    // A loop of the program's own, as each call back from a helper costs more than a group.
+    for group in 0..MEMO_WORDS / WORDS_AT_ONCE {
+        if (group * WORDS_AT_ONCE) as u64 >= memo.word_count {
+            break;
+        }
+        difference |= difference_of(memo, group * WORDS_AT_ONCE);
     }
-    comparison.difference == 0
+    difference == 0
 }
 
-#[repr(C)]
-struct Comparison {
-    state: *mut ThreadState,
-    difference: u64,
-}
-
-/// Compares some words; 1 ends the loop.
-///
-/// # Safety
-///
-/// `comparison` is what [`finds_the_same`] gives to the loop.
-unsafe extern "C" fn compare_some(group: u32, comparison: *mut Comparison) -> i64 {
-    // SAFETY: see above; the loop calls one callback at a time. The state is this thread's own.
-    let (comparison, memo) = unsafe { (&mut *comparison, &(*(*comparison).state).memo) };
-    let first = (group as usize & (MEMO_WORDS / WORDS_AT_ONCE - 1)) * WORDS_AT_ONCE;
+/// Whether any of some words is another than it was: not 0.
+#[inline(always)]
+fn difference_of(memo: &WalkMemo, first: usize) -> u64 {
     let mut difference = 0;
     for next in 0..WORDS_AT_ONCE {
-        let mut place = memo.places[first + next];
+        let index = (first + next) & (MEMO_WORDS - 1);
+        let mut place = memo.places[index];
         // As in `read` of the walk.
         // SAFETY: it changes nothing but its operand.
         unsafe {
@@ -126,10 +117,9 @@ unsafe extern "C" fn compare_some(group: u32, comparison: *mut Comparison) -> i6
         }
         // SAFETY: 255 is the last word.
         let now = unsafe { (&raw const memo.stack).cast::<u64>().add(place as usize).read() };
-        difference |= now ^ memo.values[first + next];
+        difference |= now ^ memo.values[index];
     }
-    comparison.difference = difference;
-    i64::from(difference != 0)
+    difference
 }
 
 /// Notes a word that a walk has read. Without a branch, as each would double what the verifier

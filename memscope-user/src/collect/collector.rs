@@ -222,7 +222,7 @@ impl<V: ProcessView> Collector<V> {
     }
 
     /// Allocations of which only the sum is known, as they were counted up to a moment. `of`
-    /// says whose, `stack` the number of their stack.
+    /// says whose, `stack` the number of their stack. Those of an image that has ended stay lost.
     pub fn counted(
         &mut self,
         of: OfImage,
@@ -231,6 +231,11 @@ impl<V: ProcessView> Collector<V> {
         time_ns: u64,
         mut give: impl FnMut(Item),
     ) {
+        let target = self.targets.get(&of.target);
+        // Numbers of an image that has ended mean nothing any more.
+        if target.is_none_or(|target| target.process.image as u16 != of.image) {
+            return;
+        }
         let Some(process) = self.process(of, time_ns, &mut give) else {
             return;
         };

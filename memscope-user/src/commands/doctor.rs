@@ -85,10 +85,6 @@ struct ProcessDiagnosis {
 ///
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
-    // Its probes are removed at the end, when all is said.
-    let measured = MeasuredHits::measure();
-    let hits = HitDiagnosis::of(&measured);
-    let mut process = options.pid.map(|pid| diagnose_process(pid, &hits)).transpose()?;
     let mut loaded = Kernel::load(KernelConfig {
         ring_bytes: TRIAL_RING_BYTES,
         log_level: 0,
@@ -98,6 +94,11 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         seed: 0,
         on_overflow: OnOverflow::Count,
     });
+    let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
+    // Its probes are removed at the end, when all is said.
+    let measured = MeasuredHits::measure();
+    let hits = HitDiagnosis::of(&measured, in_use);
+    let mut process = options.pid.map(|pid| diagnose_process(pid, &hits)).transpose()?;
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.
     let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());

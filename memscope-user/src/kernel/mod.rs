@@ -24,7 +24,7 @@ pub use load::{AttachRequest, Kernel, KernelConfig, Received};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError};
-pub use site_cost::{AttachWay, HitCosts, MeasuredHits};
+pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
 use std::io;

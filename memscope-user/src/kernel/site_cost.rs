@@ -11,6 +11,7 @@ use std::{
     time::Instant,
 };
 
+use crate::model::AttachMethod;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type, perf_event_attr};
 
 /// Calls in a round, and rounds, of which the quickest counts because others were
@@ -39,32 +40,6 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 /// `BPF_F_UPROBE_MULTI_RETURN`
 const AT_RETURN: u32 = 1;
 
-/// A way in which probes can be attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttachWay {
-    /// A perf event for each probe.
-    PerfEvents,
-    /// `uprobe_multi` links (Linux 6.6).
-    Multi,
-    /// The same, where one program is for entry and return (Linux 6.13).
-    Session,
-}
-
-impl AttachWay {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::PerfEvents, Self::Multi, Self::Session];
-
-    /// Its name in exports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::PerfEvents => "perf_event",
-            Self::Multi => "uprobe_multi",
-            Self::Session => "uprobe_session",
-        }
-    }
-}
-
 /// Nanoseconds of a call with a program that does nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HitCosts {
@@ -88,7 +63,7 @@ impl HitCosts {
 
 /// What hits cost by each way that this kernel has and allows.
 pub struct MeasuredHits {
-    costs: Vec<(AttachWay, HitCosts)>,
+    costs: Vec<(AttachMethod, HitCosts)>,
     links: Vec<OwnedFd>,
 }
 
@@ -98,7 +73,7 @@ impl MeasuredHits {
     #[must_use]
     pub fn measure() -> Self {
         let mut measured = Self { costs: Vec::new(), links: Vec::new() };
-        for way in AttachWay::ALL {
+        for way in AttachMethod::ALL {
             match measured.measure_way(way) {
                 Ok(costs) => measured.costs.push((way, costs)),
                 Err(error) => log::debug!("no probes by {}: {error}", way.name()),
@@ -107,7 +82,7 @@ impl MeasuredHits {
         measured
     }
 
-    fn measure_way(&mut self, way: AttachWay) -> io::Result<HitCosts> {
+    fn measure_way(&mut self, way: AttachMethod) -> io::Result<HitCosts> {
         let page = CodePage::new()?;
         self.links.extend(attach(way, &page)?);
         Ok(HitCosts {
@@ -119,7 +94,7 @@ impl MeasuredHits {
 
     /// All that was measured.
     #[must_use]
-    pub fn costs(&self) -> &[(AttachWay, HitCosts)] {
+    pub fn costs(&self) -> &[(AttachMethod, HitCosts)] {
         &self.costs
     }
 }
@@ -139,13 +114,13 @@ impl Drop for MeasuredHits {
 }
 
 /// Probes all functions of the page, the last one at its return as well.
-fn attach(way: AttachWay, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
+fn attach(way: AttachMethod, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
     let entries = [EMULATED, SINGLE_STEPPED];
     let link = |attach_type, flags, offsets: &[u64]| {
         link_uprobes(&load(attach_type)?, attach_type, flags, page, offsets)
     };
     match way {
-        AttachWay::PerfEvents => {
+        AttachMethod::PerfEvent => {
             let program = load(0)?;
             let event =
                 |at_return, offset| link_event(&program, &perf_event(at_return, page, offset)?);
@@ -157,11 +132,11 @@ fn attach(way: AttachWay, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
                 event(false, SINGLE_STEPPED)?,
             ])
         }
-        AttachWay::Multi => Ok(vec![
+        AttachMethod::Multi => Ok(vec![
             link(TRACE_UPROBE_MULTI, AT_RETURN, &[WITH_RETURN])?,
             link(TRACE_UPROBE_MULTI, 0, &[EMULATED, SINGLE_STEPPED, WITH_RETURN])?,
         ]),
-        AttachWay::Session => Ok(vec![
+        AttachMethod::Session => Ok(vec![
             link(TRACE_UPROBE_SESSION, 0, &[WITH_RETURN])?,
             link(TRACE_UPROBE_MULTI, 0, &entries)?,
         ]),

@@ -70,7 +70,9 @@ impl View {
         wrappers: Wrappers,
     ) -> Report<'a> {
         match self {
-            Self::Summary => Report::Summary(SummaryReport::of(analysis, recording, wrappers)),
+            Self::Summary => {
+                Report::Summary(Box::new(SummaryReport::of(analysis, recording, wrappers)))
+            }
             Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top, wrappers)),
             Self::Allocated => {
                 Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top, wrappers))
@@ -89,7 +91,7 @@ impl View {
 #[serde(tag = "view", rename_all = "snake_case")]
 pub enum Report<'a> {
     /// To [`View::Summary`].
-    Summary(SummaryReport<'a>),
+    Summary(Box<SummaryReport<'a>>),
     /// To [`View::Sites`], [`View::Allocated`] and [`View::Temporary`].
     Sites(SitesReport<'a>),
     /// To [`View::Leaks`].

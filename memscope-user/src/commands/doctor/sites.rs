@@ -3,16 +3,14 @@
 use serde::Serialize;
 
 use crate::{
-    kernel::{AttachWay, HitCosts, MeasuredHits},
+    kernel::{HitCosts, MeasuredHits},
+    model::AttachMethod,
     target::{
         AllocatorFunction, EmulatedForms, FunctionKind, ModuleFacts, PlannedProbe,
         instruction_text, plan_probes,
     },
     text::{duration_ns, harmless},
 };
-
-/// How `memscope trace` attaches probes.
-const IN_USE: AttachWay = AttachWay::PerfEvents;
 
 /// What a call costs whose probes run a program that does nothing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,14 +27,15 @@ pub(super) struct HitDiagnosis {
 }
 
 impl HitDiagnosis {
-    pub(super) fn of(measured: &MeasuredHits) -> Vec<Self> {
-        measured.costs().iter().map(|(way, costs)| Self::new(*way, *costs)).collect()
+    /// `in_use`: how traces attach their probes; none if they cannot.
+    pub(super) fn of(measured: &MeasuredHits, in_use: Option<AttachMethod>) -> Vec<Self> {
+        measured.costs().iter().map(|(way, costs)| Self::new(*way, *costs, in_use)).collect()
     }
 
-    fn new(way: AttachWay, costs: HitCosts) -> Self {
+    fn new(way: AttachMethod, costs: HitCosts, in_use: Option<AttachMethod>) -> Self {
         Self {
             way: way.name(),
-            in_use: way == IN_USE,
+            in_use: in_use == Some(way),
             emulated_ns: costs.emulated_ns.round() as u64,
             single_stepped_ns: costs.single_stepped_ns.round() as u64,
             with_return_ns: costs.with_return_ns.round() as u64,
@@ -194,13 +193,17 @@ mod tests {
     #[test]
     fn the_way_in_use_is_the_one_that_counts() {
         let hits = [
-            HitDiagnosis::new(AttachWay::Multi, HitCosts { emulated_ns: 1.0, ..COSTS }),
-            HitDiagnosis::new(IN_USE, COSTS),
+            HitDiagnosis::new(
+                AttachMethod::Multi,
+                HitCosts { emulated_ns: 1.0, ..COSTS },
+                Some(AttachMethod::Session),
+            ),
+            HitDiagnosis::new(AttachMethod::Session, COSTS, Some(AttachMethod::Session)),
         ];
         assert_eq!(in_use(&hits), Some(COSTS));
         assert_eq!(
             hit_lines(&hits)[1],
-            "       a call probed by perf_event       600 ns emulated,  9.00 µs single-stepped,   900 ns with its return (in use)"
+            "       a call probed by session          600 ns emulated,  9.00 µs single-stepped,   900 ns with its return (in use)"
         );
         assert_eq!(in_use(&hits[..1]), None);
         assert_eq!(hit_lines(&[]).len(), 1);

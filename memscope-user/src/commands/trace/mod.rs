@@ -35,7 +35,7 @@ use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, kernel_and_arch},
     model::{Capture, EndingReason},
-    reports::{Report, SummaryReport, Wrappers},
+    reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
 };
@@ -298,7 +298,7 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let path = output.path().display().to_string();
     let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
-    eprint!("{}", Report::Summary(SummaryReport::of(&analysis, &path, Wrappers::Folded)).text());
+    eprint!("{}", SummaryReport::of(&analysis, &path, Wrappers::Folded).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
     // Only now can no probe stop a target any more.

@@ -354,6 +354,22 @@ fn decoded(
     Ok(record)
 }
 
+/// Lets stopped targets go on if there is room for what they will do; whether there is. What
+/// waits can be behind a record that is not written yet, because its task was interrupted: then
+/// there is no room although nothing can be taken.
+fn resume_if_room(resumer: Option<&Resumer>, ring: &EventRing, stop: bool) -> bool {
+    let has_room = ring.has_room();
+    if let Some(resumer) = resumer.filter(|_| has_room || stop) {
+        resumer.resume();
+    }
+    has_room
+}
+
+/// True if there is nobody to be told any more.
+fn tell_changed(notices: &UnboundedSender<Notice>, target: u16) -> bool {
+    notices.send(Notice::CodeChanged(target)).is_err()
+}
+
 /// What the draining thread works with.
 struct Drain {
     ring: EventRing,
@@ -387,16 +403,14 @@ impl Drain {
                 let mut counts = BatchCounts::default();
                 let count = ring.drain(BATCH_RECORDS, BATCH_BYTES, |raw| {
                     match decoded(&mut decoder, raw, &mut counts) {
-                        Ok(Some(record)) => {
+                        Ok(record) => {
                             // Not by way of the collector, which may have much to do before.
-                            if let Some(target) = record.changed_code_of()
-                                && notices.send(Notice::CodeChanged(target)).is_err()
-                            {
+                            let changed = record.as_ref().and_then(Record::changed_code_of);
+                            if changed.is_some_and(|target| tell_changed(&notices, target)) {
                                 log::debug!("after the end: code has changed");
                             }
-                            batch.push(record);
+                            batch.extend(record);
                         }
-                        Ok(None) => {}
                         Err(error) => {
                             counts.malformed += 1;
                             log::debug!("{error}");
@@ -414,14 +428,12 @@ impl Drain {
                 }
                 send(input, Input::Records(batch))?;
             }
-            if let Some(resumer) = &resumer {
-                resumer.resume();
-            }
+            let has_room = resume_if_room(resumer.as_ref(), &ring, stop);
             for control in controls {
                 send(input, Input::Control(control))?;
             }
             if !stop {
-                ring.wait(POLL_INTERVAL)?;
+                ring.wait(if has_room { POLL_INTERVAL } else { LAST_RECORDS_INTERVAL })?;
                 continue;
             }
             // Those of the last moment, and those whose tasks were interrupted in between.

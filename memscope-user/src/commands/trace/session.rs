@@ -331,6 +331,11 @@ impl Session {
         };
         state.ended = true;
         let pid = state.process.pid();
+        // While its stacks still have their numbers.
+        match self.kernel.take_overflows() {
+            Ok(counts) => self.pipeline.after_records(Control::Overflows(counts)),
+            Err(error) => log::warn!("allocations without room are not counted: {error}"),
+        }
         self.kernel.forget_process(target, pid);
         self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }

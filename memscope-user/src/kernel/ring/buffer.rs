@@ -79,7 +79,11 @@ impl RingBuffer {
 
     /// Whether there is nothing behind the reading position.
     pub(super) fn is_empty(&self) -> bool {
-        self.read == self.producer_position().load(Ordering::Acquire)
+        self.waiting_bytes() == 0
+    }
+
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.producer_position().load(Ordering::Acquire).wrapping_sub(self.read)
     }
 
     /// The record at the reading position, those that were given up passed over.

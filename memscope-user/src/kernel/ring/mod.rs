@@ -148,6 +148,15 @@ impl EventRing {
         self.sources.buffer.is_empty() && self.sources.slots.is_empty()
     }
 
+    /// Whether there is room for much: less than a quarter is taken anywhere, by what waits or is
+    /// not written yet.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let Sources { buffer, slots } = &self.sources;
+        4 * buffer.waiting_bytes() < buffer.bytes().into()
+            && 4 * slots.most_waiting() < slots.count_per_cpu().into()
+    }
+
     /// Gives at most `limit` waiting records, in order, and then room for as many back to the
     /// kernel; how many there were. Those of the last moment are left for the next time.
     pub fn drain(

@@ -111,7 +111,14 @@ impl Slots {
 
     /// Whether all that were taken have been read.
     pub(super) fn is_empty(&self) -> bool {
-        (0..).zip(&self.cpus).all(|(cpu, state)| state.read >= self.head(cpu))
+        self.most_waiting() == 0
+    }
+
+    /// How many slots wait on the CPU that has most of them.
+    pub(super) fn most_waiting(&self) -> u64 {
+        let waiting =
+            (0..).zip(&self.cpus).map(|(cpu, state)| self.head(cpu).saturating_sub(state.read));
+        waiting.max().unwrap_or(0)
     }
 
     /// A word that the eBPF side writes or reads as well.
