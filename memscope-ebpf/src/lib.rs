@@ -115,7 +115,7 @@ pub fn gap_bytes(gaps: &Gaps, random: u64, interval_bytes: u64) -> u64 {
     let quantile = low + (high.wrapping_sub(low).wrapping_mul(fraction) >> 16);
     // By halves, as the product of the whole can have more than 64 bits.
     let whole = (interval_bytes >> 16) * quantile;
-    let rest = (interval_bytes & 0xffff) * quantile >> 16;
+    let rest = ((interval_bytes & 0xffff) * quantile) >> 16;
     whole + rest + 1
 }
 
