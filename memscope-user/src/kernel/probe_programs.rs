@@ -20,14 +20,9 @@ use memscope_common::control::SESSION_COOKIE;
 
 use super::{
     KernelError,
-    sys::{self, LINK_AT_RETURN, MultiLink, RawProgram},
+    sys::{self, LINK_AT_RETURN, MultiLink, RawProgram, TRACE_UPROBE_MULTI, TRACE_UPROBE_SESSION},
 };
 use crate::model::AttachMethod;
-
-/// `enum bpf_attach_type`: many uprobes by one link (Linux 6.6).
-const TRACE_UPROBE_MULTI: u32 = 48;
-/// The same, running at entry and return (Linux 6.13).
-const TRACE_UPROBE_SESSION: u32 = 57;
 
 /// Entry and return of malloc and its like in one.
 pub(super) const SESSION: &str = "allocation_session";

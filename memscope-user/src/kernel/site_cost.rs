@@ -6,13 +6,19 @@
 use std::{
     ffi::CString,
     io::{self, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::PathBuf,
     ptr::NonNull,
     time::Instant,
 };
 
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type, perf_event_attr};
+
+use super::sys::{self, LINK_AT_RETURN, MultiLink, TRACE_UPROBE_MULTI, TRACE_UPROBE_SESSION};
 use crate::model::AttachMethod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type, perf_event_attr};
 
 /// Calls in a round, and rounds, of which the quickest counts because others were
 /// disturbed. With the slowest kind of hit this takes about 5 ms.
@@ -32,14 +38,8 @@ const WITH_RETURN: u64 = 2 * FUNCTION_BYTES;
 /// `r0 = 0; exit` (`struct bpf_insn` in include/uapi/linux/bpf.h).
 const DO_NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
 
-/// `enum bpf_attach_type`: many uprobes by one link, and the same at entry and return.
-const TRACE_UPROBE_MULTI: u32 = 48;
-const TRACE_UPROBE_SESSION: u32 = 57;
 /// `perf_event_open(2)`
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-/// `BPF_F_UPROBE_MULTI_RETURN`
-const AT_RETURN: u32 = 1;
-
 /// Nanoseconds of a call with a program that does nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HitCosts {
@@ -133,7 +133,7 @@ fn attach(way: AttachMethod, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
             ])
         }
         AttachMethod::Multi => Ok(vec![
-            link(TRACE_UPROBE_MULTI, AT_RETURN, &[WITH_RETURN])?,
+            link(TRACE_UPROBE_MULTI, LINK_AT_RETURN, &[WITH_RETURN])?,
             link(TRACE_UPROBE_MULTI, 0, &[EMULATED, SINGLE_STEPPED, WITH_RETURN])?,
         ]),
         AttachMethod::Session => Ok(vec![
@@ -146,7 +146,7 @@ fn attach(way: AttachMethod, page: &CodePage) -> io::Result<Vec<OwnedFd>> {
 /// A probe as a perf event (`perf_uprobe_init` in kernel/events/core.c), of this thread.
 fn perf_event(at_return: bool, page: &CodePage, file_offset: u64) -> io::Result<OwnedFd> {
     let event_type = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
-    let path = page.path()?;
+    let path = CString::new(page.path().into_os_string().into_vec())?;
     // SAFETY: all its members are plain integers, for which 0 is a value.
     let mut attributes: perf_event_attr = unsafe { std::mem::zeroed() };
     attributes.size = size_of::<perf_event_attr>() as u32;
@@ -165,12 +165,12 @@ fn perf_event(at_return: bool, page: &CodePage, file_offset: u64) -> io::Result<
             PERF_FLAG_FD_CLOEXEC,
         )
     };
-    descriptor(result)
+    sys::descriptor(result)
 }
 
 /// Has a program run when an event happens.
 fn link_event(program: &OwnedFd, event: &OwnedFd) -> io::Result<OwnedFd> {
-    let mut attributes = no_attributes();
+    let mut attributes = sys::empty();
     // SAFETY: variants of plain integers.
     unsafe {
         let create = &mut attributes.link_create;
@@ -178,12 +178,12 @@ fn link_event(program: &OwnedFd, event: &OwnedFd) -> io::Result<OwnedFd> {
         create.__bindgen_anon_2.target_fd = event.as_raw_fd().cast_unsigned();
         create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
     }
-    bpf(bpf_cmd::BPF_LINK_CREATE, &attributes)
+    sys::bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
 }
 
 /// Loads the program that does nothing.
 fn load(attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attributes = no_attributes();
+    let mut attributes = sys::empty();
     // SAFETY: a variant of plain integers.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
     load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
@@ -191,7 +191,7 @@ fn load(attach_type: u32) -> io::Result<OwnedFd> {
     load.insns = DO_NOTHING.as_ptr() as u64;
     load.insn_cnt = DO_NOTHING.len() as u32;
     load.license = c"GPL".as_ptr() as u64;
-    bpf(bpf_cmd::BPF_PROG_LOAD, &attributes)
+    sys::bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
 }
 
 fn link_uprobes(
@@ -201,49 +201,15 @@ fn link_uprobes(
     page: &CodePage,
     offsets: &[u64],
 ) -> io::Result<OwnedFd> {
-    let path = page.path()?;
-    let mut attributes = no_attributes();
-    // SAFETY: variants of plain integers.
-    unsafe {
-        let create = &mut attributes.link_create;
-        create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
-        create.attach_type = attach_type;
-        let many = &mut create.__bindgen_anon_3.uprobe_multi;
-        many.path = path.as_ptr() as u64;
-        many.offsets = offsets.as_ptr() as u64;
-        many.cnt = offsets.len() as u32;
-        many.flags = flags;
-        many.pid = std::process::id();
-    }
-    bpf(bpf_cmd::BPF_LINK_CREATE, &attributes)
-}
-
-fn no_attributes() -> bpf_attr {
-    // SAFETY: all its variants are plain integers, for which 0 is a value.
-    unsafe { std::mem::zeroed() }
-}
-
-/// Calls a command of bpf(2) that gives a descriptor.
-fn bpf(command: bpf_cmd, attributes: &bpf_attr) -> io::Result<OwnedFd> {
-    // SAFETY: the callers keep what the attributes point to alive through the call, and the
-    // kernel reads as many bytes as it is told.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_long,
-            std::ptr::from_ref(attributes),
-            size_of::<bpf_attr>(),
-        )
-    };
-    descriptor(result)
-}
-
-/// What a system call has given.
-fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
-    let descriptor = i32::try_from(result).ok().filter(|descriptor| *descriptor >= 0);
-    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just given this descriptor to us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    sys::link_uprobes(&MultiLink {
+        program: program.as_fd(),
+        attach_type,
+        path: &page.path(),
+        file_offsets: offsets,
+        cookies: &vec![0; offsets.len()],
+        pid: std::process::id(),
+        flags,
+    })
 }
 
 /// The functions, in memory that can be executed and in a file that can be probed.
@@ -281,8 +247,8 @@ impl CodePage {
         Ok(Self { file, start })
     }
 
-    fn path(&self) -> io::Result<CString> {
-        Ok(CString::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?)
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
     /// The quickest round of calls of the function there.

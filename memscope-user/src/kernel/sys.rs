@@ -18,6 +18,10 @@ use aya_obj::{
 
 /// `BPF_F_UPROBE_MULTI_RETURN`: the program runs at the function's return.
 pub(super) const LINK_AT_RETURN: u32 = 1;
+/// `enum bpf_attach_type`: many uprobes by one link (Linux 6.6).
+pub(super) const TRACE_UPROBE_MULTI: u32 = 48;
+/// The same, running at entry and return (Linux 6.13).
+pub(super) const TRACE_UPROBE_SESSION: u32 = 57;
 /// Bytes of the verifier's words that are kept of a refusal, from their end.
 const MAX_LOG_BYTES: usize = 4096;
 /// Room for all it says, which the kernel limits itself.
@@ -46,13 +50,14 @@ pub(super) struct MultiLink<'a> {
     pub(super) flags: u32,
 }
 
-fn empty() -> bpf_attr {
+/// Attributes to be filled in.
+pub(super) fn empty() -> bpf_attr {
     // SAFETY: all its variants are plain integers, for which 0 is a value.
     unsafe { std::mem::zeroed() }
 }
 
-/// Calls a command that gives a descriptor.
-fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
+/// Calls a command that gives a descriptor. What the attributes point to must be alive.
+pub(super) fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
     // SAFETY: the callers keep what the attributes point to alive through the call, and the
     // kernel reads as many bytes as are told.
     let result = unsafe {
@@ -63,11 +68,15 @@ fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
             size_of::<bpf_attr>(),
         )
     };
+    descriptor(result)
+}
+
+/// What a system call has given that gives a descriptor.
+pub(super) fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = i32::try_from(result).ok().filter(|descriptor| *descriptor >= 0);
+    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel has just given this descriptor to us alone.
-    descriptor
-        .map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) })
-        .ok_or_else(io::Error::last_os_error)
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Brings type information into the kernel.
