@@ -4,13 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a failure must stop the benchmark")]
 
 mod cpu_time;
+mod raw_records;
 
 use std::{hint::black_box, io::Cursor, time::Duration};
 
 use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
-    collect::Decoder,
+    collect::{Collector, Decoder},
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
@@ -22,6 +23,7 @@ use memscope_common::record::{
     self, Header, KIND_FREE, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_THREAD_NUMBER,
     SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
 };
+use raw_records::{NothingToSee, RawRecords};
 use zerocopy::IntoBytes as _;
 
 /// As in memscope itself.
@@ -177,6 +179,42 @@ fn outputs(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// From what the kernel side writes to the file, on one core: what the draining thread does, and
+/// the collecting one.
+fn ring_to_file(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("ring to file");
+    for live in LIVE {
+        let workload = Workload::server(EVENTS, live);
+        let raw = RawRecords::of(&workload);
+        group.throughput(Throughput::Elements(workload.events.len() as u64));
+        group.bench_function(format!("{live} live"), |bencher| {
+            bencher.iter(|| {
+                let mut decoder = Decoder::default();
+                let mut collector = Collector::new(NothingToSee);
+                let mut analyzer = Analyzer::default();
+                let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
+                let mut give = |item: Item| {
+                    analyzer.apply(&item, |_| {});
+                    writer.push(&item).unwrap();
+                };
+                raw.begin(&mut collector, &mut give);
+                black_box(&raw).each(&mut decoder, |record| collector.take(record, &mut give));
+                writer.flush().unwrap();
+                let written_bytes = writer.written_bytes();
+                assert!(written_bytes > workload.events.len() as u64, "{written_bytes}");
+                assert_eq!(collector.nonsense(), 0);
+                let totals = analyzer.tracker().totals();
+                assert_eq!(totals.allocations, workload.expected.allocations);
+                assert_eq!(totals.frees, workload.expected.frees);
+                assert_eq!(totals.live_bytes, workload.expected.live_bytes);
+                assert_eq!(totals.peak_live_bytes, workload.expected.peak_live_bytes);
+                analyzer
+            });
+        });
+    }
+    group.finish();
+}
+
 /// What the kernel side writes to records, as the drain thread does it: small ones, and those
 /// that have no place among them.
 fn decoding(criterion: &mut Criterion<CpuTime>) {
@@ -245,6 +283,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4));
-    targets = decoding, lifetimes, store, tracker_and_writer, outputs
+    targets = decoding, ring_to_file, lifetimes, store, tracker_and_writer, outputs
 }
 criterion_main!(pipeline);
