@@ -68,7 +68,7 @@ pub struct TraceOptions {
     /// End the trace after this time (30s, 5m, 1h) [default: when the targets end, or by Ctrl-C]
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
-    /// Size of the buffer between kernel and memscope, a power of two
+    /// Size of the buffer between kernel and memscope, a power of two; frequent events have half as much beside it
     #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
     pub ring_buffer: ByteSize,
     /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)

@@ -47,8 +47,8 @@ const CLOSING_THREADS: usize = 32;
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelConfig {
-    /// Memory for records that wait for the collector: a power of two, at least a page. One
-    /// half is for the slots of the CPUs, one for the ring buffer.
+    /// Size of the ring buffer, a power of two, at least a page. The slots of all CPUs together
+    /// have half as much.
     pub ring_bytes: u32,
     /// Which of the programs' own log lines are compiled in: 0 none, 5 all.
     pub log_level: u8,
@@ -127,7 +127,7 @@ impl Kernel {
         let btf = Btf::from_sys_fs().map_err(|error| KernelError::Object(error.into()))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
-            .map_max_entries("EVENTS", buffer_bytes(config.ring_bytes))
+            .map_max_entries("EVENTS", config.ring_bytes)
             .map_max_entries("SLOTS", cpus << settings.slots_log2)
             .map_max_entries("CPU_RINGS", cpus)
             .override_global(aya_log::LEVEL, &config.log_level, false)
@@ -186,7 +186,8 @@ impl Kernel {
             buffer: take("EVENTS", "map EVENTS")?,
             slots: take("SLOTS", "map SLOTS")?,
             cpu_rings: take("CPU_RINGS", "map CPU_RINGS")?,
-            buffer_bytes: buffer_bytes(ring_bytes),
+            buffer_bytes: ring_bytes,
+            slot_bytes: slot_bytes(ring_bytes),
             consumer: take_map(ebpf, "CONSUMER")?,
         })
     }
@@ -454,15 +455,15 @@ pub struct Received {
     pub frees: u64,
 }
 
-/// The other half is for slots.
-fn buffer_bytes(ring_bytes: u32) -> u32 {
-    (ring_bytes / 2).max(page_bytes())
+/// Slots are small, and copies of stacks are not.
+fn slot_bytes(ring_bytes: u32) -> u32 {
+    ring_bytes / 2
 }
 
 fn settings(config: KernelConfig, cpus: u32) -> Settings {
     Settings {
         caller_only: u32::from(config.stacks == StackMode::CallerOnly),
-        slots_log2: ring::slots_log2(buffer_bytes(config.ring_bytes), cpus),
+        slots_log2: ring::slots_log2(slot_bytes(config.ring_bytes), cpus),
         samples: config.sampling_interval_bytes.is_some().into(),
         seed: config.seed,
         pauses: u32::from(config.on_overflow == OnOverflow::Pause),

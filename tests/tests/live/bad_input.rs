@@ -182,7 +182,7 @@ impl Drop for SmallFilesystem {
 
 #[test]
 fn c20_a_disk_that_fills_up_ends_the_trace_and_leaves_what_was_saved_readable() {
-    let disk = SmallFilesystem::new("256k");
+    let disk = SmallFilesystem::new("64k");
     let recording = disk.0.path().join("t.mscope");
     let program = programs::build("pairs.c", Variant::Default);
     let mut command = memscope();

@@ -107,7 +107,9 @@ fn name_of(program: u64) -> String {
 fn by_memscope(program: &Path, depth: u64) -> Cost {
     let mut program = waiting(program, depth);
     let scratch = Scratch::new();
-    let memscope = scratch.attach(&["--strict"], &[program.pid()]);
+    // There the return has a program of its own.
+    let options = ["--strict", "--attach-by", "perf-event"];
+    let memscope = scratch.attach(&options, &[program.pid()]);
     let ns_per_pair = pace(&mut program);
     let programs = programs_of(memscope.pid());
     let at_return =

@@ -68,6 +68,8 @@ enum Next {
 pub(super) struct RingMaps {
     pub(super) buffer: Map,
     pub(super) buffer_bytes: u32,
+    /// Of the slots of all CPUs together.
+    pub(super) slot_bytes: u32,
     pub(super) slots: Map,
     pub(super) cpu_rings: Map,
     pub(super) consumer: Array<MapData, Plain<Consumer>>,
@@ -90,7 +92,8 @@ pub struct EventRing {
 
 impl EventRing {
     pub(super) fn new(maps: RingMaps) -> Result<Self, KernelError> {
-        let RingMaps { buffer: buffer_map, buffer_bytes, slots, cpu_rings, consumer } = maps;
+        let RingMaps { buffer: buffer_map, buffer_bytes, slot_bytes, slots, cpu_rings, consumer } =
+            maps;
         let memory_error = |map| move |source| KernelError::MapMemory { map, source };
         let buffer_fd = data_of(&buffer_map)?.fd().as_fd();
         let buffer = RingBuffer::map(buffer_fd, buffer_bytes).map_err(memory_error("EVENTS"))?;
@@ -102,7 +105,7 @@ impl EventRing {
             data_of(&slots)?.fd().as_fd(),
             data_of(&cpu_rings)?.fd().as_fd(),
             cpus,
-            slots_log2(buffer_bytes, cpus),
+            slots_log2(slot_bytes, cpus),
         )
         .map_err(memory_error("SLOTS"))?;
         Ok(Self {
