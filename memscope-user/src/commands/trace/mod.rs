@@ -174,10 +174,13 @@ impl Interrupts {
     }
 }
 
-/// What the main thread does, new libraries wait for, and the ring for the draining one; it is
+/// What the main thread does, new libraries wait for; it is
 /// little, but on a busy machine it would wait for its turn. The main thread takes it only
 /// once a command was started, which would inherit it.
 const URGENT_NICENESS: i32 = -10;
+
+/// Before the main thread, which makes tables: while it does, copies of stacks come in.
+const DRAIN_NICENESS: i32 = -15;
 
 /// Names can wait.
 const SYMBOLS_NICENESS: i32 = 10;

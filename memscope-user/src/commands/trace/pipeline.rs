@@ -386,7 +386,7 @@ impl Drain {
         after_drain: &Receiver<Control>,
     ) -> anyhow::Result<()> {
         let Self { mut ring, resumer, mut mappings, notices } = self;
-        super::set_niceness(super::URGENT_NICENESS);
+        super::set_niceness(super::DRAIN_NICENESS);
         ring.also_wake_by(mappings.fds())?;
         let mut decoder = Decoder::default();
         let mut stopped_at = None;
@@ -433,7 +433,8 @@ impl Drain {
                 send(input, Input::Control(control))?;
             }
             if !stop {
-                ring.wait(if has_room { POLL_INTERVAL } else { LAST_RECORDS_INTERVAL })?;
+                let is_soon = !has_room || ring.keeps_back();
+                ring.wait(if is_soon { LAST_RECORDS_INTERVAL } else { POLL_INTERVAL })?;
                 continue;
             }
             // Those of the last moment, and those whose tasks were interrupted in between.

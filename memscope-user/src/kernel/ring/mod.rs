@@ -116,15 +116,15 @@ impl EventRing {
         })
     }
 
-    /// The reader is woken early, because copies of stacks fill the buffer quickly; they may not
-    /// take more than half of it, and none is made where a few would fill it.
+    /// The reader is woken early, because copies of stacks fill the buffer quickly. They may take
+    /// most of it, as most records have slots; none is made where a few would fill it.
     fn state(&self, waiting: bool) -> Consumer {
         let buffer_bytes = self.sources.buffer.bytes();
         Consumer {
             waiting: waiting.into(),
             watermark_bytes: buffer_bytes / 8,
             copy_limit_bytes: if buffer_bytes as usize >= 8 * MAX_COPY_BYTES {
-                buffer_bytes / 2
+                buffer_bytes / 8 * 7
             } else {
                 0
             },
@@ -149,6 +149,13 @@ impl EventRing {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sources.buffer.is_empty() && self.sources.slots.is_empty()
+    }
+
+    /// Whether a record of the ring buffer waits: one that was too young to be given, and can be
+    /// one that has to be acted on soon.
+    #[must_use]
+    pub fn keeps_back(&self) -> bool {
+        !self.sources.buffer.is_empty()
     }
 
     /// Whether there is room for much: less than a quarter is taken anywhere, by what waits or is
