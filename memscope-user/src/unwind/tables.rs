@@ -20,8 +20,8 @@ use super::{
 };
 
 /// Call frame information from which on the cache on disk is used: less is read in some
-/// 30 ms, which is not worth a file.
-pub(super) const MIN_CACHED_BYTES: usize = 1 << 20;
+/// milliseconds, which is not worth a file.
+pub(super) const MIN_CACHED_BYTES: usize = 1 << 18;
 /// Files read at once at most.
 const MAX_THREADS: usize = 8;
 
