@@ -55,15 +55,18 @@ impl Priority {
         if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let Ok(session) = fs::read_to_string(SESSION_NICENESS) else {
-            return Ok(Self { session_before: None });
-        };
-        fs::write(SESSION_NICENESS, niceness.to_string())?;
-        Ok(Self { session_before: niceness_of_session(&session).map(str::to_owned) })
+        let session = fs::read_to_string(SESSION_NICENESS).unwrap_or_default();
+        let session_before = niceness_of_session(&session).map(str::to_owned);
+        if session_before.is_some() {
+            fs::write(SESSION_NICENESS, niceness.to_string())?;
+        }
+        Ok(Self { session_before })
     }
 }
 
-/// `/autogroup-9 nice 0`
+/// `/autogroup-9 nice 0`; nothing for who belongs to no session, as what runs since the system's start without
+/// `setsid`: such a one's niceness counts as it is, and the kernel refuses to take another
+/// (`kernel/sched/autogroup.c`, `proc_sched_autogroup_show_task` and `sched_group_set_shares`).
 fn niceness_of_session(text: &str) -> Option<&str> {
     text.rsplit_once(" nice ").map(|(_, niceness)| niceness.trim())
 }
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_niceness_of_a_session_is_the_last_word() {
+    fn the_niceness_of_a_session_is_the_last_word_and_of_none_is_nothing() {
         assert_eq!(niceness_of_session("/autogroup-9 nice -10\n"), Some("-10"));
         assert_eq!(niceness_of_session(""), None);
     }
