@@ -48,10 +48,35 @@ pub struct Settings {
     pub seed: u32,
     /// 1 if a target is stopped before the collector falls too far behind it.
     pub pauses: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1 if what hits cost is counted; see [`CostCounters`].
+    pub counts_cost: u32,
 }
 const _: () = assert!(size_of::<Settings>() == 24);
+
+/// What the programs of probes have cost, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CostCounters {
+    /// How many times such a program ran: hits of probes.
+    pub runs: u64,
+    /// Of these, those at a function's return.
+    pub returns: u64,
+    /// Of these, those at an instruction that the kernel steps through.
+    pub stepped: u64,
+    /// Of these, those that were timed.
+    pub timed_runs: u64,
+    /// How long they took, each at most [`MAX_TIMED_NS`].
+    pub timed_ns: u64,
+    /// Zero.
+    pub zero: u64,
+}
+const _: () = assert!(size_of::<CostCounters>() == 48);
+
+/// One of so many runs is timed, as a power of two.
+pub const TIMED_RUNS_LOG2: u32 = 6;
+
+/// A run that took longer was interrupted, and what interrupted it is no cost of it.
+pub const MAX_TIMED_NS: u64 = 65_536;
 
 /// Allocations for which there was no room, of one stack.
 #[repr(C)]
@@ -88,8 +113,13 @@ pub struct Sampling {
     pub interval_bytes: u64,
     /// Raised with each change, after it: then threads draw a new distance.
     pub generation: u64,
+    /// The stretch of time in which the targets are observed now, if they are not all the time:
+    /// blocks that were drawn in another one are not known any more.
+    pub window: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Sampling>() == 16);
+const _: () = assert!(size_of::<Sampling>() == 24);
 
 /// Steps of [`Gaps`].
 pub const GAP_STEPS: usize = 4096;
@@ -192,6 +222,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot bits 32..48  target
 /// bit  48      calls no other allocator function
+/// bit  49      the kernel steps through the probed instruction
 /// ```
 ///
 /// No cookie is 0, because probe ids start at 1.
@@ -237,6 +268,19 @@ impl Cookie {
     #[inline(always)]
     pub const fn is_leaf(self) -> bool {
         self.0 >> 48 & 1 != 0
+    }
+
+    /// The same, at an instruction that the kernel does not emulate.
+    #[must_use]
+    pub const fn of_stepped(self) -> Self {
+        Self(self.0 | 1 << 49)
+    }
+
+    /// Whether the kernel steps through the probed instruction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_stepped(self) -> bool {
+        self.0 >> 49 & 1 != 0
     }
 
     /// Id of the probe, unique within a target, never 0.

@@ -26,7 +26,7 @@ use memscope_common::{
 use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
 
 use crate::{
-    emit,
+    cost, emit,
     maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
     overflow, sample,
     stack::{self, CallerRegisters},
@@ -154,6 +154,7 @@ fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
     let hit = Hit::new(context.as_ptr())?;
+    cost::at_entry(hit.cookie);
     if !hit.enabled() {
         return None;
     }
@@ -212,6 +213,7 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
 /// a call that was entered while it was on is followed to its end.
 #[inline(always)]
 pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> {
+    cost::at_return();
     let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
@@ -426,6 +428,7 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let hit = Hit::new(context.as_ptr())?;
+    cost::at_entry(hit.cookie);
     if !hit.enabled() {
         return None;
     }

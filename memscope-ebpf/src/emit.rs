@@ -22,7 +22,7 @@ use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
 /// Written by the loader.
 #[unsafe(no_mangle)]
 static SETTINGS: Settings =
-    Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, padding: 0 };
+    Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, counts_cost: 0 };
 
 /// What was asked for.
 #[inline(always)]

@@ -7,6 +7,7 @@
 
 mod alloc;
 mod copy;
+mod cost;
 mod emit;
 mod maps;
 mod memo;
@@ -42,43 +43,53 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn allocation_session(context: *mut c_void) -> u32 {
+    let begun_ns = cost::begin();
     let kept = session::cookie(context);
     // SAFETY: the kernel's word for this call.
     let entered = Cookie(unsafe { kept.read() });
-    if entered.0 != 0 {
+    let result = if entered.0 != 0 {
         alloc::returned(&RetProbeContext::new(context), entered);
-        return 0;
-    }
-    match alloc::entered(&ProbeContext::new(context)) {
-        Some(cookie) => {
-            // SAFETY: as above. No cookie is 0.
-            unsafe { kept.write(cookie.0) };
-            0
+        0
+    } else {
+        match alloc::entered(&ProbeContext::new(context)) {
+            Some(cookie) => {
+                // SAFETY: as above. No cookie is 0.
+                unsafe { kept.write(cookie.0) };
+                0
+            }
+            None => 1,
         }
-        None => 1,
-    }
+    };
+    cost::end(begun_ns);
+    result
 }
 
 /// Entry of malloc and its like.
 #[uprobe]
 fn allocation_entered(context: ProbeContext) -> u32 {
+    let begun_ns = cost::begin();
     alloc::entered(&context);
+    cost::end(begun_ns);
     0
 }
 
 /// Return of malloc and its like.
 #[uretprobe]
 fn allocation_returned(context: RetProbeContext) -> u32 {
+    let begun_ns = cost::begin();
     // SAFETY: the helper reads the cookie of the link that called this program.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
     alloc::returned(&context, cookie);
+    cost::end(begun_ns);
     0
 }
 
 /// Entry of free and its like.
 #[uprobe]
 fn free_entered(context: ProbeContext) -> u32 {
+    let begun_ns = cost::begin();
     alloc::freed(&context);
+    cost::end(begun_ns);
     0
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, Overflow, OverflowKey,
+        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, Overflow, OverflowKey,
         ProbeSurroundings, Sampling, Slot, Target, ThreadState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
@@ -109,10 +109,14 @@ pub(crate) static GAPS: Array<Gaps> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 #[map]
 pub(crate) static EXACT: PerCpuArray<ExactCounters> = PerCpuArray::with_max_entries(1, 0);
 
-/// Blocks that were drawn and have not ended, by target and address; see `sample`. Full: a
-/// further one is lost and counted.
+/// What probes have cost, per CPU. One element.
 #[map]
-pub(crate) static SAMPLED: HashMap<u64, u8> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+pub(crate) static COSTS: PerCpuArray<CostCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Blocks that were drawn and have not ended, by target and address, and in which window; see
+/// `sample`. Full: a further one is lost and counted.
+#[map]
+pub(crate) static SAMPLED: HashMap<u64, u32> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
 /// Where the code of a probe's module lies, by probe.
 #[map]

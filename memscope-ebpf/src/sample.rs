@@ -101,17 +101,32 @@ fn key(target: u16, address_avma: u64) -> u64 {
 /// A block that was drawn begins; false if there is no room to remember it, which is counted.
 #[inline(always)]
 pub(crate) fn remember(target: u16, address_avma: u64) -> bool {
-    let is_remembered = SAMPLED.insert(key(target, address_avma), 1, 0).is_ok();
+    let is_remembered = SAMPLED.insert(key(target, address_avma), window(), 0).is_ok();
     if !is_remembered {
         emit::lose(COUNTER_SAMPLE_TABLE_FULL);
     }
     is_remembered
 }
 
-/// Whether a block was drawn; now it ends.
+/// The window that the targets are observed in.
+#[inline(always)]
+fn window() -> u32 {
+    if emit::settings().counts_cost == 0 {
+        return 0;
+    }
+    // SAFETY: an element of an array map, whose words are read whole.
+    SAMPLING.get_ptr(0).map_or(0, |sampling| unsafe { read_volatile(&raw const (*sampling).window) })
+}
+
+/// Whether a block was drawn, in this window; now it ends. Looked up first: most were not, and
+/// a look-up takes no lock.
 #[inline(always)]
 pub(crate) fn forget(target: u16, address_avma: u64) -> bool {
-    SAMPLED.remove(key(target, address_avma)).is_ok()
+    let key = key(target, address_avma);
+    // SAFETY: read at once; the value of another block of this key, if it is one by now, is
+    // as good.
+    let Some(drawn_in) = (unsafe { SAMPLED.get(key) }).copied() else { return false };
+    SAMPLED.remove(key).is_ok() && drawn_in == window()
 }
 
 /// Counts the free of a block that was not drawn.

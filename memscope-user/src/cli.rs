@@ -58,6 +58,7 @@ pub enum Command {
 /// Options of `memscope trace`.
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "command"]))]
+#[command(group = clap::ArgGroup::new("drawn").multiple(true).args(["sample", "max_overhead"]))]
 pub struct TraceOptions {
     /// A running process to trace; can be given several times
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), num_args = 1..)]
@@ -74,8 +75,11 @@ pub struct TraceOptions {
     /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)
     #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
     pub sample: Option<ByteSize>,
+    /// Spend no more than this share of the targets' processor time (5%): sample, and observe them in windows of time
+    #[arg(long, value_name = "PERCENT", value_parser = percentage)]
+    pub max_overhead: Option<Percentage>,
     /// Draw the sample by this number, not by the clock
-    #[arg(long, value_name = "NUMBER", requires = "sample")]
+    #[arg(long, value_name = "NUMBER", requires = "drawn")]
     pub seed: Option<u32>,
     /// How much of each call chain is recorded: not walking stacks makes a traced call cheaper
     #[arg(long, value_name = "HOW", default_value = StackMode::Full.name(), value_parser = stack_modes())]
@@ -222,6 +226,32 @@ fn sampling_interval() -> impl TypedValueParser<Value = ByteSize> {
     })
 }
 
+/// A share, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percentage {
+    /// From 1 to a million.
+    pub ppm: u32,
+}
+
+/// Least and largest share that can be asked for.
+const MIN_PERCENT: f64 = 0.1;
+const MAX_PERCENT: f64 = 100.0;
+
+/// `5%`, `5` or `0.5%`.
+fn percentage(text: &str) -> Result<Percentage, String> {
+    let number: f64 = text
+        .strip_suffix('%')
+        .unwrap_or(text)
+        .trim()
+        .parse()
+        .map_err(|_no_number| "it must be a percentage, such as 5%".to_owned())?;
+    if (MIN_PERCENT..=MAX_PERCENT).contains(&number) {
+        Ok(Percentage { ppm: (number * 10_000.0).round() as u32 })
+    } else {
+        Err(format!("it must be from {MIN_PERCENT}% to {MAX_PERCENT}%"))
+    }
+}
+
 fn stack_modes() -> Registry<StackMode> {
     Registry {
         entries: vec![
@@ -282,6 +312,11 @@ mod tests {
             "memscope trace --pid 0",
             "memscope trace --pid 1 -- true",
             "memscope trace --duration 5 --pid 1",
+            "memscope trace --seed 5 --pid 1",
+            "memscope trace --max-overhead 0% --pid 1",
+            "memscope trace --max-overhead 101% --pid 1",
+            "memscope trace --max-overhead NaN --pid 1",
+            "memscope trace --max-overhead much --pid 1",
             "memscope trace --ring-buffer big --pid 1",
             "memscope export f",
             "memscope export f --format xml",
@@ -293,6 +328,9 @@ mod tests {
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
             "memscope trace --strict -- ls -l --pid 3",
             "memscope trace --debuginfod --pid 1",
+            "memscope trace --max-overhead 5% --seed 1 --pid 1",
+            "memscope trace --max-overhead 0.5 --sample 4KiB --pid 1",
+            "memscope trace --sample 4KiB --seed 1 --pid 1",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
             "memscope report f --show-wrappers",

@@ -93,6 +93,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         sampling_interval_bytes: None,
         seed: 0,
         on_overflow: OnOverflow::Count,
+        counts_cost: false,
     });
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     // Its probes are removed at the end, when all is said.

@@ -10,6 +10,7 @@ use crate::{
     cli::FileOptions,
     model::{
         Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, Probe, Process, Stack,
+        Window,
     },
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
@@ -90,6 +91,7 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             "counted process={} stack={} allocations={} bytes={}",
             counted.process.0, counted.stack.0, counted.allocations, counted.bytes
         ),
+        Item::Window(window) => write_window(out, window, started_at_ns),
     }
 }
 
@@ -159,6 +161,23 @@ fn write_exact(out: &mut impl Write, exact: &ExactCounts) -> io::Result<()> {
         "exact calls={calls} bytes={bytes} frees_dropped={} by bits of size:{}",
         exact.frees_dropped,
         classes.collect::<String>()
+    )
+}
+
+fn write_window(out: &mut impl Write, window: &Window, started_at_ns: u64) -> io::Result<()> {
+    let since = |time_ns: u64| time_ns.saturating_sub(started_at_ns);
+    writeln!(
+        out,
+        "window from={} until={} observed_cpu_ns={} missed_cpu_ns={} probe_cost_ns={} collector_cpu_ns={} interval={} budget_ppm={}{}",
+        since(window.begin_ns),
+        since(window.end_ns),
+        window.observed_cpu_ns,
+        window.missed_cpu_ns,
+        window.probe_cost_ns,
+        window.collector_cpu_ns,
+        window.interval_bytes,
+        window.budget_ppm,
+        if window.is_last { " last" } else { "" }
     )
 }
 

@@ -18,8 +18,9 @@ pub use fields::{FIELDS, Field, Origin};
 
 use super::ExportError;
 use crate::{
+    lifetimes::Windows,
     model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
-    reports::{Analysis, Estimate, SiteRow, Trust, check, started_at},
+    reports::{Analysis, Budget, Estimate, SiteRow, Trust, check, started_at},
     store::Damage,
 };
 use blocks::Blocks;
@@ -37,6 +38,8 @@ struct Document<'a, B> {
     counters: Option<CountersJson>,
     /// None if every block was recorded.
     exact: Option<ExactJson>,
+    /// None unless the trace was limited.
+    budget: Option<BudgetJson>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -170,6 +173,61 @@ impl ExactJson {
     }
 }
 
+/// What a limited trace has spent, and when it has observed its targets.
+#[derive(Serialize)]
+struct BudgetJson {
+    limit_ppm: u64,
+    spent_ppm: Option<u64>,
+    observed_ppm: u64,
+    /// What numbers of what began and ended were multiplied by, in millionths.
+    scale_ppm: u64,
+    observed_cpu_ns: u64,
+    missed_cpu_ns: u64,
+    probe_cost_ns: u64,
+    collector_cpu_ns: u64,
+    window_count: u64,
+    /// At most the first few thousand.
+    windows: Vec<ObservedJson>,
+}
+
+#[derive(Serialize)]
+struct ObservedJson {
+    from_monotonic_ns: u64,
+    until_monotonic_ns: u64,
+    observed_cpu_ns: u64,
+    missed_cpu_ns: u64,
+    probe_cost_ns: u64,
+    collector_cpu_ns: u64,
+    interval_bytes: u64,
+}
+
+impl BudgetJson {
+    fn of(trust: &Trust, windows: &Windows) -> Option<Self> {
+        let Budget { limit_ppm, spent_ppm, observed_ppm, windows: window_count } = trust.budget?;
+        let list = windows.list.iter().map(|window| ObservedJson {
+            from_monotonic_ns: window.begin_ns,
+            until_monotonic_ns: window.end_ns,
+            observed_cpu_ns: window.observed_cpu_ns,
+            missed_cpu_ns: window.missed_cpu_ns,
+            probe_cost_ns: window.probe_cost_ns,
+            collector_cpu_ns: window.collector_cpu_ns,
+            interval_bytes: window.interval_bytes,
+        });
+        Some(Self {
+            limit_ppm,
+            spent_ppm,
+            observed_ppm,
+            scale_ppm: (windows.scale() * 1e6).round() as u64,
+            observed_cpu_ns: windows.ledger.observed_cpu_ns,
+            missed_cpu_ns: windows.ledger.missed_cpu_ns,
+            probe_cost_ns: windows.ledger.probe_cost_ns,
+            collector_cpu_ns: windows.collector_cpu_ns,
+            window_count,
+            windows: list.collect(),
+        })
+    }
+}
+
 #[derive(Serialize)]
 struct FileJson {
     has_ending: bool,
@@ -206,6 +264,7 @@ pub fn export_json(
         stacks: stacks(analysis),
         counters: analysis.counters.as_ref().map(counters),
         exact: analysis.exact.as_ref().map(ExactJson::of),
+        budget: BudgetJson::of(&trust, &analysis.windows),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,

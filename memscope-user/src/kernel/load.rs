@@ -22,6 +22,7 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
     KernelError,
+    attached::Attached,
     features::{missing_capabilities, required_features},
     offsets::kernel_offsets,
     overflow::Overflows,
@@ -41,9 +42,6 @@ use crate::{
 static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
 
-/// How many threads remove what is attached.
-const CLOSING_THREADS: usize = 32;
-
 /// How the kernel side is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelConfig {
@@ -62,6 +60,8 @@ pub struct KernelConfig {
     pub seed: u32,
     /// What is done when records come faster than they are taken.
     pub on_overflow: OnOverflow,
+    /// Whether it is counted what probes cost the targets.
+    pub counts_cost: bool,
 }
 
 /// What to attach to: the functions of one file in one process.
@@ -86,8 +86,8 @@ pub struct Kernel {
     pub(super) method: AttachMethod,
     /// Empty where perf events are used: then aya has the programs.
     pub(super) programs: ProbePrograms,
-    /// What is attached goes when these are dropped.
-    links: Vec<Box<dyn Send>>,
+    /// What is attached.
+    pub(super) attached: Attached,
     surroundings: Array<MapData, Plain<ProbeSurroundings>>,
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
@@ -158,7 +158,7 @@ impl Kernel {
             ebpf,
             method,
             programs,
-            links: Vec::new(),
+            attached: Attached::new(config.counts_cost),
             surroundings,
             sampling,
             overflows,
@@ -230,14 +230,21 @@ impl Kernel {
                 .set(id.0, Plain(surroundings_of(probe)), 0)
                 .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
         }
-        // What ends blocks is attached first, and the return before the entry: an entry that
-        // is seen must find its return probed.
-        let order: &[&'static str] = match self.method {
-            AttachMethod::Session => &[FREE, CODE_CHANGED, SESSION],
-            AttachMethod::Multi => &[FREE, CODE_CHANGED, RETURN, ENTRY],
-            AttachMethod::PerfEvent => return self.attach_by_perf_events(request),
-        };
-        for name in order {
+        self.attached.remember(request);
+        self.link(request, &[CODE_CHANGED])?;
+        if self.attached.is_open() { self.link(request, &OF_BLOCKS) } else { Ok(()) }
+    }
+
+    /// Attaches those of the probes that run these programs.
+    pub(super) fn link(
+        &mut self,
+        request: &AttachRequest<'_>,
+        programs: &[&'static str],
+    ) -> Result<(), KernelError> {
+        if self.method == AttachMethod::PerfEvent {
+            return self.link_by_perf_events(request, programs);
+        }
+        for name in programs.iter().filter(|name| self.programs.has(name)) {
             let points = points_of(request, name);
             if points.file_offsets.is_empty() {
                 continue;
@@ -249,16 +256,20 @@ impl Kernel {
                 pid: request.pid,
                 source,
             })?;
-            self.links.push(Box::new(link));
+            self.attached.push(name, Box::new(link));
         }
         Ok(())
     }
 
-    fn attach_by_perf_events(&mut self, request: &AttachRequest<'_>) -> Result<(), KernelError> {
+    fn link_by_perf_events(
+        &mut self,
+        request: &AttachRequest<'_>,
+        programs: &[&'static str],
+    ) -> Result<(), KernelError> {
         for (id, probe) in request.probes {
             let cookie = cookie_of(request.target, *id, probe);
-            for name in [FREE, CODE_CHANGED, RETURN, ENTRY] {
-                if !runs(name, probe.function.kind) {
+            for name in programs {
+                if *name == SESSION || !runs(name, probe.function.kind) {
                     continue;
                 }
                 self.attach_perf_event(name, request, probe.file_offset, cookie).map_err(
@@ -290,7 +301,8 @@ impl Kernel {
             cookie: Some(cookie.0),
         };
         let link = program.attach(point, request.file, scope)?;
-        self.links.push(Box::new(program.take_link(link)?));
+        let link = program.take_link(link)?;
+        self.attached.push(name, Box::new(link));
         Ok(())
     }
 
@@ -347,6 +359,7 @@ impl Kernel {
     /// Its probes stay until all are removed, because the kernel waits for about a tenth
     /// of a second for each (`synchronize_rcu_tasks_trace`), and nothing hits them.
     pub fn forget_process(&mut self, target: u16, pid: u32) {
+        self.attached.forget(target);
         self.tables.forget(target);
         if let Ok(mut processes) = self.processes()
             && let Err(error) = processes.remove(&pid)
@@ -421,25 +434,6 @@ impl Kernel {
     }
 }
 
-impl Drop for Kernel {
-    /// For each link the kernel waits until nobody can be inside its program, and does so for
-    /// several at once.
-    fn drop(&mut self) {
-        let count = self.links.len().div_ceil(CLOSING_THREADS).max(1);
-        std::thread::scope(|scope| {
-            while !self.links.is_empty() {
-                let links = self.links.split_off(self.links.len().saturating_sub(count));
-                // Without another thread they are dropped here.
-                if let Err(error) =
-                    std::thread::Builder::new().spawn_scoped(scope, move || drop(links))
-                {
-                    log::debug!("probes are removed one after the other: {error}");
-                }
-            }
-        });
-    }
-}
-
 /// What has come out of the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
@@ -467,7 +461,7 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
         samples: config.sampling_interval_bytes.is_some().into(),
         seed: config.seed,
         pauses: u32::from(config.on_overflow == OnOverflow::Pause),
-        padding: 0,
+        counts_cost: config.counts_cost.into(),
     }
 }
 
@@ -528,6 +522,10 @@ fn multi_links_are_for_processes() -> bool {
     super::features::kernel_is_at_least(6, 10)
 }
 
+/// The programs of functions that make and end blocks. What ends blocks is attached first, and
+/// the return before the entry: an entry that is seen must find its return probed.
+pub(super) const OF_BLOCKS: [&str; 4] = [FREE, RETURN, SESSION, ENTRY];
+
 /// Whether a program runs on a function of this kind.
 fn runs(name: &str, kind: FunctionKind) -> bool {
     match kind {
@@ -558,7 +556,8 @@ fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
         result_slot: argument(function.result_slot),
     };
     let cookie = Cookie::new(target, id.0 as u16, arguments);
-    if function.is_leaf { cookie.of_leaf() } else { cookie }
+    let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
+    if probe.site.emulated { cookie } else { cookie.of_stepped() }
 }
 
 fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {

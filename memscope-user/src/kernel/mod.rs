@@ -4,6 +4,8 @@
 //! Nothing it makes outlives the process: all programs, maps and links are held by
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
+mod attached;
+mod cost;
 mod facts;
 mod features;
 mod load;
@@ -18,6 +20,7 @@ mod site_cost;
 mod sys;
 mod tables;
 
+pub use cost::ProbeCost;
 pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig, Received};

@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey, ProbeSurroundings,
-        Sampling, Settings, Target, ThreadState,
+        Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey,
+        ProbeSurroundings, Sampling, Settings, Target, ThreadState,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -21,6 +21,7 @@ macro_rules! plain {
 plain!(
     Target,
     Consumer,
+    CostCounters,
     CpuCounters,
     ThreadState,
     ProbeSurroundings,

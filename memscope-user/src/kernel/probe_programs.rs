@@ -75,6 +75,11 @@ impl ProbePrograms {
         Ok(Self { programs })
     }
 
+    /// Whether it is one of them.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.programs.iter().any(|(known, _)| *known == name)
+    }
+
     /// Attaches a program to these points of a file in a process.
     pub(super) fn link(
         &self,

@@ -1,6 +1,6 @@
 //! What blocks are drawn by, and what is counted of all others.
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use memscope_common::control::{ExactCounters, GAP_STEPS, Gaps, SIZE_CLASSES, Sampling};
 
 use super::{Kernel, KernelError, plain::Plain, take_map};
@@ -29,8 +29,13 @@ fn gaps() -> Gaps {
 pub(super) struct SamplingMaps {
     sampling: Array<MapData, Plain<Sampling>>,
     exact: PerCpuArray<MapData, Plain<ExactCounters>>,
+    drawn: HashMap<MapData, u64, u32>,
     current: Sampling,
 }
+
+/// From so many blocks on, those that were drawn in former windows are forgotten: a quarter of
+/// what there is room for.
+const MANY_FORGOTTEN_BLOCKS: u64 = 1 << 18;
 
 impl SamplingMaps {
     pub(super) fn new(ebpf: &mut aya::Ebpf, interval_bytes: u64) -> Result<Self, KernelError> {
@@ -41,6 +46,7 @@ impl SamplingMaps {
         let mut maps = Self {
             sampling: take_map(ebpf, "SAMPLING")?,
             exact: take_map(ebpf, "EXACT")?,
+            drawn: take_map(ebpf, "SAMPLED")?,
             current: Sampling::default(),
         };
         maps.set_interval(interval_bytes)?;
@@ -48,11 +54,34 @@ impl SamplingMaps {
     }
 
     fn set_interval(&mut self, interval_bytes: u64) -> Result<(), KernelError> {
-        let generation = self.current.generation + 1;
-        self.current = Sampling { interval_bytes: interval_bytes.max(1), generation };
+        self.current.interval_bytes = interval_bytes.max(1);
+        self.current.generation += 1;
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<(), KernelError> {
         self.sampling
             .set(0, Plain(self.current), 0)
             .map_err(|source| KernelError::Map { map: "SAMPLING", source })
+    }
+
+    /// Blocks that were drawn until now are not known any more. `drawn` is how many there can
+    /// be that were not forgotten yet; whether they are now.
+    fn begin_window(&mut self, drawn: u64) -> Result<bool, KernelError> {
+        self.current.window = self.current.window.wrapping_add(1);
+        self.publish()?;
+        if drawn < MANY_FORGOTTEN_BLOCKS {
+            return Ok(false);
+        }
+        let source = |source| KernelError::Map { map: "SAMPLED", source };
+        let keys: Vec<u64> = self.drawn.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            match self.drawn.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(source(error)),
+            }
+        }
+        Ok(true)
     }
 
     fn exact_counts(&self) -> Result<ExactCounts, KernelError> {
@@ -81,6 +110,19 @@ impl Kernel {
     /// If the map cannot be read.
     pub fn exact_counts(&self) -> Result<Option<ExactCounts>, KernelError> {
         self.sampling.as_ref().map(SamplingMaps::exact_counts).transpose()
+    }
+
+    /// Draws blocks at another mean distance from now on, if they are drawn at all.
+    ///
+    /// # Errors
+    ///
+    /// If the map refuses.
+    pub fn set_sampling_interval(&mut self, interval_bytes: u64) -> Result<(), KernelError> {
+        self.sampling.as_mut().map_or(Ok(()), |maps| maps.set_interval(interval_bytes))
+    }
+
+    pub(super) fn begin_window_of_samples(&mut self, drawn: u64) -> Result<bool, KernelError> {
+        self.sampling.as_mut().map_or(Ok(false), |maps| maps.begin_window(drawn))
     }
 }
 

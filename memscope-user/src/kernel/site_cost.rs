@@ -56,8 +56,13 @@ impl HitCosts {
     #[must_use]
     pub fn of_call(&self, emulated: bool, with_return: bool) -> f64 {
         let entry = if emulated { self.emulated_ns } else { self.single_stepped_ns };
-        let of_return = if with_return { self.with_return_ns - self.emulated_ns } else { 0.0 };
-        entry + of_return.max(0.0)
+        entry + if with_return { self.of_return() } else { 0.0 }
+    }
+
+    /// What its return adds.
+    #[must_use]
+    pub fn of_return(&self) -> f64 {
+        (self.with_return_ns - self.emulated_ns).max(0.0)
     }
 }
 
@@ -74,12 +79,24 @@ impl MeasuredHits {
     pub fn measure() -> Self {
         let mut measured = Self { costs: Vec::new(), links: Vec::new() };
         for way in AttachMethod::ALL {
-            match measured.measure_way(way) {
-                Ok(costs) => measured.costs.push((way, costs)),
-                Err(error) => log::debug!("no probes by {}: {error}", way.name()),
-            }
+            measured.try_way(way);
         }
         measured
+    }
+
+    /// The same of one way; none if the kernel has it not.
+    #[must_use]
+    pub fn measure_one(way: AttachMethod) -> Option<(HitCosts, Self)> {
+        let mut measured = Self { costs: Vec::new(), links: Vec::new() };
+        measured.try_way(way);
+        measured.costs.first().map(|(_, costs)| *costs).map(|costs| (costs, measured))
+    }
+
+    fn try_way(&mut self, way: AttachMethod) {
+        match self.measure_way(way) {
+            Ok(costs) => self.costs.push((way, costs)),
+            Err(error) => log::debug!("no probes by {}: {error}", way.name()),
+        }
     }
 
     fn measure_way(&mut self, way: AttachMethod) -> io::Result<HitCosts> {

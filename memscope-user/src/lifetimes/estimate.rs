@@ -29,6 +29,35 @@ fn normal_deviate(probability: f64) -> f64 {
     t - above / below
 }
 
+/// The deviate of Student's distribution that is exceeded as rarely as this normal one.
+/// Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5. With one degree of freedom
+/// it is the tangent, as the distribution is Cauchy's.
+#[must_use]
+pub(super) fn student_deviate(normal: f64, degrees: f64) -> f64 {
+    let (z, n) = (normal, degrees);
+    if n < 2.0 {
+        return 1.0 / (std::f64::consts::PI * upper_tail(z)).tan();
+    }
+    let square = z * z;
+    let terms = [
+        z * (square + 1.0) / 4.0,
+        z * ((5.0 * square + 16.0) * square + 3.0) / 96.0,
+        z * (((3.0 * square + 19.0) * square + 17.0) * square - 15.0) / 384.0,
+        z * ((((79.0 * square + 776.0) * square + 1482.0) * square - 1920.0) * square - 945.0)
+            / 92_160.0,
+    ];
+    terms.iter().rev().fold(0.0, |sum, term| (sum + term) / n) + z
+}
+
+/// The probability that a normal variate exceeds this. Abramowitz and Stegun, 26.2.17; off by
+/// less than 7.5e-8.
+fn upper_tail(deviate: f64) -> f64 {
+    let t = 1.0 / (1.0 + 0.231_641_9 * deviate);
+    let series = [0.319_381_530, -0.356_563_782, 1.781_477_937, -1.821_255_978, 1.330_274_429];
+    let sum = series.iter().rev().fold(0.0, |sum, factor| (sum + factor) * t);
+    (-deviate * deviate / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt() * sum
+}
+
 /// What is known of how far a sum over sampled blocks can be off. Each summand is wy, where y
 /// is 1 or the block's size, and w the inverse of its probability to be drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -244,6 +273,23 @@ mod tests {
         let thousand = interval(estimate * 1000.0, &larger, 2.0);
         assert!((thousand.low / one.low - 1000.0).abs() < 1e-6);
         assert!((thousand.high / one.high - 1000.0).abs() < 1e-6);
+    }
+
+    /// Tables of t, two-sided 95 % and 99.9 %.
+    #[test]
+    fn students_deviates_are_those_of_the_tables() {
+        for (normal, degrees, expected, off) in [
+            (1.959_964, 1.0, 12.706, 0.001),
+            (1.959_964, 2.0, 4.303, 0.06),
+            (1.959_964, 4.0, 2.776, 0.002),
+            (1.959_964, 10.0, 2.228, 0.001),
+            (1.959_964, 100.0, 1.984, 0.001),
+            (3.290_527, 5.0, 6.869, 0.15),
+            (3.290_527, 20.0, 3.850, 0.001),
+        ] {
+            let found = student_deviate(normal, degrees);
+            assert!((found - expected).abs() < off, "{normal} {degrees}: {found}");
+        }
     }
 
     #[test]

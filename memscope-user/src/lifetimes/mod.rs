@@ -14,6 +14,7 @@ mod sampled;
 mod sites;
 mod state;
 mod tracker;
+mod windows;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,3 +27,4 @@ pub use histogram::{LifetimeSummary, Lifetimes};
 pub use sampled::{Sampled, Spreads};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
 pub use tracker::Tracker;
+pub use windows::{Begun, Ledger, Windows};

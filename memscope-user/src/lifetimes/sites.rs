@@ -3,8 +3,9 @@ use super::{
     histogram::Lifetimes,
     sampled::Sampled,
     state::Map,
+    windows::{Begun, Windows},
 };
-use crate::model::{ProcessId, StackId};
+use crate::model::{ProcessId, StackId, Window};
 
 /// A call chain of a process at which blocks begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +77,8 @@ pub struct Site {
     pub lifetimes: Lifetimes,
     /// What the sampled ones of its blocks tell; none if none was sampled.
     pub sampled: Option<Box<Sampled>>,
+    /// What began here in each window; none if all the time was observed.
+    pub begun: Option<Box<Begun>>,
 }
 
 /// Blocks that take memory at some moment.
@@ -108,6 +111,9 @@ impl Site {
         self.lifetimes.merge(&other.lifetimes);
         if let Some(other) = &other.sampled {
             self.sampled.get_or_insert_default().merge(other);
+        }
+        if let Some(other) = &other.begun {
+            self.begun.get_or_insert_default().merge(other);
         }
     }
 
@@ -195,6 +201,7 @@ impl Sites {
             at_peak: Resident::default(),
             lifetimes: Lifetimes::default(),
             sampled: None,
+            begun: None,
         });
         next
     }
@@ -305,6 +312,11 @@ impl Sites {
         (self.peak, self.peak_time_ns)
     }
 
+    /// A window ends in which the targets were observed.
+    pub(super) fn end_window(&mut self, window: &Window) {
+        self.list.iter_mut().for_each(|site| Windows::end_at(window, site));
+    }
+
     /// All sites, with their values at the peak filled in.
     pub(super) fn snapshot(&self) -> Vec<Site> {
         let fill = |site: &Site| {
@@ -323,7 +335,9 @@ impl Sites {
 
     pub(super) fn held_bytes(&self) -> usize {
         let beside = |site: &Site| {
-            site.lifetimes.held_bytes() + site.sampled.as_ref().map_or(0, |_| size_of::<Sampled>())
+            site.lifetimes.held_bytes()
+                + site.sampled.as_ref().map_or(0, |_| size_of::<Sampled>())
+                + site.begun.as_ref().map_or(0, |_| size_of::<Begun>())
         };
         self.list.iter().map(beside).sum::<usize>()
             + self.list.capacity() * size_of::<Site>()

@@ -41,11 +41,19 @@ pub(super) struct ProcessState {
     /// Indices of its threads.
     pub(super) threads: Map<ThreadId, u32>,
     pub(super) in_flight: Map<ThreadId, InFlight>,
+    /// What was live then is live for good.
+    pub(super) has_ended: bool,
 }
 
 impl ProcessState {
     pub(super) fn new(id: ProcessId) -> Self {
-        Self { id, live: HashTable::new(), threads: Map::default(), in_flight: Map::default() }
+        Self {
+            id,
+            live: HashTable::new(),
+            threads: Map::default(),
+            in_flight: Map::default(),
+            has_ended: false,
+        }
     }
 
     pub(super) fn held_bytes(&self) -> usize {

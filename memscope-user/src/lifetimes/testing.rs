@@ -13,13 +13,16 @@
 //! +1000                       that much later
 //! every 4096                  sampled from now on, on average every 4096 bytes
 //! end 2                       process 2 ends (see [`Trace::process_ends`])
+//! window 5 3 1                a window ends (see [`Trace::windows`]): ms that targets used in
+//!                             it, ms before it, ms that probes cost
+//! window 5 3 1 last           the same, and the recording ends with it
 //! ```
 //!
 //! `2:1 malloc …` is thread 1 of process 2; else it is process 1.
 
 use std::collections::BTreeMap;
 
-use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
+use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId, Window};
 
 /// Nanoseconds from one line to the next.
 pub(crate) const STEP_NS: u64 = 10;
@@ -29,6 +32,8 @@ pub(crate) struct Trace {
     pub(crate) events: Vec<Event>,
     /// After how many events a process ends, which one, and when.
     pub(crate) process_ends: Vec<(usize, ProcessId, u64)>,
+    /// After how many events a window ends.
+    pub(crate) windows: Vec<(usize, Window)>,
     stacks: BTreeMap<String, (StackId, u32)>,
     now_ns: u64,
     interval_bytes: u64,
@@ -66,6 +71,23 @@ impl Trace {
                 self.now_ns += STEP_NS;
                 let process = ProcessId(process.parse().unwrap());
                 self.process_ends.push((self.events.len(), process, self.now_ns));
+                return;
+            }
+            ["window", observed, missed, cost, rest @ ..] => {
+                self.now_ns += STEP_NS;
+                let ns = |ms: &str| ms.parse::<u64>().unwrap() * 1_000_000;
+                let window = Window {
+                    begin_ns: self.now_ns.saturating_sub(ns(observed)),
+                    end_ns: self.now_ns,
+                    observed_cpu_ns: ns(observed),
+                    missed_cpu_ns: ns(missed),
+                    probe_cost_ns: ns(cost),
+                    collector_cpu_ns: 500_000,
+                    interval_bytes: self.interval_bytes,
+                    budget_ppm: 50_000,
+                    is_last: rest == ["last"],
+                };
+                self.windows.push((self.events.len(), window));
                 return;
             }
             ["lost", count] => {

@@ -11,15 +11,20 @@ use crate::model::StackId;
 mod properties;
 mod reallocations;
 mod sampling;
+mod windows;
 
 /// Applies a trace; gives the tracker and what ended.
 pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
     let mut tracker = Tracker::new();
     let mut ended = Vec::new();
     let mut ends = trace.process_ends.iter().peekable();
+    let mut windows = trace.windows.iter().peekable();
     for position in 0..=trace.events.len() {
         while let Some((_, process, _)) = ends.next_if(|(after, ..)| *after == position) {
             tracker.end_process(*process);
+        }
+        while let Some((_, window)) = windows.next_if(|(after, _)| *after == position) {
+            tracker.end_window(window, |block| ended.push(*block));
         }
         if let Some(event) = trace.events.get(position) {
             tracker.apply(event, |block| ended.push(*block));

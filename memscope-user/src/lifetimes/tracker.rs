@@ -10,8 +10,9 @@ use super::{
     sampled::weight_of,
     sites::{Site, SiteKey, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
+    windows::Windows,
 };
-use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId};
+use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId, Window};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -26,6 +27,7 @@ pub struct Tracker {
     /// Blocks that began, whatever they count for.
     begun: u64,
     loss_windows: Vec<LossWindow>,
+    windows: Windows,
 }
 
 fn hash_of(address_avma: u64) -> u64 {
@@ -124,6 +126,7 @@ impl Tracker {
     pub fn end_process(&mut self, process: ProcessId) {
         self.sites.end_process(process);
         if let Some(state) = self.actors.process_mut(process) {
+            state.has_ended = true;
             state.in_flight.clear();
         }
     }
@@ -161,6 +164,29 @@ impl Tracker {
         let key = SiteKey { process: counted.process, stack: counted.stack };
         let site = self.sites.index_of(key);
         self.sites.count(site, weight);
+    }
+
+    /// A window ends in which the targets were observed; gives the blocks that are lost sight of.
+    pub fn end_window(&mut self, window: &Window, mut ended: impl FnMut(&Block)) {
+        self.windows.add(window, &self.totals);
+        self.sites.end_window(window);
+        if window.is_last {
+            return;
+        }
+        let blocks = &mut self.blocks;
+        for state in self.actors.processes.iter_mut().filter(|state| !state.has_ended) {
+            for place in state.live.drain() {
+                let address_avma = blocks.address_avma(place);
+                let block = blocks.take(place);
+                blocks.release(place);
+                add(&mut self.totals.unseen_ends, block.weight.blocks);
+                add(&mut self.totals.unseen_end_bytes, block.weight.bytes);
+                self.sites.end_unseen(&block);
+                let (process, freed_ns) = (state.id, window.end_ns);
+                ended(&Block { process, address_avma, block, freed_ns, freed_by: None });
+            }
+            state.in_flight.clear();
+        }
     }
 
     fn fail(&mut self, begin: &Begin) {
@@ -387,6 +413,23 @@ impl Tracker {
         &self.loss_windows
     }
 
+    /// The windows in which the targets were observed; none if it was all the time.
+    #[must_use]
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// All sites and the sums over everything, scaled by the windows in which the targets were
+    /// observed.
+    #[must_use]
+    pub fn scaled(&self) -> (Vec<Site>, Totals) {
+        let (mut sites, mut totals) = (self.sites(), self.totals());
+        if self.windows.has_gaps() {
+            self.windows.scale_all(&mut totals, &mut sites);
+        }
+        (sites, totals)
+    }
+
     /// The live blocks of all processes with their addresses, in no order.
     pub fn live_blocks(&self) -> impl Iterator<Item = (ProcessId, u64, LiveBlock)> {
         self.actors.processes.iter().flat_map(|state| {
@@ -405,6 +448,7 @@ impl Tracker {
             + self.actors.held_bytes()
             + self.sites.held_bytes()
             + self.loss_windows.capacity() * size_of::<LossWindow>()
+            + self.windows.list.capacity() * size_of::<Window>()
     }
 
     /// Which site an index in a block means.

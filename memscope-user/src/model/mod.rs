@@ -43,6 +43,9 @@ pub enum Item {
     ExactCounts(ExactCounts),
     /// Allocations of which only this is known, as there was no room for their records.
     Counted(CountedAllocations),
+    /// A stretch of time in which the targets were observed, if a budget was to be kept; given
+    /// when it is over, and after all that was recorded in it.
+    Window(Window),
 }
 
 /// One image of one process: exec begins a new one.
@@ -361,6 +364,32 @@ pub struct CountedAllocations {
     pub allocations: u64,
     /// Sum of their sizes.
     pub bytes: u64,
+}
+
+/// A stretch of time in which the targets were observed, and the one before it in which they
+/// were not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// `CLOCK_MONOTONIC`.
+    pub begin_ns: u64,
+    /// `CLOCK_MONOTONIC`. The same as its begin if the recording ended unobserved.
+    pub end_ns: u64,
+    /// Processor time of the targets in it.
+    pub observed_cpu_ns: u64,
+    /// Processor time of the targets since the window before.
+    pub missed_cpu_ns: u64,
+    /// What probes have cost the targets since the window before ended: hits times what such a
+    /// hit costs on this kernel, and the time that the programs ran.
+    pub probe_cost_ns: u64,
+    /// Processor time of the collector since the window before ended.
+    pub collector_cpu_ns: u64,
+    /// Mean bytes between two sampled blocks as it ended.
+    pub interval_bytes: u64,
+    /// What was to be spent at most, of the targets' work, in millionths.
+    pub budget_ppm: u32,
+    /// Whether the targets were observed on, until the recording ended: then what was live
+    /// still is.
+    pub is_last: bool,
 }
 
 /// What is done when records come faster than they can be taken.

@@ -6,7 +6,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker},
+    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker, Windows},
     model::{
         Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
         Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
@@ -58,7 +58,11 @@ impl Definitions {
             Item::Symbols(FrameSymbols { frame, functions }) => {
                 self.symbols.insert(*frame, functions.clone());
             }
-            Item::Event(_) | Item::Counters(_) | Item::ExactCounts(_) | Item::Counted(_) => {}
+            Item::Event(_)
+            | Item::Counters(_)
+            | Item::ExactCounts(_)
+            | Item::Counted(_)
+            | Item::Window(_) => {}
         }
     }
 }
@@ -91,6 +95,10 @@ impl Analyzer {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
             }
+            Item::Window(window) => {
+                self.last_event_ns = self.last_event_ns.max(window.end_ns);
+                self.tracker.end_window(window, ended);
+            }
             _ => {}
         }
         // Most items are events, which define nothing.
@@ -117,7 +125,7 @@ impl Analyzer {
             // What was observed reaches to the last event that was saved.
             RecordingEnd::Truncated => self.last_event_ns.max(capture.started_at_ns),
         };
-        let sites = self.tracker.sites();
+        let (sites, totals) = self.tracker.scaled();
         let mut stack_outcomes = BTreeMap::new();
         for site in &sites {
             let stack = self.definitions.stacks.get(&site.key.stack);
@@ -139,7 +147,8 @@ impl Analyzer {
             sampled.get_or_insert_default().merge(of_site);
         }
         let analysis = Analysis {
-            totals: self.tracker.totals(),
+            totals,
+            windows: self.tracker.windows().clone(),
             loss_windows: self.tracker.loss_windows().to_vec(),
             definitions: self.definitions,
             counters: self.counters,
@@ -183,6 +192,9 @@ pub struct Analysis {
     pub counters: Option<Counters>,
     /// What it counted of all calls while it sampled; none in full mode.
     pub exact: Option<ExactCounts>,
+    /// When the targets were observed, if a budget was to be kept: what it has cost, and what
+    /// numbers were scaled by.
+    pub windows: Windows,
     /// Stretches in which records are missing.
     pub loss_windows: Vec<LossWindow>,
     /// Where the file is damaged; at most the first thousand.
@@ -231,6 +243,7 @@ impl Analysis {
             && self.damage_count == 0
             && self.totals.unseen_ends == 0
             && self.totals.marked_losses == 0
+            && !self.windows.has_gaps()
             && !self.definitions.probes.is_empty()
             && !self.definitions.processes.values().any(|process| process.probed_late)
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Analysis;
 use crate::{
-    lifetimes::{Sampled, Site, Spread, deviations_for, interval},
+    lifetimes::{Begun, Interval, Sampled, Site, Spread, deviations_for, interval},
     text,
 };
 
@@ -16,8 +16,8 @@ pub(super) const SITES_TOGETHER: u32 = 20;
 pub struct Bounds {
     /// It is hardly less.
     pub low: u64,
-    /// It is hardly more.
-    pub high: u64,
+    /// It is hardly more; none if nothing bounds it.
+    pub high: Option<u64>,
 }
 
 /// What a site's numbers, or those of all, rest on, if blocks were sampled.
@@ -40,23 +40,22 @@ pub struct Estimate {
 }
 
 impl Bounds {
-    fn of(estimate: u64, spread: &Spread, deviations: f64) -> Self {
-        let bounds = interval(estimate as f64, spread, deviations);
-        // The estimate is a whole number, and in its bounds.
-        Self {
-            low: (bounds.low.floor() as u64).min(estimate),
-            high: (bounds.high.ceil() as u64).max(estimate),
-        }
+    /// The estimate is a whole number, and in its bounds.
+    fn of(estimate: u64, bounds: Interval) -> Self {
+        let high = bounds.high.is_finite().then(|| (bounds.high.ceil() as u64).max(estimate));
+        Self { low: (bounds.low.floor() as u64).min(estimate), high }
     }
 }
 
 impl Estimate {
     /// Of a site; none if none of its blocks was sampled.
-    pub(super) fn of_site(site: &Site) -> Option<Self> {
+    pub(super) fn of_site(analysis: &Analysis, site: &Site) -> Option<Self> {
         let sums = &site.sums;
         let numbers =
             [sums.allocations, sums.allocated_bytes, sums.live_blocks(), sums.live_bytes()];
-        site.sampled.as_ref().map(|sampled| Self::of(numbers, sampled, SITES_TOGETHER))
+        let begun = Some(site.begun.as_deref().copied().unwrap_or_default());
+        let sampled = site.sampled.as_ref()?;
+        Some(Self::of(analysis, begun, numbers, sampled, SITES_TOGETHER))
     }
 
     /// Of all together.
@@ -65,21 +64,48 @@ impl Estimate {
         let totals = &analysis.totals;
         let numbers =
             [totals.allocations, totals.allocated_bytes, totals.live_blocks, totals.live_bytes];
-        analysis.sampled.as_ref().map(|sampled| Self::of(numbers, sampled, 1))
+        let sampled = analysis.sampled.as_ref()?;
+        Some(Self::of(analysis, None, numbers, sampled, 1))
     }
 
-    fn of(numbers: [u64; 4], sampled: &Sampled, figures: u32) -> Self {
+    /// `begun` is what began at the site window by window; none for all sites.
+    fn of(
+        analysis: &Analysis,
+        begun: Option<Begun>,
+        numbers: [u64; 4],
+        sampled: &Sampled,
+        figures: u32,
+    ) -> Self {
         let deviations = deviations_for(figures);
         let [allocations, allocated_bytes, live_blocks, live_bytes] = numbers;
-        let (allocated, live) = (&sampled.allocated, &sampled.live);
+        let within = |estimate: u64, spread: &Spread| interval(estimate as f64, spread, deviations);
+        let (allocated, live, windows) = (&sampled.allocated, &sampled.live, &analysis.windows);
+        let begun = begun.as_ref();
+        let [blocks, bytes, live_blocks_within, live_bytes_within] = if windows.has_gaps() {
+            // What lives from before its window ended is not known to live.
+            let at_least = |bounds: Interval| Interval { high: f64::INFINITY, ..bounds };
+            [
+                windows.blocks_within(begun, allocations, &allocated.blocks, deviations),
+                windows.bytes_within(begun, allocated_bytes, &allocated.bytes, deviations),
+                at_least(within(live_blocks, &live.blocks)),
+                at_least(within(live_bytes, &live.bytes)),
+            ]
+        } else {
+            [
+                within(allocations, &allocated.blocks),
+                within(allocated_bytes, &allocated.bytes),
+                within(live_blocks, &live.blocks),
+                within(live_bytes, &live.bytes),
+            ]
+        };
         Self {
             sampled_blocks: sampled.blocks,
             freed_sampled_blocks: sampled.freed_blocks,
             live_sampled_blocks: sampled.live_blocks,
-            allocations: Bounds::of(allocations, &allocated.blocks, deviations),
-            allocated_bytes: Bounds::of(allocated_bytes, &allocated.bytes, deviations),
-            live_blocks: Bounds::of(live_blocks, &live.blocks, deviations),
-            live_bytes: Bounds::of(live_bytes, &live.bytes, deviations),
+            allocations: Bounds::of(allocations, blocks),
+            allocated_bytes: Bounds::of(allocated_bytes, bytes),
+            live_blocks: Bounds::of(live_blocks, live_blocks_within),
+            live_bytes: Bounds::of(live_bytes, live_bytes_within),
         }
     }
 }
@@ -87,7 +113,8 @@ impl Estimate {
 /// Bytes, with their bounds if they were estimated: `≈ 1.20 GiB (1.10–1.31)`.
 pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
     match bounds {
-        Some(Bounds { low, high }) if low < high => {
+        Some(Bounds { low, high: None }) => format!("≥ {}", text::bytes(low)),
+        Some(Bounds { low, high: Some(high) }) if low < high => {
             let (value, low, high) = text::bytes_between(bytes, low, high);
             // So near to each other that three figures do not tell them apart.
             if low == high {
@@ -104,4 +131,12 @@ pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
 pub(super) fn bytes_about(bytes: u64, estimate: Option<&Estimate>) -> String {
     let about = if estimate.is_some() { "≈ " } else { "" };
     format!("{about}{}", text::bytes(bytes))
+}
+
+/// Bytes of what lives, or lived at the peak: at least so many where blocks are not followed on.
+pub(super) fn live_bytes_about(bytes: u64, estimate: Option<&Estimate>) -> String {
+    match estimate {
+        Some(estimate) if estimate.live_bytes.high.is_none() => format!("≥ {}", text::bytes(bytes)),
+        _ => bytes_about(bytes, estimate),
+    }
 }

@@ -77,6 +77,13 @@ impl<'a> LeaksReport<'a> {
             );
             layout::stack(&mut out, row, self.wrappers, self.analysis);
         }
+        if self.analysis.windows.has_gaps() {
+            line!(
+                out,
+                "\nBlocks were followed to the end of their window only: there are at least these, and"
+            );
+            line!(out, "leaks are better looked for with --sample.");
+        }
         if self.live_blocks > 0 {
             line!(
                 out,

@@ -41,5 +41,5 @@ pub use peak::PeakReport;
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};
 pub use summary::SummaryReport;
-pub use trust::{LiveBounds, Trust};
+pub use trust::{Budget, LiveBounds, Trust};
 pub use view::{Report, View};

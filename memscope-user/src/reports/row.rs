@@ -120,7 +120,7 @@ impl<'a> SiteRow<'a> {
             oldest_live_age_ns: ages.map(|ages| age(ages.oldest_allocated_ns)),
             newest_live_age_ns: ages.map(|ages| age(ages.newest_allocated_ns)),
             lifetime_ns: site.lifetimes.summary().map(LifetimeNs::from),
-            estimate: Estimate::of_site(site),
+            estimate: Estimate::of_site(analysis, site),
         }
     }
 }

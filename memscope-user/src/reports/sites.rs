@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Estimate, Trust, Wrappers,
-    estimate::{bytes_about, bytes_within},
+    estimate::{bytes_about, bytes_within, live_bytes_about},
     layout::{self, counted, line},
     row::{SiteRow, ranked},
 };
@@ -122,7 +122,7 @@ impl<'a> SitesReport<'a> {
                 ),
                 text::percent(row.allocated_bytes, self.allocated_bytes),
                 counted(row.allocations, "block"),
-                bytes_about(row.live_bytes, estimate),
+                live_bytes_about(row.live_bytes, estimate),
                 lifetimes(row),
             ),
             SiteOrder::Temporary => format!(

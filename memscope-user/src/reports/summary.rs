@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Bounds, Estimate, SiteOrder, SitesReport, Trust, Wrappers,
-    estimate::{bytes_about, bytes_within},
+    estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
     origin::{self, ProcessName},
@@ -20,6 +20,8 @@ use crate::{
 const TOP: usize = 3;
 /// Most lines about processes.
 const MAX_PROCESS_LINES: usize = 3;
+/// What shares are counted in.
+const MILLION: u64 = 1_000_000;
 /// The terminal's width.
 const WIDTH: usize = 80;
 
@@ -161,10 +163,22 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
-        if let (Some(calls), Some(bytes)) = (self.exact_calls, self.exact_bytes) {
+        if let Some(budget) = self.trust.budget {
+            let percent = |ppm: u64| text::percent(ppm, MILLION);
             line!(
                 out,
-                "  requested  {} in {}, counted exactly",
+                "  cost       {} of the work (limit {}); {} observed in {}",
+                budget.spent_ppm.map_or_else(|| "unknown".to_owned(), percent),
+                percent(budget.limit_ppm),
+                percent(budget.observed_ppm),
+                counted(budget.windows, "window")
+            );
+        }
+        if let (Some(calls), Some(bytes)) = (self.exact_calls, self.exact_bytes) {
+            let windows = if self.analysis.windows.has_gaps() { " in the windows" } else { "" };
+            line!(
+                out,
+                "  requested  {} in {}, counted exactly{windows}",
                 text::bytes(bytes),
                 counted(calls, "call")
             );
@@ -194,7 +208,7 @@ impl<'a> SummaryReport<'a> {
             line!(
                 out,
                 "  peak       {} in {}, {} after the start",
-                bytes_about(self.peak_live_bytes, estimate),
+                live_bytes_about(self.peak_live_bytes, estimate),
                 counted(self.peak_live_blocks, "block"),
                 text::duration_ns(after_ns)
             );

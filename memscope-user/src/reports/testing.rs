@@ -191,7 +191,14 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     let ends = |item: &Item| matches!(item, Item::ProcessEnd(_));
     let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
     let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
-    items.extend(trace.events.into_iter().map(Item::Event));
+    let mut windows = trace.windows.into_iter().peekable();
+    for (position, event) in trace.events.into_iter().enumerate() {
+        while let Some((_, window)) = windows.next_if(|(after, _)| *after == position) {
+            items.push(Item::Window(window));
+        }
+        items.push(Item::Event(event));
+    }
+    items.extend(windows.map(|(_, window)| Item::Window(window)));
     items.extend(ends);
     let recorded = recorded as u64;
     let lost: u64 = definer.lost.iter().map(|(_, count)| count).sum();

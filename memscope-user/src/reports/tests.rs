@@ -11,6 +11,7 @@ use crate::{
 
 mod sampling;
 mod trust;
+mod windows;
 
 /// 3 sites: `leak` keeps 2 of 3 blocks, `cache` keeps 1, `parse` frees all.
 const SERVER: &str = "

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Analysis, frames::outcome_words, layout::counted};
 use crate::{
+    lifetimes::Windows,
     model::{Counters, LossCause, StackOutcome},
     store::RecordingEnd,
     text,
@@ -49,8 +50,38 @@ pub struct Trust {
     pub live_blocks_between: Option<LiveBounds>,
     /// How many sampled blocks the numbers are estimated from; none if all were recorded.
     pub sampled_blocks: Option<u64>,
+    /// What a limited trace has spent, and how much it has observed; none if it was not limited.
+    pub budget: Option<Budget>,
     /// How many allocations have a call chain of each outcome.
     pub stacks: BTreeMap<&'static str, u64>,
+}
+
+/// What `--max-overhead` led to. Shares are of the targets' work, in millionths: their processor
+/// time without what probes have cost of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Budget {
+    /// What was to be spent at most.
+    pub limit_ppm: u64,
+    /// What was spent: what probes cost, and the collector's processor time. None if the targets
+    /// did nothing.
+    pub spent_ppm: Option<u64>,
+    /// How much was observed.
+    pub observed_ppm: u64,
+    /// In how many windows of time.
+    pub windows: u64,
+}
+
+impl Budget {
+    fn of(windows: &Windows) -> Option<Self> {
+        let (work_ns, observed_ns) = (windows.ledger.work_ns(), windows.ledger.observed_work_ns());
+        let ppm = |share: f64| (share * 1e6).round() as u64;
+        (windows.budget_ppm > 0).then(|| Self {
+            limit_ppm: windows.budget_ppm.into(),
+            spent_ppm: windows.overhead().map(ppm),
+            observed_ppm: if work_ns > 0.0 { ppm(observed_ns / work_ns) } else { 0 },
+            windows: windows.count,
+        })
+    }
 }
 
 /// Bounds of a number of live blocks. For bytes there are none: the size of a block
@@ -169,14 +200,29 @@ impl Trust {
             sampled_blocks: analysis
                 .is_sampled()
                 .then(|| analysis.sampled.as_ref().map_or(0, |sampled| sampled.blocks)),
+            budget: Budget::of(&analysis.windows),
             stacks: StackOutcome::ALL.iter().map(outcome).collect(),
         };
-        trust.sentence = trust.tell(analysis.totals.live_blocks);
+        trust.sentence = trust.tell(analysis);
         trust
     }
 
-    fn tell(&self, live_blocks: u64) -> String {
-        let mut parts = if self.complete { self.tell_complete() } else { self.tell_missing() };
+    fn tell(&self, analysis: &Analysis) -> String {
+        let live_blocks = analysis.totals.live_blocks;
+        let has_gaps = analysis.windows.has_gaps();
+        let mut parts =
+            if self.complete { self.tell_complete() } else { self.tell_missing(has_gaps) };
+        if let Some(budget) = self.budget.filter(|_| has_gaps) {
+            parts.insert(
+                0,
+                format!(
+                    "{} of the work observed in {}, sums are scaled by {:.1}, live is a minimum",
+                    text::percent(budget.observed_ppm, 1_000_000),
+                    counted(budget.windows, "window"),
+                    analysis.windows.scale(),
+                ),
+            );
+        }
         if let Some(blocks) = self.sampled_blocks {
             parts.push(format!("estimated from {}", counted(blocks, "sampled block")));
         }
@@ -189,7 +235,7 @@ impl Trust {
                 text::count(bounds.at_most)
             ));
         }
-        if self.unknown_frees > 0 {
+        if self.unknown_frees > 0 && !has_gaps {
             let blocks =
                 if self.from_start { "not seen to begin" } else { "from before the trace" };
             parts.push(format!("{} of blocks {blocks}", counted(self.unknown_frees, "free")));
@@ -204,7 +250,8 @@ impl Trust {
         vec![format!("all {} recorded, 0 lost", counted(recorded, "event"))]
     }
 
-    fn tell_missing(&self) -> Vec<String> {
+    /// With gaps, ends are unseen by choice.
+    fn tell_missing(&self, has_gaps: bool) -> Vec<String> {
         let mut parts = Vec::new();
         if !self.has_ending {
             parts.push("cut off before its end".to_owned());
@@ -232,7 +279,7 @@ impl Trust {
             ));
         }
         let not_seen = self.unseen_ends.saturating_sub(self.counted_allocations);
-        if not_seen > 0 {
+        if not_seen > 0 && !has_gaps {
             parts.push(format!("the end of {} was not seen", counted(not_seen, "block")));
         }
         if self.counters_add_up == Some(false) {
@@ -245,7 +292,7 @@ impl Trust {
             let processes = counted(self.probed_late, "process image");
             parts.push(format!("{processes} may have allocated before being probed"));
         }
-        if parts.is_empty() {
+        if parts.is_empty() && !has_gaps {
             // Markers in the stream tell of losses that the counters do not have.
             parts.push("events are missing that no counter tells of".to_owned());
         }

@@ -5,7 +5,7 @@ use proptest::{collection::vec, option, prelude::*};
 use crate::model::{
     Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
     LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
-    Stack, StackId, StackOutcome, ThreadId,
+    Stack, StackId, StackOutcome, ThreadId, Window,
 };
 
 /// Few ids, so that items refer to each other.
@@ -134,6 +134,22 @@ fn counters() -> BoxedStrategy<Counters> {
         .boxed()
 }
 
+fn window() -> BoxedStrategy<Window> {
+    (any::<[u64; 7]>(), any::<u32>(), any::<bool>())
+        .prop_map(|(numbers, budget_ppm, is_last)| Window {
+            begin_ns: numbers[0],
+            end_ns: numbers[1],
+            observed_cpu_ns: numbers[2],
+            missed_cpu_ns: numbers[3],
+            probe_cost_ns: numbers[4],
+            collector_cpu_ns: numbers[5],
+            interval_bytes: numbers[6],
+            budget_ppm,
+            is_last,
+        })
+        .boxed()
+}
+
 fn frame() -> BoxedStrategy<Frame> {
     (id(), id(), any::<u64>(), any::<bool>())
         .prop_map(|(id, whose, place, mapped)| Frame {
@@ -185,6 +201,7 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         1 => symbols().prop_map(Item::Symbols),
         8 => event().prop_map(Item::Event),
         1 => counters().prop_map(Item::Counters),
+        1 => window().prop_map(Item::Window),
     ]
     .boxed()
 }

@@ -1,5 +1,6 @@
 //! `memscope trace`: joins target, kernel, collection, lifetimes and store.
 
+mod budget;
 mod copies;
 mod modules;
 mod naming;
@@ -9,6 +10,7 @@ mod pipeline;
 mod session;
 mod status;
 mod tables;
+mod windows;
 
 use std::{
     process::ExitCode,
@@ -21,7 +23,7 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::UnboundedReceiver,
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 
 pub use self::pause::run_guard;
@@ -30,10 +32,11 @@ use self::{
     output::Output,
     session::{Recorded, Session},
     status::StatusLine,
+    windows::Limit,
 };
 use crate::{
     cli::TraceOptions,
-    kernel::{Kernel, KernelConfig, kernel_and_arch},
+    kernel::{Kernel, KernelConfig, MeasuredHits, kernel_and_arch},
     model::{Capture, EndingReason},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
@@ -70,15 +73,18 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
         .ok()
         .context("the ring buffer cannot be larger than 2 GiB")?;
+    let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut kernel = Kernel::load(KernelConfig {
         ring_bytes,
         log_level,
         attach_by: options.attach_by,
         stacks: options.stacks,
-        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
-        seed: options.seed.unwrap_or_else(seed_of_now),
+        sampling_interval_bytes: sampling_interval_bytes(options),
+        seed,
         on_overflow: options.on_overflow,
+        counts_cost: options.max_overhead.is_some(),
     })?;
+    let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
         options.output.as_deref(),
         &default_name(options, &targets),
@@ -92,15 +98,22 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let in_runtime = runtime.enter();
     let log = (log_level > 0).then(|| kernel.take_log()).transpose()?;
     let capture = capture(options, ring_bytes);
-    let begun =
-        match begin(options, targets, kernel, &output, &capture, ring_bytes, invoker.as_ref()) {
-            Ok(begun) => begun,
-            Err(error) => {
-                // Nothing was recorded: an empty file would only be in the way.
-                output.remove();
-                return Err(error);
-            }
-        };
+    let begun = match begin(
+        options,
+        targets,
+        kernel,
+        &output,
+        &capture,
+        limit.as_ref(),
+        invoker.as_ref(),
+    ) {
+        Ok(begun) => begun,
+        Err(error) => {
+            // Nothing was recorded: an empty file would only be in the way.
+            output.remove();
+            return Err(error);
+        }
+    };
     drop(in_runtime);
     let (recorded, command_code) = runtime.block_on(follow(options, begun, log))?;
     conclude(options, &capture, recorded, &output, command_code)
@@ -119,9 +132,10 @@ fn begin(
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
-    ring_bytes: u32,
+    limit: Option<&Limit>,
     invoker: Option<&Invoker>,
 ) -> anyhow::Result<Begun> {
+    let ring_bytes = u32::try_from(capture.ring_bytes).context("the ring buffer is too large")?;
     let debuginfod =
         options.debuginfod.then(|| Debuginfod::from_environment(invoker)).transpose()?;
     let file = output.file()?;
@@ -131,6 +145,7 @@ fn begin(
         for target in targets {
             session.attach_running(target)?;
         }
+        limit.map_or(Ok(()), |limit| session.limit(limit))?;
         return Ok(Begun { session, notices, command: None });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
@@ -144,6 +159,7 @@ fn begin(
         }
     }
     session.started(target)?;
+    limit.map_or(Ok(()), |limit| session.limit(limit))?;
     Ok(Begun { session, notices, command: Some(held.release()?) })
 }
 
@@ -211,11 +227,13 @@ async fn follow(
     let duration = options.duration.unwrap_or(Duration::MAX);
     let deadline = tokio::time::sleep(duration.min(Duration::from_secs(u32::MAX.into())));
     tokio::pin!(deadline);
+    let mut budget_at = next_time(session.keep_budget()?);
     let mut asked = false;
     let mut command_code = None;
     let reason = loop {
         tokio::select! {
             ended = session.next_exit() => {
+                session.note_used();
                 let code = match &mut command {
                     Some(command) => Some(command.wait().context("cannot wait for the command")?),
                     None => None,
@@ -250,8 +268,9 @@ async fn follow(
                 if progress.failure.is_some() {
                     break EndingReason::Interrupted;
                 }
-                status.show(&counters, &progress);
+                status.show(&counters, &progress, session.overhead()?.as_ref());
             }
+            () = sleep_until(budget_at) => budget_at = next_time(session.keep_budget()?),
             () = read_log(&mut log) => {}
         }
     };
@@ -264,6 +283,18 @@ async fn follow(
         command_code = Some(command.wait().context("cannot wait for the command")?);
     }
     Ok((recorded, command_code))
+}
+
+fn next_time(wait: Option<Duration>) -> Option<Instant> {
+    wait.map(|wait| Instant::now() + wait)
+}
+
+/// Never, if there is nothing to wait for.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 type EbpfLog = aya_log::EbpfLogger<&'static dyn log::Log>;
@@ -336,9 +367,27 @@ fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {
         arch,
         command: (!options.command.is_empty()).then(|| options.command.clone()),
         ring_bytes: ring_bytes.into(),
-        sampling_interval_bytes: options.sample.map(|interval| interval.as_u64()),
+        sampling_interval_bytes: sampling_interval_bytes(options),
         stacks: options.stacks,
     }
+}
+
+/// With a budget, blocks are drawn from the beginning, at first all of them.
+fn sampling_interval_bytes(options: &TraceOptions) -> Option<u64> {
+    let asked = options.sample.map(|interval| interval.as_u64());
+    asked.or_else(|| options.max_overhead.is_some().then_some(1))
+}
+
+/// The budget, and by what is measured whether it is kept.
+fn limit(options: &TraceOptions, kernel: &Kernel, seed: u32) -> anyhow::Result<Option<Limit>> {
+    let Some(share) = options.max_overhead else { return Ok(None) };
+    let (costs, probes) = MeasuredHits::measure_one(kernel.attach_method())
+        .context("cannot keep a budget: what a hit of a probe costs cannot be measured here")?;
+    // The kernel waits for a while until they are gone, for which nobody else should.
+    std::thread::spawn(move || drop(probes));
+    log::info!("a hit costs {:.0} ns, its return {:.0} ns", costs.emulated_ns, costs.of_return());
+    let interval_bytes = sampling_interval_bytes(options).unwrap_or(1);
+    Ok(Some(Limit { ppm: share.ppm, interval_bytes, seed, costs }))
 }
 
 /// Another one for each trace.

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
-    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe},
+    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe, Window},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -83,6 +83,7 @@ pub(super) enum Control {
     Counters(Counters),
     ExactCounts(ExactCounts),
     Overflows(Vec<OverflowCount>),
+    Window(Window),
     NoMoreRecords,
 }
 
@@ -604,6 +605,7 @@ impl<W: Write> Collect<W> {
                 }
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
+            Control::Window(window) => sink.take(&Item::Window(window)),
             Control::NoMoreRecords => {
                 sink.jobs = None;
             }

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    budget::Overhead,
     copies::FrameInfos,
     modules::{
         LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
@@ -25,6 +26,7 @@ use super::{
     pause::{Guard, Resumer},
     pipeline::{Collected, Control, Input, Pipeline, PipelineParts, Progress},
     tables::bring_tables,
+    windows::{Limit, Observed, Windowed},
 };
 use crate::{
     collect::TargetStart,
@@ -63,6 +65,8 @@ pub(super) struct Session {
     tables: Tables,
     /// If targets may be stopped.
     guard: Option<Guard>,
+    /// If there is a budget to be kept.
+    windowed: Option<Windowed>,
 }
 
 /// What a trace leaves.
@@ -116,6 +120,7 @@ impl Session {
             defined: FxHashSet::default(),
             tables: Tables::new(cache),
             guard,
+            windowed: None,
         };
         Ok((session, notices))
     }
@@ -136,14 +141,21 @@ impl Session {
             );
         }
         state.running = true;
-        self.kernel.set_enabled(target, true)?;
+        self.enable(target)
+    }
+
+    /// Unless the targets are not observed just now.
+    fn enable(&mut self, target: u16) -> anyhow::Result<()> {
+        if self.windowed.as_ref().is_none_or(Windowed::is_open) {
+            self.kernel.set_enabled(target, true)?;
+        }
         Ok(())
     }
 
     /// Makes a held command a target; it is recorded from its first instruction.
     pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
         let target = self.add(process, true)?;
-        self.kernel.set_enabled(target, true)?;
+        self.enable(target)?;
         Ok(target)
     }
 
@@ -258,6 +270,7 @@ impl Session {
                         state.attached.clear();
                         state.allocators = 0;
                     }
+                    self.kernel.forget_probes(target);
                     self.attach_new_modules(target).map(drop)
                 }
             };
@@ -362,8 +375,48 @@ impl Session {
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
 
+    fn observed(&self) -> Vec<Observed> {
+        let live = self.targets.iter().filter(|target| !target.ended);
+        live.map(|target| Observed { index: target.index, pid: target.process.pid() }).collect()
+    }
+
+    /// From now on no more is spent than this.
+    pub(super) fn limit(&mut self, limit: &Limit) -> anyhow::Result<()> {
+        self.windowed = Some(Windowed::begin(limit, &self.kernel, &self.observed())?);
+        Ok(())
+    }
+
+    /// Keeps the budget; when to do it again, if there is one.
+    pub(super) fn keep_budget(&mut self) -> anyhow::Result<Option<Duration>> {
+        let observed = self.observed();
+        let Some(windowed) = &mut self.windowed else { return Ok(None) };
+        let calls = self.pipeline.drain_state.received().calls;
+        let (window, wait) = windowed.step(&mut self.kernel, &observed, calls)?;
+        if let Some(window) = window {
+            self.pipeline.after_records(Control::Window(window));
+        }
+        Ok(Some(wait))
+    }
+
+    /// To be called before a target that has ended is waited for.
+    pub(super) fn note_used(&mut self) {
+        let observed = self.observed();
+        if let Some(windowed) = &mut self.windowed {
+            windowed.note(&self.kernel, &observed);
+        }
+    }
+
+    /// What is spent now, if that is limited.
+    pub(super) fn overhead(&mut self) -> anyhow::Result<Option<Overhead>> {
+        let observed = self.observed();
+        let Some(windowed) = &mut self.windowed else { return Ok(None) };
+        Ok(Some(windowed.overhead(&self.kernel, &observed)?))
+    }
+
     /// Ends recording, and brings everything into the file.
-    pub(super) fn finish(self, reason: EndingReason) -> anyhow::Result<Recorded> {
+    pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
+        let observed = self.observed();
+        let windowed = self.windowed.take();
         let Self { mut kernel, pipeline, targets, guard, .. } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
@@ -386,8 +439,11 @@ impl Session {
             }
             count_malformed(&mut counters, state.malformed(), state.received().overwritten);
             let exact = kernel.exact_counts()?.map(Control::ExactCounts);
+            let window =
+                windowed.map(|windowed| windowed.finish(&kernel, &observed)).transpose()?;
             let overflows = Control::Overflows(kernel.take_overflows()?);
-            Ok(exact.into_iter().chain([overflows, Control::Counters(counters)]).collect())
+            let counts = exact.into_iter().chain([overflows, Control::Counters(counters)]);
+            Ok(window.map(Control::Window).into_iter().chain(counts).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
         if nonsense > 0 {

@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::pipeline::Progress;
+use super::{budget::Overhead, pipeline::Progress};
 use crate::{model::Counters, text};
 
 /// Plain lines are for logs, which want few.
@@ -36,16 +36,22 @@ impl StatusLine {
         Self { line, started: now, shown_plain: now, shown: now, events: 0 }
     }
 
-    pub(super) fn show(&mut self, counters: &Counters, progress: &Progress) {
+    pub(super) fn show(
+        &mut self,
+        counters: &Counters,
+        progress: &Progress,
+        overhead: Option<&Overhead>,
+    ) {
         let seconds = self.shown.elapsed().as_secs_f64();
         let rate =
             if seconds > 0.0 { (progress.events - self.events) as f64 / seconds } else { 0.0 };
         let message = format!(
-            "{} events/s, {} live, {} lost, {} written (Ctrl-C ends)",
+            "{} events/s, {} live, {} lost, {} written{} (Ctrl-C ends)",
             text::count(rate as u64),
             text::bytes(progress.resident_bytes),
             text::count(counters.lost_total()),
             text::bytes(progress.written_bytes),
+            overhead.map_or_else(String::new, cost_text),
         );
         (self.shown, self.events) = (Instant::now(), progress.events);
         match &self.line {
@@ -70,4 +76,15 @@ impl StatusLine {
             line.finish_and_clear();
         }
     }
+}
+
+/// `, costs 4.8 % (limit 5 %), 12 % observed`
+fn cost_text(overhead: &Overhead) -> String {
+    let Overhead { now, budget, observed } = *overhead;
+    format!(
+        ", costs {:.1} % (limit {:.1} %), {:.1} % observed",
+        100.0 * now,
+        100.0 * budget,
+        100.0 * observed
+    )
 }

@@ -142,6 +142,14 @@ const SAMPLED: &str = "
     1 malloc 50000 = 0x30 @b
     1 free 0x10";
 
+const LIMITED: &str = "
+    every 1000
+    1 malloc 300 = 0x10 @a
+    1 malloc 50000 = 0x30 @b
+    window 10 0 1
+    1 malloc 300 = 0x10 @a
+    window 10 90 1";
+
 #[test]
 fn what_was_counted_of_lost_allocations_is_in_the_sums_and_never_live() {
     let json =
@@ -199,6 +207,21 @@ fn json_of_a_sampled_recording() {
 }
 
 #[test]
+fn json_of_a_limited_recording() {
+    let json = json(LIMITED, true);
+    assert_eq!(json["capture"]["complete"], false);
+    let budget = &json["budget"];
+    // 18 ms of 108 ms of work were observed.
+    assert_eq!(budget["scale_ppm"], 6_000_000);
+    assert_eq!((&budget["window_count"], &budget["limit_ppm"]), (&2.into(), &50_000.into()));
+    assert_eq!(budget["windows"][1]["missed_cpu_ns"], 90_000_000);
+    assert_eq!(json["sites"][1]["allocated_bytes"], 300_000);
+    assert_eq!(json["totals"]["live_blocks"], 0);
+    assert_eq!(json["totals"]["estimate"]["live_blocks"]["high"], Value::Null);
+    assert_eq!(self::json(RICH, false)["budget"], Value::Null);
+}
+
+#[test]
 fn json_has_every_key_of_the_contract() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
@@ -214,6 +237,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
     paths(&json(SAMPLED, true), "", &mut found);
+    paths(&json(LIMITED, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {

@@ -1,0 +1,157 @@
+//! What is attached to the targets, and its coming and going in windows of time.
+
+use std::{
+    path::PathBuf,
+    thread::{self, JoinHandle},
+};
+
+use super::{AttachRequest, Kernel, KernelError, load::OF_BLOCKS, probe_programs::CODE_CHANGED};
+use crate::{model::ProbeId, target::PlannedProbe};
+
+/// How many threads remove what is attached.
+const CLOSING_THREADS: usize = 32;
+
+/// What is attached goes when this is dropped.
+type Link = Box<dyn Send>;
+
+/// An [`AttachRequest`], to be met again.
+struct Remembered {
+    target: u16,
+    pid: u32,
+    file: PathBuf,
+    shown_path: String,
+    probes: Vec<(ProbeId, PlannedProbe)>,
+}
+
+/// Everything that is attached.
+pub(super) struct Attached {
+    /// What tells of new code.
+    lasting: Vec<Link>,
+    /// What tells of blocks.
+    of_blocks: Vec<Link>,
+    /// None if nothing is taken off before the end.
+    remembered: Option<Vec<Remembered>>,
+    is_open: bool,
+    /// Threads that take something off.
+    closing: Vec<JoinHandle<()>>,
+    /// Blocks that were drawn, and may be known to the programs still.
+    drawn_before: u64,
+}
+
+impl Attached {
+    pub(super) fn new(in_windows: bool) -> Self {
+        Self {
+            lasting: Vec::new(),
+            of_blocks: Vec::new(),
+            remembered: in_windows.then(Vec::new),
+            is_open: true,
+            closing: Vec::new(),
+            drawn_before: 0,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    pub(super) fn push(&mut self, program: &str, link: Link) {
+        let links = if program == CODE_CHANGED { &mut self.lasting } else { &mut self.of_blocks };
+        links.push(link);
+    }
+
+    pub(super) fn remember(&mut self, request: &AttachRequest<'_>) {
+        if let Some(remembered) = &mut self.remembered {
+            remembered.push(Remembered {
+                target: request.target,
+                pid: request.pid,
+                file: request.file.to_owned(),
+                shown_path: request.shown_path.to_owned(),
+                probes: request.probes.to_vec(),
+            });
+        }
+    }
+
+    /// A target's probes are not needed again.
+    pub(super) fn forget(&mut self, target: u16) {
+        if let Some(remembered) = &mut self.remembered {
+            remembered.retain(|request| request.target != target);
+        }
+    }
+
+    /// Has links taken off by other threads: for each the kernel waits until nobody can be
+    /// inside its program, and does so for several at once. Breakpoints go before it waits.
+    fn take_off(&mut self, mut links: Vec<Link>) {
+        self.closing.retain(|thread| !thread.is_finished());
+        let count = links.len().div_ceil(CLOSING_THREADS).max(1);
+        while !links.is_empty() {
+            let some = links.split_off(links.len().saturating_sub(count));
+            // Without another thread they are dropped here.
+            match thread::Builder::new().spawn(move || drop(some)) {
+                Ok(thread) => self.closing.push(thread),
+                Err(error) => log::debug!("probes are removed one after the other: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut links = std::mem::take(&mut self.lasting);
+        links.append(&mut self.of_blocks);
+        self.take_off(links);
+        for thread in self.closing.drain(..) {
+            if thread.join().is_err() {
+                log::debug!("a thread that removes probes has panicked");
+            }
+        }
+    }
+}
+
+impl Kernel {
+    /// Takes off what tells of blocks, of all targets. Their recording must have been ended
+    /// before.
+    pub fn close_window(&mut self) {
+        let links = std::mem::take(&mut self.attached.of_blocks);
+        self.attached.is_open = false;
+        self.attached.take_off(links);
+    }
+
+    /// Attaches it again. `drawn` is how many blocks were drawn in the window before.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses all of it.
+    pub fn open_window(&mut self, drawn: u64) -> Result<(), KernelError> {
+        self.attached.drawn_before = self.attached.drawn_before.saturating_add(drawn);
+        if self.begin_window_of_samples(self.attached.drawn_before)? {
+            self.attached.drawn_before = 0;
+        }
+        self.attached.is_open = true;
+        let remembered = self.attached.remembered.take().unwrap_or_default();
+        let mut result = Ok(());
+        for request in &remembered {
+            let linked = self.link(&request.as_request(), &OF_BLOCKS);
+            // A process that ends while this is done is no obstacle to the others.
+            result = result.and(linked);
+        }
+        self.attached.remembered = Some(remembered);
+        if self.attached.of_blocks.is_empty() { result } else { Ok(()) }
+    }
+
+    /// A target's probes are gone, and will be attached anew.
+    pub fn forget_probes(&mut self, target: u16) {
+        self.attached.forget(target);
+    }
+}
+
+impl Remembered {
+    fn as_request(&self) -> AttachRequest<'_> {
+        AttachRequest {
+            target: self.target,
+            pid: self.pid,
+            file: &self.file,
+            shown_path: &self.shown_path,
+            probes: &self.probes,
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! What a recording says that was observed in windows of time only, to keep a budget.
+//!
+//! Numbers of what began and ended are scaled by work: what was seen, times the work of the
+//! targets in all, divided by their work while they were observed (a ratio estimate; Cochran,
+//! Sampling Techniques, 1977, chapter 6). How far that can be off is told by how much the
+//! windows differ from each other, and by how well their work is known.
+//!
+//! Work is processor time without what probes have cost of it; see [`Ledger`].
+//!
+//! Nothing is scaled that is live: a block is followed to the end of its window and no further,
+//! so those that live are at least those seen to.
+
+use super::{
+    block::Totals,
+    estimate::{Interval, Spread, interval, student_deviate},
+    sites::Site,
+};
+use crate::model::Window;
+
+/// Most windows kept one by one; further ones are only summed.
+const MAX_WINDOWS: usize = 4096;
+
+/// How far off the cost of a hit can be that was measured on code made for it: in real programs,
+/// whose caches it disturbs, it was up to a sixth dearer.
+const HIT_COST_ERROR: f64 = 0.2;
+/// At least this share of the processor time in windows is work.
+const LEAST_WORK: f64 = 0.005;
+
+/// What the targets used while they were observed and while not, and what probes cost of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Processor time while they were observed.
+    pub observed_cpu_ns: u64,
+    /// Processor time while they were not, which is all work.
+    pub missed_cpu_ns: u64,
+    /// What of the first was due to probes: hits times what one was measured to cost, and the
+    /// time that the programs ran.
+    pub probe_cost_ns: u64,
+}
+
+impl Ledger {
+    /// What probes have cost; not all that there was.
+    #[must_use]
+    pub fn cost_ns(&self) -> f64 {
+        (self.probe_cost_ns as f64).min((1.0 - LEAST_WORK) * self.observed_cpu_ns as f64)
+    }
+
+    /// Work while the targets were observed.
+    #[must_use]
+    pub fn observed_work_ns(&self) -> f64 {
+        self.observed_cpu_ns as f64 - self.cost_ns()
+    }
+
+    /// Work in all.
+    #[must_use]
+    pub fn work_ns(&self) -> f64 {
+        self.observed_work_ns() + self.missed_cpu_ns as f64
+    }
+
+    /// The relative error of the work while they were observed: it is what is left of a
+    /// difference.
+    fn error(&self) -> f64 {
+        let work_ns = self.observed_work_ns();
+        if work_ns > 0.0 { HIT_COST_ERROR * self.cost_ns() / work_ns } else { f64::INFINITY }
+    }
+
+    fn add(&mut self, window: &Window) {
+        for (sum, part) in [
+            (&mut self.observed_cpu_ns, window.observed_cpu_ns),
+            (&mut self.missed_cpu_ns, window.missed_cpu_ns),
+            (&mut self.probe_cost_ns, window.probe_cost_ns),
+        ] {
+            *sum = sum.saturating_add(part);
+        }
+    }
+}
+
+/// Sums over windows of products of what began in one, y, and the work in it, x.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Products {
+    /// Σ y².
+    squares: f64,
+    /// Σ xy.
+    by_work: f64,
+}
+
+impl Products {
+    fn add(&mut self, work: f64, begun: f64) {
+        self.squares += begun * begun;
+        self.by_work += work * begun;
+    }
+}
+
+/// What began at a site, or at all, window by window.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Begun {
+    blocks: Products,
+    bytes: Products,
+    /// What had begun until the window before.
+    blocks_before: u64,
+    bytes_before: u64,
+}
+
+impl Begun {
+    /// A window ends, when so much has begun in all.
+    fn end_window(&mut self, work: f64, blocks: u64, bytes: u64) {
+        self.blocks.add(work, blocks.wrapping_sub(self.blocks_before) as f64);
+        self.bytes.add(work, bytes.wrapping_sub(self.bytes_before) as f64);
+        (self.blocks_before, self.bytes_before) = (blocks, bytes);
+    }
+
+    /// What is known of two sites, taken as one. The windows in which both had blocks are not
+    /// known any more: the sum is taken to vary as if both always went together.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (sum, other) in [(&mut self.blocks, other.blocks), (&mut self.bytes, other.bytes)] {
+            sum.squares += other.squares + 2.0 * (sum.squares * other.squares).sqrt();
+            sum.by_work += other.by_work;
+        }
+        self.blocks_before = self.blocks_before.wrapping_add(other.blocks_before);
+        self.bytes_before = self.bytes_before.wrapping_add(other.bytes_before);
+    }
+}
+
+/// All windows of a recording.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Windows {
+    /// At most the first few thousand.
+    pub list: Vec<Window>,
+    /// How many there were in which the targets did something.
+    pub count: u64,
+    /// Their sums.
+    pub ledger: Ledger,
+    /// Processor time of the collector.
+    pub collector_cpu_ns: u64,
+    /// What was to be spent at most, of the work, in millionths; 0 if there was no limit.
+    pub budget_ppm: u32,
+    /// Σ x² over windows, x being the work in one.
+    work_squares: f64,
+    begun: Begun,
+}
+
+/// Work in a window, in ns; less than nothing if its hits were cheaper than others. None if
+/// there was no target in it.
+fn work_of(window: &Window) -> Option<f64> {
+    let work_ns = window.observed_cpu_ns as f64 - window.probe_cost_ns as f64;
+    (window.observed_cpu_ns > 0).then_some(work_ns)
+}
+
+impl Windows {
+    pub(super) fn add(&mut self, window: &Window, totals: &Totals) {
+        if self.list.len() < MAX_WINDOWS {
+            self.list.push(*window);
+        }
+        self.ledger.add(window);
+        self.collector_cpu_ns = self.collector_cpu_ns.saturating_add(window.collector_cpu_ns);
+        self.budget_ppm = window.budget_ppm;
+        if let Some(work) = work_of(window) {
+            self.count += 1;
+            self.work_squares += work * work;
+            self.begun.end_window(work, totals.allocations, totals.allocated_bytes);
+        }
+    }
+
+    /// The same at a site.
+    pub(super) fn end_at(window: &Window, site: &mut Site) {
+        let now = (site.sums.allocations, site.sums.allocated_bytes);
+        let before = site.begun.as_ref();
+        let before = before.map_or((0, 0), |begun| (begun.blocks_before, begun.bytes_before));
+        // Where nothing began, the products are 0.
+        if let Some(work) = work_of(window).filter(|_| now != before) {
+            site.begun.get_or_insert_default().end_window(work, now.0, now.1);
+        }
+    }
+
+    /// Whether the targets did anything unobserved.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        self.ledger.missed_cpu_ns > 0
+    }
+
+    /// What one that was seen to begin or to end stands for.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let observed_ns = self.ledger.observed_work_ns();
+        if observed_ns > 0.0 { self.ledger.work_ns() / observed_ns } else { 1.0 }
+    }
+
+    /// What memscope took, of what the targets did by themselves.
+    #[must_use]
+    pub fn overhead(&self) -> Option<f64> {
+        let work_ns = self.ledger.work_ns();
+        let spent_ns = self.ledger.cost_ns() + self.collector_cpu_ns as f64;
+        (work_ns > 0.0).then(|| spent_ns / work_ns)
+    }
+
+    /// Scales what began and ended at sites, and sums it up.
+    pub(super) fn scale_all(&self, totals: &mut Totals, sites: &mut [Site]) {
+        let scale = self.scale();
+        let scaled = |number: u64| (number as f64 * scale) as u64;
+        let mut sums = Totals::default();
+        for site in sites {
+            let of_site = &mut site.sums;
+            let (live_blocks, live_bytes) = (of_site.live_blocks(), of_site.live_bytes());
+            for number in [
+                &mut of_site.frees,
+                &mut of_site.freed_bytes,
+                &mut of_site.temporary_allocations,
+                &mut of_site.failed_allocations,
+                &mut of_site.allocations,
+                &mut of_site.allocated_bytes,
+            ] {
+                *number = scaled(*number);
+            }
+            // What is neither seen to end nor known to live has ended unseen.
+            let rest = |all: u64, freed: u64, live| all.wrapping_sub(freed).wrapping_sub(live);
+            of_site.unseen_ends = rest(of_site.allocations, of_site.frees, live_blocks);
+            of_site.unseen_end_bytes =
+                rest(of_site.allocated_bytes, of_site.freed_bytes, live_bytes);
+            for (sum, number) in [
+                (&mut sums.allocations, of_site.allocations),
+                (&mut sums.allocated_bytes, of_site.allocated_bytes),
+                (&mut sums.frees, of_site.frees),
+                (&mut sums.freed_bytes, of_site.freed_bytes),
+                (&mut sums.temporary_allocations, of_site.temporary_allocations),
+                (&mut sums.failed_allocations, of_site.failed_allocations),
+                (&mut sums.unseen_ends, of_site.unseen_ends),
+                (&mut sums.unseen_end_bytes, of_site.unseen_end_bytes),
+            ] {
+                *sum = sum.wrapping_add(number);
+            }
+        }
+        *totals = Totals {
+            allocations: sums.allocations,
+            allocated_bytes: sums.allocated_bytes,
+            frees: sums.frees,
+            freed_bytes: sums.freed_bytes,
+            temporary_allocations: sums.temporary_allocations,
+            failed_allocations: sums.failed_allocations,
+            unseen_ends: sums.unseen_ends,
+            unseen_end_bytes: sums.unseen_end_bytes,
+            reallocations: scaled(totals.reallocations),
+            ..*totals
+        };
+    }
+
+    /// Bounds of how many blocks began at a site, given the scaled number and what sampling
+    /// leaves open of the number before.
+    #[must_use]
+    pub fn blocks_within(
+        &self,
+        site: Option<&Begun>,
+        scaled: u64,
+        spread: &Spread,
+        deviations: f64,
+    ) -> Interval {
+        let begun = site.unwrap_or(&self.begun);
+        self.within(&begun.blocks, scaled as f64, spread, deviations)
+    }
+
+    /// The same of their bytes.
+    #[must_use]
+    pub fn bytes_within(
+        &self,
+        site: Option<&Begun>,
+        scaled: u64,
+        spread: &Spread,
+        deviations: f64,
+    ) -> Interval {
+        let begun = site.unwrap_or(&self.begun);
+        self.within(&begun.bytes, scaled as f64, spread, deviations)
+    }
+
+    /// The variance of a ratio estimate (Cochran 1977, 6.4), of which there is less the more
+    /// was observed, that of sampling where it was observed, and that of the work. With n
+    /// windows the deviate is Student's with n − 1 degrees of freedom.
+    fn within(
+        &self,
+        products: &Products,
+        scaled: f64,
+        spread: &Spread,
+        deviations: f64,
+    ) -> Interval {
+        let (observed_ns, scale) = (self.ledger.observed_work_ns(), self.scale());
+        let seen = scaled / scale;
+        let sure = interval(seen, spread, deviations).low.max(0.0);
+        if self.count < 2 || observed_ns <= 0.0 {
+            return Interval { low: sure, high: f64::INFINITY };
+        }
+        let rate = seen / observed_ns;
+        let residual =
+            products.squares - 2.0 * rate * products.by_work + rate * rate * self.work_squares;
+        let windows = self.count as f64;
+        let share = 1.0 / scale;
+        let between = (1.0 - share) * windows / (windows - 1.0) * scale * scale * residual.max(0.0);
+        let within = share * scale * scale * spread.variance;
+        let of_work = (1.0 - share) * scaled * self.ledger.error();
+        let deviation = (between + within + of_work * of_work).sqrt()
+            * student_deviate(deviations, windows - 1.0);
+        Interval { low: (scaled - deviation).max(sure), high: scaled + deviation }
+    }
+}
