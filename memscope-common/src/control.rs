@@ -69,8 +69,15 @@ pub struct CostCounters {
     pub timed_ns: u64,
     /// Zero.
     pub zero: u64,
+    /// The instruction at which the last such program ran, or where the function it ran at the
+    /// return of was going to.
+    pub hit_avma: u64,
+    /// Samples of the targets' processor time: in their work.
+    pub work_samples: u64,
+    /// The same: in probes.
+    pub probe_samples: u64,
 }
-const _: () = assert!(size_of::<CostCounters>() == 48);
+const _: () = assert!(size_of::<CostCounters>() == 72);
 
 /// One of so many runs is timed, as a power of two.
 pub const TIMED_RUNS_LOG2: u32 = 6;

@@ -154,7 +154,7 @@ fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
     let hit = Hit::new(context.as_ptr())?;
-    cost::at_entry(hit.cookie);
+    cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
     }
@@ -213,7 +213,7 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
 /// a call that was entered while it was on is followed to its end.
 #[inline(always)]
 pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> {
-    cost::at_return();
+    cost::at_return(context.regs);
     let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
@@ -428,7 +428,7 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let hit = Hit::new(context.as_ptr())?;
-    cost::at_entry(hit.cookie);
+    cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
     }

@@ -1,11 +1,33 @@
 //! Counts what probes cost, if the trace has a budget: how often their programs ran, and, of
-//! one in 64 runs, how long.
+//! one in 64 runs, how long. And samples, as a profiler does, whether the targets are at work
+//! or in a probe.
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_kernel,
+        bpf_task_pt_regs,
+    },
+    programs::PerfEventContext,
+};
 use memscope_common::control::{CostCounters, Cookie, MAX_TIMED_NS, TIMED_RUNS_LOG2};
 
-use crate::{emit, maps::COSTS};
+use crate::{
+    emit,
+    maps::{COSTS, PROCESSES},
+};
+
+/// Two bits of `cs` that are 0 in the kernel.
+const USER_MODE: u64 = 3;
+/// The longest instruction.
+const MAX_INSTRUCTION_BYTES: u64 = 15;
+/// `orig_rax` of a thread that has come into the kernel by a breakpoint, or has been taken back
+/// from a function's end by the kernel's own system call for that (`sys_uretprobe` in
+/// arch/x86/kernel/uprobes.c, Linux 6.11).
+const BREAKPOINT: u64 = u64::MAX;
+const SYS_URETPROBE: u64 = 335;
 
 /// A program begins: when, if this run is timed, else 0.
 #[inline(always)]
@@ -45,20 +67,74 @@ pub(crate) fn end(begun_ns: u64) {
     });
 }
 
-/// The program runs at an entry.
+/// The program runs at an entry, at this instruction.
 #[inline(always)]
-pub(crate) fn at_entry(cookie: Cookie) {
-    if cookie.is_stepped() {
-        // SAFETY: this CPU's map value.
-        count(|cpu| emit::add(unsafe { &raw mut (*cpu).stepped }, 1));
-    }
+pub(crate) fn at_entry(cookie: Cookie, registers: *const pt_regs) {
+    count(|cpu| {
+        note_place(cpu, registers);
+        if cookie.is_stepped() {
+            // SAFETY: this CPU's map value.
+            emit::add(unsafe { &raw mut (*cpu).stepped }, 1);
+        }
+    });
 }
 
-/// The program runs at a return.
+/// The program runs at a return, to this instruction.
 #[inline(always)]
-pub(crate) fn at_return() {
+pub(crate) fn at_return(registers: *const pt_regs) {
+    count(|cpu| {
+        note_place(cpu, registers);
+        // SAFETY: this CPU's map value.
+        emit::add(unsafe { &raw mut (*cpu).returns }, 1);
+    });
+}
+
+#[inline(always)]
+fn note_place(cpu: *mut CostCounters, registers: *const pt_regs) {
+    // SAFETY: the context of a uprobe is the thread's registers; this CPU's map value.
+    unsafe { write_volatile(&raw mut (*cpu).hit_avma, read_volatile(&raw const (*registers).rip)) };
+}
+
+/// A sample: a processor is at this place now.
+#[inline(always)]
+pub(crate) fn sample(context: &PerfEventContext) -> Option<()> {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the map's values are written by the collector and never freed while the program
+    // reads them (RCU).
+    unsafe { PROCESSES.get(process) }?;
+    let cpu = COSTS.get_ptr_mut(0)?;
+    // SAFETY: the context of a perf event begins with the registers at that place.
+    let (cs, rip) = unsafe {
+        let registers = &raw const (*context.ctx).regs;
+        (read_volatile(&raw const (*registers).cs), read_volatile(&raw const (*registers).rip))
+    };
+    let is_in_probe = if cs & USER_MODE == 0 { has_come_by_probe() } else { is_behind_hit(cpu, rip) };
     // SAFETY: this CPU's map value.
-    count(|cpu| emit::add(unsafe { &raw mut (*cpu).returns }, 1));
+    let counter = unsafe {
+        if is_in_probe { &raw mut (*cpu).probe_samples } else { &raw mut (*cpu).work_samples }
+    };
+    emit::add(counter, 1);
+    Some(())
+}
+
+/// Whether the current thread has come into the kernel because of a probe.
+#[inline(always)]
+fn has_come_by_probe() -> bool {
+    // SAFETY: helpers that take what they are given here, and that check the address.
+    let reason = unsafe {
+        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
+        bpf_probe_read_kernel(&raw const (*registers).orig_rax)
+    };
+    reason.is_ok_and(|reason| reason == BREAKPOINT || reason == SYS_URETPROBE)
+}
+
+/// A sample that is due while the kernel lets nothing interrupt it, on its way out of a probe, is
+/// taken at the first instruction behind it.
+#[inline(always)]
+fn is_behind_hit(cpu: *const CostCounters, rip: u64) -> bool {
+    // SAFETY: this CPU's map value.
+    let hit_avma = unsafe { read_volatile(&raw const (*cpu).hit_avma) };
+    hit_avma != 0 && rip.wrapping_sub(hit_avma) <= MAX_INSTRUCTION_BYTES
 }
 
 #[inline(always)]

@@ -23,8 +23,8 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_attach_cookie,
-    macros::{btf_tracepoint, uprobe, uretprobe},
-    programs::{BtfTracePointContext, ProbeContext, RetProbeContext},
+    macros::{btf_tracepoint, perf_event, uprobe, uretprobe},
+    programs::{BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext},
 };
 use memscope_common::{CONTRACT_VERSION, control::Cookie};
 
@@ -90,6 +90,13 @@ fn free_entered(context: ProbeContext) -> u32 {
     let begun_ns = cost::begin();
     alloc::freed(&context);
     cost::end(begun_ns);
+    0
+}
+
+/// From time to time on each processor, while a budget is kept.
+#[perf_event]
+fn work_sampled(context: PerfEventContext) -> u32 {
+    cost::sample(&context);
     0
 }
 

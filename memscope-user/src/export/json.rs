@@ -184,6 +184,8 @@ struct BudgetJson {
     observed_cpu_ns: u64,
     missed_cpu_ns: u64,
     probe_cost_ns: u64,
+    work_samples: u64,
+    probe_samples: u64,
     collector_cpu_ns: u64,
     window_count: u64,
     /// At most the first few thousand.
@@ -197,6 +199,8 @@ struct ObservedJson {
     observed_cpu_ns: u64,
     missed_cpu_ns: u64,
     probe_cost_ns: u64,
+    work_samples: u64,
+    probe_samples: u64,
     collector_cpu_ns: u64,
     interval_bytes: u64,
 }
@@ -210,6 +214,8 @@ impl BudgetJson {
             observed_cpu_ns: window.observed_cpu_ns,
             missed_cpu_ns: window.missed_cpu_ns,
             probe_cost_ns: window.probe_cost_ns,
+            work_samples: window.work_samples,
+            probe_samples: window.probe_samples,
             collector_cpu_ns: window.collector_cpu_ns,
             interval_bytes: window.interval_bytes,
         });
@@ -221,6 +227,8 @@ impl BudgetJson {
             observed_cpu_ns: windows.ledger.observed_cpu_ns,
             missed_cpu_ns: windows.ledger.missed_cpu_ns,
             probe_cost_ns: windows.ledger.probe_cost_ns,
+            work_samples: windows.ledger.work_samples,
+            probe_samples: windows.ledger.probe_samples,
             collector_cpu_ns: windows.collector_cpu_ns,
             window_count,
             windows: list.collect(),

@@ -135,7 +135,7 @@ impl Kernel {
             result = result.and(linked);
         }
         self.attached.remembered = Some(remembered);
-        if self.attached.of_blocks.is_empty() { result } else { Ok(()) }
+        if self.attached.of_blocks.is_empty() { result } else { self.sample_work() }
     }
 
     /// A target's probes are gone, and will be attached anew.

@@ -146,6 +146,9 @@ impl Kernel {
                 .and_then(|()| program.attach().map(drop))
                 .map_err(|source| KernelError::Program { program: name, source })?;
         }
+        if config.counts_cost {
+            Self::load_sampler(&mut ebpf)?;
+        }
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
         let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
@@ -569,7 +572,10 @@ fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {
     }
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
+pub(super) fn program<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut P, KernelError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {

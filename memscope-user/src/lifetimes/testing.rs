@@ -82,6 +82,8 @@ impl Trace {
                     observed_cpu_ns: ns(observed),
                     missed_cpu_ns: ns(missed),
                     probe_cost_ns: ns(cost),
+                    work_samples: 1000 * (ns(observed).saturating_sub(ns(cost))) / 1_000_000,
+                    probe_samples: ns(cost) / 1000,
                     collector_cpu_ns: 500_000,
                     interval_bytes: self.interval_bytes,
                     budget_ppm: 50_000,

@@ -23,32 +23,71 @@ const MAX_WINDOWS: usize = 4096;
 /// How far off the cost of a hit can be that was measured on code made for it: in real programs,
 /// whose caches it disturbs, it was up to a sixth dearer.
 const HIT_COST_ERROR: f64 = 0.2;
+/// From so many samples on, work is told by them alone.
+const ENOUGH_SAMPLES: f64 = 1000.0;
 /// At least this share of the processor time in windows is work.
-const LEAST_WORK: f64 = 0.005;
+const LEAST_WORK: f64 = 0.002;
 
 /// What the targets used while they were observed and while not, and what probes cost of it.
+///
+/// What they used while they were observed is work and probes. Which share is work is told by
+/// samples, once there are enough. Until then it is mixed with what follows from the counted hits
+/// and what one was measured to cost, which is less exact: if probes cost most of the time, work
+/// is a small difference of large numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Processor time while they were observed.
     pub observed_cpu_ns: u64,
     /// Processor time while they were not, which is all work.
     pub missed_cpu_ns: u64,
-    /// What of the first was due to probes: hits times what one was measured to cost, and the
-    /// time that the programs ran.
+    /// What of the first was due to probes by their hits, times what one was measured to cost,
+    /// and the time that the programs ran.
     pub probe_cost_ns: u64,
+    /// Samples of the first: at work.
+    pub work_samples: u64,
+    /// Samples of the first: in probes.
+    pub probe_samples: u64,
 }
 
 impl Ledger {
-    /// What probes have cost; not all that there was.
+    /// Which share of the time while they were observed is work.
+    #[must_use]
+    pub fn work_share(&self) -> f64 {
+        let (work, all) = (self.work_samples as f64, self.samples());
+        let sampled = if all > 0.0 { work / all } else { 0.0 };
+        let trust = (all / ENOUGH_SAMPLES).min(1.0);
+        (trust * sampled + (1.0 - trust) * self.counted_share()).clamp(LEAST_WORK, 1.0)
+    }
+
+    fn samples(&self) -> f64 {
+        self.work_samples as f64 + self.probe_samples as f64
+    }
+
+    /// The same by counted hits.
+    fn counted_share(&self) -> f64 {
+        let (observed, cost) = (self.observed_cpu_ns as f64, self.probe_cost_ns as f64);
+        if observed > 0.0 { (1.0 - cost / observed).max(LEAST_WORK) } else { 1.0 }
+    }
+
+    /// Its relative error: that of a number of samples, and of what is left of a difference.
+    fn error(&self) -> f64 {
+        let (all, share) = (self.samples(), self.work_share());
+        let trust = (all / ENOUGH_SAMPLES).min(1.0);
+        let of_samples = ((1.0 - share) / (share * all.max(1.0))).sqrt();
+        let of_hits = HIT_COST_ERROR * (1.0 - share) / share;
+        (trust * of_samples).hypot((1.0 - trust) * of_hits)
+    }
+
+    /// What probes have cost.
     #[must_use]
     pub fn cost_ns(&self) -> f64 {
-        (self.probe_cost_ns as f64).min((1.0 - LEAST_WORK) * self.observed_cpu_ns as f64)
+        (1.0 - self.work_share()) * self.observed_cpu_ns as f64
     }
 
     /// Work while the targets were observed.
     #[must_use]
     pub fn observed_work_ns(&self) -> f64 {
-        self.observed_cpu_ns as f64 - self.cost_ns()
+        self.work_share() * self.observed_cpu_ns as f64
     }
 
     /// Work in all.
@@ -57,37 +96,33 @@ impl Ledger {
         self.observed_work_ns() + self.missed_cpu_ns as f64
     }
 
-    /// The relative error of the work while they were observed: it is what is left of a
-    /// difference.
-    fn error(&self) -> f64 {
-        let work_ns = self.observed_work_ns();
-        if work_ns > 0.0 { HIT_COST_ERROR * self.cost_ns() / work_ns } else { f64::INFINITY }
-    }
-
     fn add(&mut self, window: &Window) {
         for (sum, part) in [
             (&mut self.observed_cpu_ns, window.observed_cpu_ns),
             (&mut self.missed_cpu_ns, window.missed_cpu_ns),
             (&mut self.probe_cost_ns, window.probe_cost_ns),
+            (&mut self.work_samples, window.work_samples),
+            (&mut self.probe_samples, window.probe_samples),
         ] {
             *sum = sum.saturating_add(part);
         }
     }
 }
 
-/// Sums over windows of products of what began in one, y, and the work in it, x.
+/// Sums over windows of products of what began in one, y, and the time that the targets used in
+/// it, x. The same share of it is taken to be work in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Products {
     /// Σ y².
     squares: f64,
     /// Σ xy.
-    by_work: f64,
+    by_time: f64,
 }
 
 impl Products {
-    fn add(&mut self, work: f64, begun: f64) {
+    fn add(&mut self, time: f64, begun: f64) {
         self.squares += begun * begun;
-        self.by_work += work * begun;
+        self.by_time += time * begun;
     }
 }
 
@@ -102,10 +137,10 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// A window ends, when so much has begun in all.
-    fn end_window(&mut self, work: f64, blocks: u64, bytes: u64) {
-        self.blocks.add(work, blocks.wrapping_sub(self.blocks_before) as f64);
-        self.bytes.add(work, bytes.wrapping_sub(self.bytes_before) as f64);
+    /// A window of so much time ends, when so much has begun in all.
+    fn end_window(&mut self, time: f64, blocks: u64, bytes: u64) {
+        self.blocks.add(time, blocks.wrapping_sub(self.blocks_before) as f64);
+        self.bytes.add(time, bytes.wrapping_sub(self.bytes_before) as f64);
         (self.blocks_before, self.bytes_before) = (blocks, bytes);
     }
 
@@ -114,7 +149,7 @@ impl Begun {
     pub(super) fn merge(&mut self, other: &Self) {
         for (sum, other) in [(&mut self.blocks, other.blocks), (&mut self.bytes, other.bytes)] {
             sum.squares += other.squares + 2.0 * (sum.squares * other.squares).sqrt();
-            sum.by_work += other.by_work;
+            sum.by_time += other.by_time;
         }
         self.blocks_before = self.blocks_before.wrapping_add(other.blocks_before);
         self.bytes_before = self.bytes_before.wrapping_add(other.bytes_before);
@@ -134,16 +169,14 @@ pub struct Windows {
     pub collector_cpu_ns: u64,
     /// What was to be spent at most, of the work, in millionths; 0 if there was no limit.
     pub budget_ppm: u32,
-    /// Σ x² over windows, x being the work in one.
-    work_squares: f64,
+    /// Σ x² over windows, x being the time that the targets used in one.
+    time_squares: f64,
     begun: Begun,
 }
 
-/// Work in a window, in ns; less than nothing if its hits were cheaper than others. None if
-/// there was no target in it.
-fn work_of(window: &Window) -> Option<f64> {
-    let work_ns = window.observed_cpu_ns as f64 - window.probe_cost_ns as f64;
-    (window.observed_cpu_ns > 0).then_some(work_ns)
+/// What targets used in a window, in ns. None if there was none at work.
+fn time_of(window: &Window) -> Option<f64> {
+    (window.observed_cpu_ns > 0).then_some(window.observed_cpu_ns as f64)
 }
 
 impl Windows {
@@ -154,10 +187,10 @@ impl Windows {
         self.ledger.add(window);
         self.collector_cpu_ns = self.collector_cpu_ns.saturating_add(window.collector_cpu_ns);
         self.budget_ppm = window.budget_ppm;
-        if let Some(work) = work_of(window) {
+        if let Some(time) = time_of(window) {
             self.count += 1;
-            self.work_squares += work * work;
-            self.begun.end_window(work, totals.allocations, totals.allocated_bytes);
+            self.time_squares += time * time;
+            self.begun.end_window(time, totals.allocations, totals.allocated_bytes);
         }
     }
 
@@ -167,8 +200,8 @@ impl Windows {
         let before = site.begun.as_ref();
         let before = before.map_or((0, 0), |begun| (begun.blocks_before, begun.bytes_before));
         // Where nothing began, the products are 0.
-        if let Some(work) = work_of(window).filter(|_| now != before) {
-            site.begun.get_or_insert_default().end_window(work, now.0, now.1);
+        if let Some(time) = time_of(window).filter(|_| now != before) {
+            site.begun.get_or_insert_default().end_window(time, now.0, now.1);
         }
     }
 
@@ -280,7 +313,7 @@ impl Windows {
         spread: &Spread,
         deviations: f64,
     ) -> Interval {
-        let (observed_ns, scale) = (self.ledger.observed_work_ns(), self.scale());
+        let (observed_ns, scale) = (self.ledger.observed_cpu_ns as f64, self.scale());
         let seen = scaled / scale;
         let sure = interval(seen, spread, deviations).low.max(0.0);
         if self.count < 2 || observed_ns <= 0.0 {
@@ -288,7 +321,7 @@ impl Windows {
         }
         let rate = seen / observed_ns;
         let residual =
-            products.squares - 2.0 * rate * products.by_work + rate * rate * self.work_squares;
+            products.squares - 2.0 * rate * products.by_time + rate * rate * self.time_squares;
         let windows = self.count as f64;
         let share = 1.0 / scale;
         let between = (1.0 - share) * windows / (windows - 1.0) * scale * scale * residual.max(0.0);

@@ -381,6 +381,10 @@ pub struct Window {
     /// What probes have cost the targets since the window before ended: hits times what such a
     /// hit costs on this kernel, and the time that the programs ran.
     pub probe_cost_ns: u64,
+    /// How often, when it was looked at what the targets used it for, they were at work.
+    pub work_samples: u64,
+    /// How often they were in a probe.
+    pub probe_samples: u64,
     /// Processor time of the collector since the window before ended.
     pub collector_cpu_ns: u64,
     /// Mean bytes between two sampled blocks as it ended.

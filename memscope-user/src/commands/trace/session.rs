@@ -382,7 +382,8 @@ impl Session {
 
     /// From now on no more is spent than this.
     pub(super) fn limit(&mut self, limit: &Limit) -> anyhow::Result<()> {
-        self.windowed = Some(Windowed::begin(limit, &self.kernel, &self.observed())?);
+        let observed = self.observed();
+        self.windowed = Some(Windowed::begin(limit, &mut self.kernel, &observed)?);
         Ok(())
     }
 

@@ -76,9 +76,10 @@ impl Windowed {
     /// Recording has begun.
     pub(super) fn begin(
         limit: &Limit,
-        kernel: &Kernel,
+        kernel: &mut Kernel,
         targets: &[Observed],
     ) -> Result<Self, KernelError> {
+        kernel.sample_work()?;
         let mut meter = Meter { costs: limit.costs, target_cpu_ns: FxHashMap::default() };
         let used = meter.used(kernel, targets)?;
         let budget = Budget::new(limit.ppm, limit.interval_bytes, limit.seed, used);
