@@ -131,6 +131,7 @@ fn begin(
         for target in targets {
             session.attach_running(target)?;
         }
+        session.prepare()?;
         return Ok(Begun { session, notices, command: None });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
@@ -144,6 +145,7 @@ fn begin(
         }
     }
     session.started(target)?;
+    session.prepare()?;
     Ok(Begun { session, notices, command: Some(held.release()?) })
 }
 
@@ -227,14 +229,10 @@ async fn follow(
                 }
             }
             Some(notice) = notices.recv() => {
-                let mut waiting = vec![notice];
-                // What is said again meanwhile needs to be done once.
-                while let Ok(notice) = notices.try_recv() {
-                    if !waiting.contains(&notice) {
-                        waiting.push(notice);
-                    }
+                session.act_on(&with_waiting(notice, &mut notices));
+                if notices.is_empty() {
+                    session.prepare()?;
                 }
-                session.act_on(&waiting);
             }
             signal = interrupts.next() => {
                 let Some(command) = command.as_ref().filter(|_| !asked) else { break EndingReason::Interrupted };
@@ -264,6 +262,17 @@ async fn follow(
         command_code = Some(command.wait().context("cannot wait for the command")?);
     }
     Ok((recorded, command_code))
+}
+
+/// A notice and those that wait behind it. What is said again meanwhile needs to be done once.
+fn with_waiting(notice: Notice, notices: &mut UnboundedReceiver<Notice>) -> Vec<Notice> {
+    let mut waiting = vec![notice];
+    while let Ok(notice) = notices.try_recv() {
+        if !waiting.contains(&notice) {
+            waiting.push(notice);
+        }
+    }
+    waiting
 }
 
 type EbpfLog = aya_log::EbpfLogger<&'static dyn log::Log>;
