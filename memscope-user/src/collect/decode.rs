@@ -1,10 +1,12 @@
+use std::sync::Arc;
+
 use memscope_common::record::{
-    self, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS,
-    KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
-    KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
-    KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
-    ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
-    StackHeader, ThreadExit, ThreadNumber,
+    self, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC,
+    KIND_FREE, KIND_LOSS, KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
+    KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY,
+    KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA,
+    MAX_THREAD_NUMBER, ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree,
+    StackCopy, StackHeader, ThreadExit, ThreadNumber,
 };
 use zerocopy::FromBytes;
 
@@ -98,8 +100,9 @@ pub struct StackFrames {
 pub struct CopiedStack {
     /// Registers and identity.
     pub copy: StackCopy,
-    /// What lay from its `start_avma` on, as many bytes as it says.
-    pub bytes: Vec<u8>,
+    /// What lay from its `start_avma` on, as many bytes as it says: parts of
+    /// [`COPY_PART_BYTES`], of which the last can be shorter.
+    pub parts: Vec<Arc<[u8]>>,
 }
 
 impl Record {
@@ -173,6 +176,32 @@ struct NumberedThread {
 #[derive(Debug, Default)]
 pub struct Decoder {
     threads: Vec<Option<NumberedThread>>,
+    parts: KnownParts,
+}
+
+/// Parts of stacks that are remembered: four times the longest copy.
+const MAX_KNOWN_PARTS: usize = 4 * MAX_COPY_BYTES / COPY_PART_BYTES;
+
+/// Parts of copied stacks, by where they lay. A stack is copied again and again while the
+/// functions at its outer end stay as they are, so most parts of a copy are those of the one
+/// before. Fresh memory for all of them would cost the draining thread more than anything else
+/// it does: a page fault for each page, while the ring fills.
+#[derive(Debug, Default)]
+struct KnownParts(Vec<Arc<[u8]>>);
+
+impl KnownParts {
+    /// A part that lay at an address. It is told from others by its contents alone.
+    fn share(&mut self, avma: u64, bytes: &[u8]) -> Arc<[u8]> {
+        if self.0.is_empty() {
+            self.0.resize(MAX_KNOWN_PARTS, Arc::default());
+        }
+        let place = (avma / COPY_PART_BYTES as u64) as usize % MAX_KNOWN_PARTS;
+        let Some(known) = self.0.get_mut(place) else { return Arc::from(bytes) };
+        if **known != *bytes {
+            *known = Arc::from(bytes);
+        }
+        Arc::clone(known)
+    }
 }
 
 impl Decoder {
@@ -185,6 +214,7 @@ impl Decoder {
         match bytes.first() {
             None => Err(DecodeError::Empty),
             Some(&KIND_THREAD_NUMBER) => self.thread_number(bytes).map(|()| None),
+            Some(&KIND_STACK_COPY) => self.stack_copy(bytes).map(Some),
             Some(kind) => large(*kind, bytes).map(Some),
         }
     }
@@ -247,6 +277,12 @@ impl Decoder {
             .ok_or(DecodeError::UnknownThread { number })
     }
 
+    fn stack_copy(&mut self, bytes: &[u8]) -> Result<Record, DecodeError> {
+        stack_copy(bytes, |avma, part| self.parts.share(avma, part))
+            .map(|copy| Record::StackCopy(Box::new(copy)))
+            .ok_or(DecodeError::Length { kind: KIND_STACK_COPY, bytes: bytes.len() })
+    }
+
     fn thread_number(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
         let record: ThreadNumber = whole(bytes)
             .ok_or(DecodeError::Length { kind: KIND_THREAD_NUMBER, bytes: bytes.len() })?;
@@ -292,7 +328,6 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_REALLOCATION_BEGIN => whole(bytes).map(Record::ReallocationBegin),
         KIND_REALLOCATION_END => whole(bytes).map(|end| Record::ReallocationEnd(Box::new(end))),
         KIND_STACK => stack(bytes).map(|stack| Record::Stack(Box::new(stack))),
-        KIND_STACK_COPY => stack_copy(bytes).map(|copy| Record::StackCopy(Box::new(copy))),
         KIND_LOSS => whole(bytes).map(Record::Loss),
         KIND_EXEC => whole(bytes).map(Record::Exec),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
@@ -322,13 +357,18 @@ fn stack(bytes: &[u8]) -> Option<StackFrames> {
 }
 
 /// A copy always has the length of the longest, because that is how it can be made.
-fn stack_copy(bytes: &[u8]) -> Option<CopiedStack> {
+fn stack_copy<'bytes>(
+    bytes: &'bytes [u8],
+    mut share: impl FnMut(u64, &'bytes [u8]) -> Arc<[u8]>,
+) -> Option<CopiedStack> {
     let (copy, bytes) = StackCopy::read_from_prefix(bytes).ok()?;
     if bytes.len() != MAX_COPY_BYTES {
         return None;
     }
-    let bytes = bytes.get(..copy.byte_count as usize)?.to_vec();
-    Some(CopiedStack { copy, bytes })
+    let parts = bytes.get(..copy.byte_count as usize)?.chunks(COPY_PART_BYTES);
+    let avma = |number: u64| copy.start_avma().wrapping_add(number * COPY_PART_BYTES as u64);
+    let parts = parts.zip(0..).map(|(part, number)| share(avma(number), part)).collect();
+    Some(CopiedStack { copy, parts })
 }
 
 #[cfg(test)]

@@ -259,6 +259,22 @@ impl KernelTables {
         Ok(true)
     }
 
+    /// Makes room for the next tables: a chunk, if less is left. While one is added the kernel
+    /// waits until no program can still see its place empty (`maybe_wait_bpf_programs` in
+    /// kernel/bpf/syscall.c), some ten milliseconds, in which what a target has just mapped
+    /// should not wait for its tables.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no memory.
+    pub fn make_room(&mut self) -> Result<(), KernelError> {
+        let left = (self.chunk_memory.len() * CHUNK_WORDS).saturating_sub(self.next_word as usize);
+        if left < CHUNK_WORDS && self.chunk_memory.len() < MAX_CHUNKS {
+            self.add_chunk()?;
+        }
+        Ok(())
+    }
+
     fn add_chunk(&mut self) -> Result<(), KernelError> {
         let error = |source| KernelError::Map { map: "CHUNKS", source };
         let parameters = aya_obj::Map::new_from_params(

@@ -6,6 +6,7 @@
 //! instruction, so that it can be looked at before it runs.
 
 mod allocator;
+mod blocks;
 mod launch;
 mod module;
 mod plan;

@@ -1,8 +1,8 @@
 use std::{collections::BTreeMap, fs::File, io};
 
-use object::{
-    Object as _, ObjectSymbol as _, ReadCache, ReadRef as _, SegmentFlags, SymbolKind, elf,
-};
+use object::{Object as _, ObjectSymbol as _, ReadRef as _, SegmentFlags, SymbolKind, elf};
+
+use super::blocks::Blocks;
 
 /// Largest file looked into.
 const MAX_FILE_BYTES: u64 = 1 << 36;
@@ -84,8 +84,8 @@ impl ModuleFacts {
         if bytes > MAX_FILE_BYTES {
             return Err(ModuleError::TooLarge { bytes });
         }
-        let cache = ReadCache::new(file);
-        let elf = object::File::parse(&cache).map_err(ModuleError::NotElf)?;
+        let blocks = Blocks::of(file);
+        let elf = object::File::parse(&blocks).map_err(ModuleError::NotElf)?;
         let code: Vec<CodeSegment> =
             elf.segments().filter_map(|segment| code_segment(&segment)).collect();
         let mut found: BTreeMap<(u64, String), u64> = BTreeMap::new();
@@ -109,7 +109,7 @@ impl ModuleFacts {
                 let inside = start_svma - segment.start_svma;
                 let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
                 let file_offset = segment.file_offset.checked_add(inside)?;
-                let code = (&cache).read_bytes_at(file_offset, length).ok()?.to_vec();
+                let code = (&blocks).read_bytes_at(file_offset, length).ok()?.to_vec();
                 Some(FunctionCode { name, file_offset, code })
             })
             .collect();

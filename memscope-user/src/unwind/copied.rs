@@ -14,7 +14,7 @@ use gimli::{
     CfaRule, EvaluationResult, FrameDescriptionEntry, Location, RegisterRule, UnwindContext,
     UnwindExpression, UnwindTableRow, Value, X86_64,
 };
-use memscope_common::record::{MAX_FRAMES, StackCopy};
+use memscope_common::record::{COPY_PART_BYTES, MAX_FRAMES, StackCopy};
 
 pub use self::functions::FrameInfo;
 use self::{
@@ -73,14 +73,15 @@ pub struct CopiedWalk {
     pub unknown_avma: Option<u64>,
 }
 
-/// Walks up a copied stack.
+/// Walks up a copied stack, of which parts of [`COPY_PART_BYTES`] are given; the last can be
+/// shorter.
 ///
 /// A register that is read from beyond the copy is not missed until something is
 /// computed from it. A signal handler may have had a stack of its own; then the copy ends
 /// with that.
-pub fn walk_copy(copy: &StackCopy, bytes: &[u8], code: &mut impl MappedCode) -> CopiedWalk {
+pub fn walk_copy(copy: &StackCopy, parts: &[Arc<[u8]>], code: &mut impl MappedCode) -> CopiedWalk {
     let mut walk = Walk {
-        memory: Memory { start_avma: copy.start_avma(), bytes },
+        memory: Memory { start_avma: copy.start_avma(), parts },
         registers: Registers::of_copy(copy),
         context: Box::default(),
         used_frame_pointers: false,
@@ -132,7 +133,7 @@ enum Stop {
 
 struct Memory<'copy> {
     start_avma: u64,
-    bytes: &'copy [u8],
+    parts: &'copy [Arc<[u8]>],
 }
 
 impl Memory<'_> {
@@ -143,17 +144,18 @@ impl Memory<'_> {
     /// An integer of 1 to 8 bytes.
     fn value(&self, avma: u64, size: u8) -> Content {
         let mut word = [0; 8];
-        let length = usize::from(size);
-        let part = avma
-            .checked_sub(self.start_avma)
-            .and_then(|offset| usize::try_from(offset).ok())
-            .and_then(|offset| self.bytes.get(offset..offset.checked_add(length)?));
-        match (part, word.get_mut(..length)) {
-            (Some(part), Some(target)) => {
-                target.copy_from_slice(part);
-                Content::Known(u64::from_le_bytes(word))
+        let offset =
+            avma.checked_sub(self.start_avma).and_then(|offset| usize::try_from(offset).ok());
+        let read = offset.zip(word.get_mut(..usize::from(size))).and_then(|(offset, word)| {
+            for (byte, offset) in word.iter_mut().zip(offset..) {
+                let part = self.parts.get(offset / COPY_PART_BYTES)?;
+                *byte = *part.get(offset % COPY_PART_BYTES)?;
             }
-            _ => Content::NotCopied,
+            Some(())
+        });
+        match read {
+            Some(()) => Content::Known(u64::from_le_bytes(word)),
+            None => Content::NotCopied,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     num::NonZero,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -43,6 +43,8 @@ pub struct TableCounts {
 pub struct Tables {
     cache: Option<TableCache>,
     in_use: Mutex<FxHashMap<Digest, Weak<UnwindTable>>>,
+    /// To be written into the cache.
+    new: Mutex<Vec<(Digest, Arc<UnwindTable>)>>,
     made: AtomicU64,
     cached: AtomicU64,
     shared: AtomicU64,
@@ -113,6 +115,18 @@ impl Tables {
         done.into_iter().map(|(_, table)| table).collect()
     }
 
+    /// Writes what was made since the last time into the cache. That takes longer than making it
+    /// does, and is left until those who wait for a table have it.
+    pub fn keep_new(&self) {
+        let Some(cache) = &self.cache else { return };
+        let new = std::mem::take(&mut *lock(&self.new));
+        for (digest, table) in new {
+            if let Err(error) = cache.store(&digest, &table) {
+                self.cache_failed("written", &error);
+            }
+        }
+    }
+
     /// Where the tables came from so far.
     #[must_use]
     pub fn counts(&self) -> TableCounts {
@@ -126,39 +140,35 @@ impl Tables {
 
     fn of(&self, file: &CallFrames<'_>) -> Result<Arc<UnwindTable>, UnwindError> {
         let digest = file.digest();
-        if let Some(table) = self.in_use().get(&digest).and_then(Weak::upgrade) {
+        if let Some(table) = lock(&self.in_use).get(&digest).and_then(Weak::upgrade) {
             self.shared.fetch_add(1, Ordering::Relaxed);
             return Ok(table);
         }
-        let table = Arc::new(self.cached_or_made(file, &digest)?);
-        let mut in_use = self.in_use();
+        let table = self.cached_or_made(file, &digest)?;
+        let mut in_use = lock(&self.in_use);
         in_use.retain(|_, table| table.strong_count() > 0);
         in_use.insert(digest, Arc::downgrade(&table));
         Ok(table)
-    }
-
-    fn in_use(&self) -> std::sync::MutexGuard<'_, FxHashMap<Digest, Weak<UnwindTable>>> {
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cached_or_made(
         &self,
         file: &CallFrames<'_>,
         digest: &Digest,
-    ) -> Result<UnwindTable, UnwindError> {
+    ) -> Result<Arc<UnwindTable>, UnwindError> {
         let cache = self.cache.as_ref().filter(|_| file.bytes() >= MIN_CACHED_BYTES);
         match cache.map(|cache| cache.load(digest)) {
             Some(Ok(Some(table))) => {
                 self.cached.fetch_add(1, Ordering::Relaxed);
-                return Ok(table);
+                return Ok(Arc::new(table));
             }
             Some(Err(error)) => self.cache_failed("read", &error),
             Some(Ok(None)) | None => {}
         }
-        let table = layout::table(file)?;
+        let table = Arc::new(layout::table(file)?);
         self.made.fetch_add(1, Ordering::Relaxed);
-        if let Some(Err(error)) = cache.map(|cache| cache.store(digest, &table)) {
-            self.cache_failed("written", &error);
+        if cache.is_some() {
+            lock(&self.new).push((*digest, Arc::clone(&table)));
         }
         Ok(table)
     }
@@ -167,4 +177,9 @@ impl Tables {
         self.cache_failures.fetch_add(1, Ordering::Relaxed);
         log::debug!("a cached unwind table cannot be {what}: {error}");
     }
+}
+
+/// What is guarded is never left half changed.
+fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

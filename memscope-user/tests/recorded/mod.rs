@@ -215,7 +215,8 @@ impl Recording {
     }
 
     pub(crate) fn walk_copied(&self, code: &Code) -> CopiedWalk {
-        walk_copy(&self.copy, &self.bytes, &mut CopiedCode(code))
+        let parts: Vec<Arc<[u8]>> = self.bytes.chunks(COPY_PART_BYTES).map(Arc::from).collect();
+        walk_copy(&self.copy, &parts, &mut CopiedCode(code))
     }
 
     /// Frames, and whether it came to the end.

@@ -103,11 +103,6 @@ fn stacks_of_python_are_complete() {
                 data.sort(key=lambda row: hashlib.md5(row['b'][0].encode()).digest())\n\
                 collections.Counter(text.split())";
     // malloc for everything, or python asks for whole arenas and little else.
-    // Once before: tables of large libraries are on disk then. While they are made on a machine of few
-    // processors, more stacks can come in than are copied.
-    let before = Scratch::new();
-    run(&mut before.trace_program(&["--strict"], &python, &["-c", "import hashlib"]))
-        .assert_code(0);
     let scratch = Scratch::new();
     let mut traced = scratch.trace_program(&["--strict"], &python, &["-c", code]);
     run(traced.env("PYTHONMALLOC", "malloc")).assert_code(0);

@@ -34,7 +34,7 @@ impl ProcessView for FakeView {
         range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
     ) -> Option<WalkedCopy> {
         assert_eq!(target, TARGET);
-        let words = stack.bytes.chunks_exact(8);
+        let words = stack.parts.iter().flat_map(|part| part.chunks_exact(8));
         let words = words.map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
         let mut frames_avma = vec![stack.copy.return_avma];
         frames_avma.extend(words);
@@ -128,7 +128,7 @@ fn copied_stack(time_ns: u64, number: u32, frames_avma: &[u64]) -> Record {
         flags: 0,
         byte_count: bytes.len() as u32,
     };
-    Record::StackCopy(Box::new(CopiedStack { copy, bytes }))
+    Record::StackCopy(Box::new(CopiedStack { copy, parts: vec![bytes.into()] }))
 }
 
 fn exec(image: u16, time_ns: u64, leader_replaced: u32) -> Record {

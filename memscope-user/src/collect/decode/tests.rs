@@ -232,3 +232,53 @@ proptest! {
         prop_assert_eq!(decoder.decode_small(known).is_ok(), is_small);
     }
 }
+
+/// A copy with three and a half parts, each filled with one number.
+fn copy_of_parts(sp_avma: u64, parts: [u8; 4]) -> Vec<u8> {
+    let copy = StackCopy {
+        header: header(KIND_STACK_COPY),
+        stack: FIRST_ONCE_NUMBER,
+        return_avma: 0x4000,
+        sp_avma,
+        rbp: 0,
+        rbx: 0,
+        r12_to_r15: [0; 4],
+        outcome: OUTCOME_DEPTH_LIMIT,
+        flags: 0,
+        byte_count: (COPY_PART_BYTES * 7 / 2) as u32,
+    };
+    let memory = parts.map(|byte| [byte; COPY_PART_BYTES]).concat();
+    let rest = vec![99; MAX_COPY_BYTES - memory.len()];
+    [copy.as_bytes(), &memory, &rest].concat()
+}
+
+#[test]
+fn parts_that_are_as_before_are_shared_by_copies() {
+    let mut decoder = Decoder::default();
+    let mut parts = |sp_avma, parts| match decoder.decode(&copy_of_parts(sp_avma, parts)) {
+        Ok(Some(Record::StackCopy(copy))) => copy.parts,
+        other => panic!("no copy: {other:?}"),
+    };
+    let is_as_said = |parts: &[Arc<[u8]>], said: [u8; 4]| {
+        let lengths = [COPY_PART_BYTES, COPY_PART_BYTES, COPY_PART_BYTES, COPY_PART_BYTES / 2];
+        assert_eq!(parts.len(), said.len());
+        for ((part, byte), length) in parts.iter().zip(said).zip(lengths) {
+            assert_eq!(part[..], vec![byte; length]);
+        }
+    };
+    let first = parts(0x7010, [1, 2, 3, 4]);
+    is_as_said(&first, [1, 2, 3, 4]);
+    // Something was written into the second, and the stack has grown by a part.
+    let second = parts(0x7010, [1, 7, 3, 4]);
+    is_as_said(&second, [1, 7, 3, 4]);
+    let third = parts(0x6fff, [5, 1, 7, 3]);
+    is_as_said(&third, [5, 1, 7, 3]);
+    let shared = |one: &[Arc<[u8]>], other: &[Arc<[u8]>]| {
+        one.iter().map(|one| other.iter().any(|other| Arc::ptr_eq(one, other))).collect::<Vec<_>>()
+    };
+    assert_eq!(shared(&second, &first), [true, false, true, true]);
+    assert_eq!(shared(&third, &second), [false, true, true, false], "half of a part is another");
+    // What was there before is as it was, and any address will do.
+    is_as_said(&first, [1, 2, 3, 4]);
+    is_as_said(&parts(u64::MAX, [8; 4]), [8; 4]);
+}

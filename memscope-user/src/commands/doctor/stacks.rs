@@ -117,6 +117,7 @@ impl StackDiagnosis {
         }
         diagnosis.tables_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         diagnosis.tables_cached = tables.counts().cached;
+        tables.keep_new();
         diagnosis
     }
 

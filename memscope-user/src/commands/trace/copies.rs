@@ -43,7 +43,7 @@ impl FrameInfos {
         range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
     ) -> WalkedCopy {
         let mut code = Code { infos: self, modules, process, range_at };
-        let walk = walk_copy(&stack.copy, &stack.bytes, &mut code);
+        let walk = walk_copy(&stack.copy, &stack.parts, &mut code);
         WalkedCopy {
             frames_avma: walk.frames_avma,
             outcome: walk.outcome,

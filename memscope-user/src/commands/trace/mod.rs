@@ -145,6 +145,7 @@ fn begin(
         for target in targets {
             session.attach_running(target)?;
         }
+        session.prepare()?;
         limit.map_or(Ok(()), |limit| session.limit(limit))?;
         return Ok(Begun { session, notices, command: None });
     }
@@ -159,6 +160,7 @@ fn begin(
         }
     }
     session.started(target)?;
+    session.prepare()?;
     limit.map_or(Ok(()), |limit| session.limit(limit))?;
     Ok(Begun { session, notices, command: Some(held.release()?) })
 }
@@ -245,14 +247,10 @@ async fn follow(
                 }
             }
             Some(notice) = notices.recv() => {
-                let mut waiting = vec![notice];
-                // What is said again meanwhile needs to be done once.
-                while let Ok(notice) = notices.try_recv() {
-                    if !waiting.contains(&notice) {
-                        waiting.push(notice);
-                    }
+                session.act_on(&with_waiting(notice, &mut notices));
+                if notices.is_empty() {
+                    session.prepare()?;
                 }
-                session.act_on(&waiting);
             }
             signal = interrupts.next() => {
                 let Some(command) = command.as_ref().filter(|_| !asked) else { break EndingReason::Interrupted };
@@ -295,6 +293,17 @@ async fn sleep_until(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
+}
+
+/// A notice and those that wait behind it. What is said again meanwhile needs to be done once.
+fn with_waiting(notice: Notice, notices: &mut UnboundedReceiver<Notice>) -> Vec<Notice> {
+    let mut waiting = vec![notice];
+    while let Ok(notice) = notices.try_recv() {
+        if !waiting.contains(&notice) {
+            waiting.push(notice);
+        }
+    }
+    waiting
 }
 
 type EbpfLog = aya_log::EbpfLogger<&'static dyn log::Log>;

@@ -427,6 +427,9 @@ impl Drain {
                 if count == 0 {
                     break;
                 }
+                // Copies are few to a batch. Its room is used again for the next one, while fresh
+                // memory would have to be had page by page.
+                batch.shrink_to_fit();
                 send(input, Input::Records(batch))?;
             }
             let has_room = resume_if_room(resumer.as_ref(), &ring, stop);

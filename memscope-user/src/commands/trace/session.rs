@@ -292,6 +292,14 @@ impl Session {
         bring_tables(&mut self.kernel, &self.tables, &self.modules, &state.process, target)
     }
 
+    /// Does for the next tables what can be done before they are waited for, and what is left
+    /// to do for the last ones.
+    pub(super) fn prepare(&mut self) -> anyhow::Result<()> {
+        self.kernel.tables_mut().make_room()?;
+        self.tables.keep_new();
+        Ok(())
+    }
+
     fn attach_module(
         &mut self,
         target: u16,

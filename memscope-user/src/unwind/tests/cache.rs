@@ -166,6 +166,7 @@ fn only_tables_of_large_files_are_kept() {
         let tables = Tables::new(Some(open(place.path()).unwrap()));
         let loaded: Vec<_> =
             tables.load_all(&[&large, &small]).into_iter().map(Result::unwrap).collect();
+        tables.keep_new();
         (tables.counts(), loaded)
     };
     let counts =
@@ -181,6 +182,20 @@ fn only_tables_of_large_files_are_kept() {
     fs::write(&path, b"damaged").unwrap();
     assert_eq!(load().0, counts(2, 0, 1));
     assert_eq!(load().0, counts(1, 1, 0), "it was replaced");
+}
+
+#[test]
+fn tables_are_kept_when_nobody_waits_for_them() {
+    let place = tempfile::tempdir().unwrap();
+    let tables = Tables::new(Some(open(place.path()).unwrap()));
+    let table = tables.load(&file_of(&large())).unwrap();
+    assert!(files(place.path()).is_empty(), "not yet");
+    drop(table);
+    tables.keep_new();
+    let written = fs::metadata(&files(place.path())[0]).unwrap().modified().unwrap();
+    tables.keep_new();
+    let again = fs::metadata(&files(place.path())[0]).unwrap().modified().unwrap();
+    assert_eq!(again, written, "once");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use gimli::{
     Register, X86_64,
     write::{CallFrameInstruction as Cfi, Expression},
 };
-use memscope_common::record::{Header, KIND_STACK_COPY, MAX_FRAMES, StackCopy};
+use memscope_common::record::{COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_FRAMES, StackCopy};
 use proptest::prelude::*;
 
 use super::image::{Function, Image, cfa_expression, frames};
@@ -74,9 +74,13 @@ fn stack(length: usize, words: &[(usize, u64)]) -> Vec<u8> {
     bytes
 }
 
+fn parts(bytes: &[u8]) -> Vec<Arc<[u8]>> {
+    bytes.chunks(COPY_PART_BYTES).map(Arc::from).collect()
+}
+
 fn walk(image: &Image, start: &StackCopy, bytes: &[u8]) -> CopiedWalk {
     let info = FrameInfo::from_elf(&image.bytes()).unwrap();
-    walk_copy(start, bytes, &mut Code { info: Arc::new(info), sigreturn_avma: JIT + 0x10 })
+    walk_copy(start, &parts(bytes), &mut Code { info: Arc::new(info), sigreturn_avma: JIT + 0x10 })
 }
 
 /// 64 bytes at an offset, with what is said of them from their beginning.
@@ -339,7 +343,7 @@ fn a_file_cut_anywhere_never_panics() {
         let Ok(info) = FrameInfo::from_elf(&bytes[..length]) else { continue };
         let mut code = Code { info: Arc::new(info), sigreturn_avma: JIT };
         for start in [inside(0), inside(0x100), inside(0x200), inside(OUTERMOST)] {
-            assert!(!walk_copy(&copy(start), &memory, &mut code).frames_avma.is_empty());
+            assert!(!walk_copy(&copy(start), &parts(&memory), &mut code).frames_avma.is_empty());
         }
     }
 }
@@ -364,7 +368,7 @@ proptest! {
         if let Ok(info) = FrameInfo::from_elf(&bytes) {
             let memory: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             let mut code = Code { info: Arc::new(info), sigreturn_avma: words[0] };
-            let found = walk_copy(&copy(BIAS + 0x1000 + start), &memory, &mut code);
+            let found = walk_copy(&copy(BIAS + 0x1000 + start), &parts(&memory), &mut code);
             prop_assert!((1..=MAX_FRAMES).contains(&found.frames_avma.len()));
         }
     }
