@@ -344,12 +344,15 @@ pub struct WalkMemo {
     pub stack: [u64; MEMO_STACK_WORDS],
 }
 
-/// Per thread: what was seen at the entry of the outermost allocator call, and
-/// room for walking its stack. The walk may not use the BPF stack (512 bytes) nor
-/// per-CPU memory, because uprobe programs can be preempted by each other.
+/// Threads with state at most: elements of the map of [`ThreadState`]s.
+pub const MAX_THREADS: u32 = 1 << 16;
+
+/// Per thread: what was seen at the entry of the outermost allocator call.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
+    /// Which thread it is of, as the eBPF side knows it; 0: of none, and all else is 0.
+    pub owner: u64,
     /// Cookie of the outermost call under way, 0 if there is none.
     pub cookie: u64,
     /// Stack pointer at its entry, where its return address lies.
@@ -387,6 +390,16 @@ pub struct ThreadState {
     pub sampling_generation: u64,
     /// State of the thread's random numbers.
     pub random: u64,
+}
+/// Words of a [`ThreadState`].
+pub const THREAD_WORDS: usize = 19;
+const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
+
+/// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor
+/// per-CPU memory, because uprobe programs can be preempted by each other.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WalkState {
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
     /// The walk up its stack.
@@ -411,8 +424,8 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () = assert!(
-    size_of::<ThreadState>()
-        == 280 + 8 * WINDOW_WORDS + size_of::<StackRecord>() + size_of::<WalkMemo>()
+    size_of::<WalkState>()
+        == 136 + 8 * WINDOW_WORDS + size_of::<StackRecord>() + size_of::<WalkMemo>()
 );
 
 /// What one CPU counts.

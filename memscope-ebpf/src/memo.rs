@@ -13,7 +13,7 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user as read_user_bytes;
 use memscope_common::{
-    control::{MEMO_STACK_WORDS, MEMO_WORDS, ThreadState, WalkMemo},
+    control::{MEMO_STACK_WORDS, MEMO_WORDS, WalkMemo, WalkState},
     record::OUTCOME_COMPLETE,
 };
 
@@ -35,7 +35,7 @@ const WORDS_AT_ONCE: usize = 8;
 
 /// Looks whether this walk begins as the last one did and would find the same words.
 #[inline(always)]
-pub(crate) fn recall(state: *mut ThreadState, space: u64, seed: u64) -> Recalled {
+pub(crate) fn recall(state: *mut WalkState, space: u64, seed: u64) -> Recalled {
     // SAFETY: `state` is this thread's own live map value.
     let (memo, walk) = unsafe { (&mut (*state).memo, &mut (*state).walk) };
     let frame = &walk.frame;
@@ -77,7 +77,7 @@ pub(crate) fn recall(state: *mut ThreadState, space: u64, seed: u64) -> Recalled
 }
 
 #[inline(always)]
-fn finds_the_same(state: *mut ThreadState) -> bool {
+fn finds_the_same(state: *mut WalkState) -> bool {
     // SAFETY: `state` is this thread's own live map value.
     let memo = unsafe { &mut (*state).memo };
     let bytes = ((memo.place_bits & (MEMO_STACK_WORDS as u64 - 1)) + 1) * 8;
@@ -125,7 +125,7 @@ fn difference_of(memo: &WalkMemo, first: usize) -> u64 {
 /// Notes a word that a walk has read. Without a branch, as each would double what the verifier
 /// has to follow.
 #[inline(always)]
-pub(crate) fn note(state: *mut ThreadState, avma: u64, value: u64) {
+pub(crate) fn note(state: *mut WalkState, avma: u64, value: u64) {
     // SAFETY: `state` is this thread's own live map value.
     let memo = unsafe { &mut (*state).memo };
     let offset = avma.wrapping_sub(memo.begin[1]);
@@ -140,14 +140,14 @@ pub(crate) fn note(state: *mut ThreadState, avma: u64, value: u64) {
 
 /// A walk has looked at what is not noted.
 #[inline(always)]
-pub(crate) fn spoil(state: *mut ThreadState) {
+pub(crate) fn spoil(state: *mut WalkState) {
     // SAFETY: `state` is this thread's own live map value.
     unsafe { (*state).memo.spoilt |= 1 };
 }
 
 /// After a walk whose words were noted.
 #[inline(always)]
-pub(crate) fn keep(state: *mut ThreadState, tables_read_ns: u64) {
+pub(crate) fn keep(state: *mut WalkState, tables_read_ns: u64) {
     // SAFETY: `state` is this thread's own live map value.
     let (memo, walk) = unsafe { (&mut (*state).memo, &(*state).walk) };
     if walk.outcome != OUTCOME_COMPLETE as u64

@@ -18,7 +18,7 @@ use aya_ebpf::helpers::{
     },
 };
 use memscope_common::{
-    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS},
+    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS, WalkState},
     record::{
         Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
@@ -39,7 +39,7 @@ use crate::{
     copy, emit,
     maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
     memo::{self, Recalled},
-    sent,
+    sent, threads,
 };
 
 /// Written by the loader.
@@ -70,14 +70,18 @@ pub(crate) struct CallerRegisters {
 /// What the steps of a walk work on.
 #[repr(C)]
 struct Tools {
-    state: *mut ThreadState,
+    state: *mut WalkState,
     rules: *const Rules,
     cache: *mut RuleCache,
 }
 
 /// Walks, sends the frames if they were not sent before, and gives the stack's number.
 #[inline(always)]
-pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
+pub(crate) fn capture(thread: &mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
+    let Some(state) = threads::walk_state(thread) else {
+        emit::lose(COUNTER_LOST_STACK);
+        return 0;
+    };
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
@@ -101,76 +105,75 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
             return number as u32;
         }
     }
-    // SAFETY: `state` is this thread's own live map value.
-    unsafe {
-        if (*state).last_stack == identity {
-            return (*state).last_stack_number as u32;
+    let found = StackHeader {
+        header: Header { kind: KIND_STACK, ..header },
+        stack: 0,
+        tables_read_ns,
+        outcome,
+        flags,
+        frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
+    };
+    announce(thread, identity, found, |header| {
+        // SAFETY: `state` is this thread's own live map value.
+        unsafe {
+            (*state).stack.header = header;
+            emit::send_stack(&raw const (*state).stack)
         }
-        (*state).stack.header = StackHeader {
-            header: Header { kind: KIND_STACK, ..header },
-            stack: 0,
-            tables_read_ns,
-            outcome,
-            flags,
-            frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
-        };
-    }
-    announce(state, identity)
+    })
 }
 
 /// Notes the caller only.
 #[inline(always)]
-pub(crate) fn capture_caller(state: *mut ThreadState, return_avma: u64, header: Header) -> u32 {
+pub(crate) fn capture_caller(thread: &mut ThreadState, return_avma: u64, header: Header) -> u32 {
     let removals = match EPOCHS.get_ptr(u32::from(header.target)) {
         // SAFETY: points to an element of an array map, which is never removed.
         Some(epoch) => unsafe { read_volatile(&raw const (*epoch).removals) },
         None => 0,
     };
     let identity = mix(stack_seed(header.target, header.image, removals), return_avma);
-    // SAFETY: `state` is this thread's own live map value.
-    unsafe {
-        if (*state).last_stack == identity {
-            return (*state).last_stack_number as u32;
-        }
-        (*state).stack.frames_avma[0] = return_avma;
-        (*state).stack.header = StackHeader {
-            header: Header { kind: KIND_STACK, ..header },
-            stack: 0,
-            tables_read_ns: 0,
-            outcome: OUTCOME_CALLER_ONLY,
-            flags: 0,
-            frame_count: 1,
-        };
-    }
-    announce(state, identity)
+    let found = StackHeader {
+        header: Header { kind: KIND_STACK, ..header },
+        stack: 0,
+        tables_read_ns: 0,
+        outcome: OUTCOME_CALLER_ONLY,
+        flags: 0,
+        frame_count: 1,
+    };
+    announce(thread, identity, found, |header| emit::send_caller(header, return_avma))
 }
 
-/// Gives the stack in `state` its number, and sends its frames if they were not sent before.
+/// Gives a stack its number, and has its frames sent if they were not sent before.
 #[inline(always)]
-fn announce(state: *mut ThreadState, identity: u64) -> u32 {
-    // SAFETY: `state` is this thread's own live map value.
-    let state = unsafe { &mut *state };
-    let numbered = sent::number_of(identity, state.stack.header.header.time_ns);
+fn announce(
+    thread: &mut ThreadState,
+    identity: u64,
+    mut found: StackHeader,
+    send: impl FnOnce(StackHeader) -> bool,
+) -> u32 {
+    if thread.last_stack == identity {
+        return thread.last_stack_number as u32;
+    }
+    let numbered = sent::number_of(identity, found.header.time_ns);
     if numbered.number == 0 {
         emit::lose(COUNTER_LOST_STACK);
         return 0;
     }
     if !numbered.is_sent {
-        state.stack.header.stack = numbered.number;
+        found.stack = numbered.number;
         // Marked as sent only once it was.
-        if !emit::send_stack(&raw const state.stack, state.stack.header.frame_count) {
+        if !send(found) {
             return numbered.number as u32;
         }
         numbered.mark_sent();
     }
-    state.last_stack = identity;
-    state.last_stack_number = numbered.number;
+    thread.last_stack = identity;
+    thread.last_stack_number = numbered.number;
     numbered.number as u32
 }
 
 /// Walks as far as it goes; when the address space was looked at for its tables, or 0.
 #[inline(always)]
-fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
+fn walk_up(state: *mut WalkState, header: &Header, target: u32) -> u64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe {
         (*state).window_avma = 0;
@@ -329,7 +332,7 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
 
 /// Adds the frame to the stack and to its identity, at a distance from its address.
 #[inline(always)]
-fn note(state: *mut ThreadState, distance: u64) {
+fn note(state: *mut WalkState, distance: u64) {
     // SAFETY: `state` is this thread's own live map value; the index is below MAX_FRAMES.
     unsafe {
         let walk = &mut (*state).walk;
@@ -342,7 +345,7 @@ fn note(state: *mut ThreadState, distance: u64) {
 
 /// A word of the target's stack, mostly from the window that was read before.
 #[inline(always)]
-fn read(state: *mut ThreadState, avma: u64) -> Word {
+fn read(state: *mut WalkState, avma: u64) -> Word {
     const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
     // SAFETY: `state` is this thread's own live map value.
     let offset = avma.wrapping_sub(unsafe { (*state).window_avma });

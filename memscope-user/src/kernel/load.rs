@@ -1,21 +1,26 @@
-use std::{num::NonZeroU32, path::Path};
+use std::{
+    num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{
         BtfTracePoint, Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
+use memmap2::MmapOptions;
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
         COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
-        Target, ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS, NO_ARGUMENT,
+        ProbeSurroundings, Settings, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -404,20 +409,18 @@ impl Kernel {
     ///
     /// If the map cannot be read.
     pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
-        let map_error = |source| KernelError::Map { map: "THREADS", source };
-        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
-        let threads: HashMap<_, u64, Plain<ThreadState>> =
-            HashMap::try_from(map).map_err(map_error)?;
-        let mut in_flight = 0;
-        for entry in threads.iter() {
-            match entry {
-                Ok((_, state)) => in_flight += u64::from(state.0.cookie != 0),
-                // A thread that ended while the table was read.
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map_error(error)),
-            }
-        }
-        Ok(in_flight)
+        let missing = KernelError::Missing { what: "array THREADS" };
+        let Some(Map::Array(map)) = self.ebpf.map("THREADS") else { return Err(missing) };
+        let memory = MmapOptions::new()
+            .len(MAX_THREADS as usize * size_of::<ThreadState>())
+            .map_raw_read_only(map.fd().as_fd().as_raw_fd())
+            .map_err(|source| KernelError::MapMemory { map: "THREADS", source })?;
+        let first = memory.as_ptr().cast::<ThreadState>();
+        let is_in_call = |place: &usize| {
+            // SAFETY: one of the states that were mapped; the programs write words whole.
+            unsafe { (&raw const (*first.add(*place)).cookie).read_volatile() != 0 }
+        };
+        Ok((0..MAX_THREADS as usize).filter(is_in_call).count() as u64)
     }
 }
 

@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
         Consumer, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey, ProbeSurroundings,
-        Sampling, Settings, Target, ThreadState,
+        Sampling, Settings, Target,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -22,7 +22,6 @@ plain!(
     Target,
     Consumer,
     CpuCounters,
-    ThreadState,
     ProbeSurroundings,
     Settings,
     Sampling,
