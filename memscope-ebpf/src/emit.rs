@@ -64,12 +64,11 @@ pub(crate) fn next(counter: *mut u64) -> u64 {
     value
 }
 
-/// Takes the value and leaves 0, as one step.
+/// Takes the value and leaves another one, as one step.
 #[inline(always)]
-fn take(counter: *mut u64) -> u64 {
-    let mut value: u64 = 0;
-    // SAFETY: `counter` points to an aligned u64 of a map value.
-    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) counter, inout(reg) value) }
+pub(crate) fn exchange(place: *mut u64, mut value: u64) -> u64 {
+    // SAFETY: `place` points to an aligned u64 of a map value.
+    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) place, inout(reg) value) }
     value
 }
 
@@ -293,7 +292,7 @@ fn tell_losses(cpu: *mut CpuCounters) {
     };
     // SAFETY: as above.
     let (first_lost_ns, lost_count) =
-        unsafe { ((*cpu).first_untold_loss_ns, take(&raw mut (*cpu).untold_losses)) };
+        unsafe { ((*cpu).first_untold_loss_ns, exchange(&raw mut (*cpu).untold_losses, 0)) };
     place.write(Loss {
         header: Header {
             kind: KIND_LOSS,

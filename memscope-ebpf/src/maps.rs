@@ -11,8 +11,9 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, MAX_THREADS, Overflow,
-        OverflowKey, ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkState,
+        Consumer, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, MAX_THREADS, MEMOS,
+        Overflow, OverflowKey, ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkMemo,
+        WalkState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -72,6 +73,10 @@ pub(crate) static WALKS: HashMap<u64, WalkState> =
 /// A zeroed [`WalkState`], too large for the BPF stack. One element.
 #[map]
 pub(crate) static NEW_WALK: Array<WalkState> = Array::with_max_entries(1, 0);
+
+/// Walks that were made before; see `memo`. One that comes to the place of another replaces it.
+#[map]
+pub(crate) static WALK_MEMOS: Array<WalkMemo> = Array::with_max_entries(MEMOS, 0);
 
 /// Stacks that have a number, in groups of [`SENT_GROUP_WORDS`]; see `sent`. A full group
 /// forgets one of its stacks, which gets another number when next seen. One element.
