@@ -357,36 +357,30 @@ pub const MEMO_WORDS: usize = 128;
 /// Words of the stack, from its end, among which they are.
 pub const MEMO_STACK_WORDS: usize = 256;
 
-/// What the last walk began with, what it read of the stack, and what came of it.
+/// Walks that are remembered.
+pub const MEMOS: u32 = 1 << 10;
+
+/// What a walk began with, what it read of the stack, and what came of it.
 ///
 /// A step depends on the frame it begins at, on the tables, and on the words of the stack that
 /// it reads; so a walk that begins as this one, with the same tables, and finds the same words, ends
-/// as this one.
+/// as this one, whichever thread makes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct WalkMemo {
-    /// Where the walk began: program counter, stack pointer, `rbp` and `rbx`.
-    pub begin: [u64; 4],
-    /// The space word of its tables, and the start value of its identity.
-    pub tables: [u64; 2],
+    /// 1 while a thread uses it, which no other may do then.
+    pub busy: u64,
+    /// Where the walk began: program counter, stack pointer, `rbp` and `rbx`; the space word of
+    /// its tables, and the start value of its identity.
+    pub begin: [u64; 6],
     /// How many words it read; 0 if they were not noted.
     pub word_count: u64,
     /// Their places, one or the other.
     pub place_bits: u64,
     /// Not 0 if it looked at more than is noted here.
     pub spoilt: u64,
-    /// Of the walk, at its end.
-    pub hash: u64,
-    /// The same.
-    pub frame_count: u64,
-    /// The same.
-    pub flags: u64,
-    /// The same.
-    pub end_sp_avma: u64,
-    /// When its tables were read, `CLOCK_MONOTONIC`.
-    pub tables_read_ns: u64,
-    /// The first frame, as noted.
-    pub first_frame_avma: u64,
+    /// The identity of its stack.
+    pub identity: u64,
     /// Which words of the stack they are, from the stack pointer at the begin.
     pub places: [u64; MEMO_WORDS],
     /// The words.
@@ -395,12 +389,15 @@ pub struct WalkMemo {
     pub stack: [u64; MEMO_STACK_WORDS],
 }
 
-/// Per thread: what was seen at the entry of the outermost allocator call, and
-/// room for walking its stack. The walk may not use the BPF stack (512 bytes) nor
-/// per-CPU memory, because uprobe programs can be preempted by each other.
+/// Threads with state at most: elements of the map of [`ThreadState`]s.
+pub const MAX_THREADS: u32 = 1 << 16;
+
+/// Per thread: what was seen at the entry of the outermost allocator call.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadState {
+    /// Which thread it is of, as the eBPF side knows it; 0: of none, and all else is 0.
+    pub owner: u64,
     /// Cookie of the outermost call under way, 0 if there is none.
     pub cookie: u64,
     /// Stack pointer at its entry, where its return address lies.
@@ -438,6 +435,16 @@ pub struct ThreadState {
     pub sampling_generation: u64,
     /// State of the thread's random numbers.
     pub random: u64,
+}
+/// Words of a [`ThreadState`].
+pub const THREAD_WORDS: usize = 19;
+const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
+
+/// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor
+/// per-CPU memory, because uprobe programs can be preempted by each other.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WalkState {
     /// Where in the target's stack `window` was read; 0 if it was not.
     pub window_avma: u64,
     /// The walk up its stack.
@@ -447,8 +454,6 @@ pub struct ThreadState {
     pub window: [u64; WINDOW_WORDS],
     /// The record of the stack, laid out as it is sent.
     pub stack: StackRecord,
-    /// The walk before.
-    pub memo: WalkMemo,
 }
 
 /// [`crate::record::StackHeader`] with room for all frames.
@@ -461,10 +466,7 @@ pub struct StackRecord {
     pub frames_avma: [u64; crate::record::MAX_FRAMES],
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
-const _: () = assert!(
-    size_of::<ThreadState>()
-        == 280 + 8 * WINDOW_WORDS + size_of::<StackRecord>() + size_of::<WalkMemo>()
-);
+const _: () = assert!(size_of::<WalkState>() == 136 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// What one CPU counts.
 #[repr(C)]

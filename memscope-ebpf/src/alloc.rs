@@ -27,15 +27,15 @@ use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, produ
 
 use crate::{
     cost, emit,
-    maps::{EPOCHS, NEW_THREAD, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS, THREADS},
+    maps::{EPOCHS, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS},
     overflow, sample,
     stack::{self, CallerRegisters},
+    threads,
 };
 
-/// One probe hit: which function of which process, on which thread.
+/// One probe hit: which function of which process.
 struct Hit {
     cookie: Cookie,
-    pid_tgid: u64,
     target: *const Target,
     image: u32,
 }
@@ -52,7 +52,7 @@ impl Hit {
         let index = u32::from(cookie.target());
         let target = TARGETS.get_ptr(index)?;
         let image = EPOCHS.get(index)?.image;
-        Some(Self { cookie, pid_tgid: bpf_get_current_pid_tgid(), target, image })
+        Some(Self { cookie, target, image })
     }
 
     #[inline(always)]
@@ -63,7 +63,7 @@ impl Hit {
 
     #[inline(always)]
     fn thread(&self) -> u32 {
-        self.pid_tgid as u32
+        bpf_get_current_pid_tgid() as u32
     }
 
     #[inline(always)]
@@ -107,24 +107,13 @@ fn argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
     }
 }
 
-/// State of the current thread, made if there is none.
-#[inline(always)]
-fn thread_state(pid_tgid: u64) -> Option<*mut ThreadState> {
-    if let Some(state) = THREADS.get_ptr_mut(pid_tgid) {
-        return Some(state);
-    }
-    let template = NEW_THREAD.get(0)?;
-    THREADS.insert(pid_tgid, template, 0).ok()?;
-    THREADS.get_ptr_mut(pid_tgid)
-}
-
 /// The thread's number in small records; 0 if it has none. It is told before its first use.
 #[inline(always)]
 fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: &mut u64) -> u64 {
     if state.number != 0 && state.numbered_image == u64::from(hit.image) {
         return state.number;
     }
-    let number = new_number(state, hit.header(KIND_THREAD_NUMBER, *time_ns), hit.thread());
+    let number = new_number(state, hit.header(KIND_THREAD_NUMBER, *time_ns));
     // Before the number there can be records in the ring buffer that are later by their clocks.
     // What uses it must be later than all of them, or it would be read first.
     *time_ns = emit::now_ns();
@@ -134,7 +123,8 @@ fn number_of(state: &mut ThreadState, hit: &Hit, time_ns: &mut u64) -> u64 {
 /// Never inlined, so that the verifier need not follow it together with each of the paths
 /// that lead here.
 #[inline(never)]
-fn new_number(state: &mut ThreadState, header: Header, thread: u32) -> u64 {
+fn new_number(state: &mut ThreadState, header: Header) -> u64 {
+    let thread = bpf_get_current_pid_tgid() as u32;
     state.number = 0;
     let Some(given) = NUMBERS.get_ptr_mut(NUMBER_OF_THREADS) else { return 0 };
     // SAFETY: an element of an array map.
@@ -158,7 +148,7 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
     if !hit.enabled() {
         return None;
     }
-    let Some(state) = thread_state(hit.pid_tgid) else {
+    let Some(state) = threads::find_or_make(context.as_ptr()) else {
         emit::lose(COUNTER_THREAD_TABLE_FULL);
         debug!(context, "thread table full at thread {}", hit.thread());
         return None;
@@ -216,7 +206,7 @@ pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> 
     cost::at_return(context.regs);
     let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
-    let state = unsafe { &mut *THREADS.get_ptr_mut(hit.pid_tgid)? };
+    let state = unsafe { &mut *threads::find(context.as_ptr())? };
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
     if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
@@ -445,7 +435,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let mut time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
-    if let Some(state) = thread_state(hit.pid_tgid) {
+    if let Some(state) = threads::find_or_make(context.as_ptr()) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
         // A free can hand its block on to another module's free. Its end is not probed,

@@ -7,12 +7,11 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::{
     bindings::pt_regs,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_kernel,
-        bpf_task_pt_regs,
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs,
     },
     programs::PerfEventContext,
 };
-use memscope_common::control::{CostCounters, Cookie, MAX_TIMED_NS, TIMED_RUNS_LOG2};
+use memscope_common::control::{Cookie, CostCounters, MAX_TIMED_NS, TIMED_RUNS_LOG2};
 
 use crate::{
     emit,
@@ -108,7 +107,8 @@ pub(crate) fn sample(context: &PerfEventContext) -> Option<()> {
         let registers = &raw const (*context.ctx).regs;
         (read_volatile(&raw const (*registers).cs), read_volatile(&raw const (*registers).rip))
     };
-    let is_in_probe = if cs & USER_MODE == 0 { has_come_by_probe() } else { is_behind_hit(cpu, rip) };
+    let is_in_probe =
+        if cs & USER_MODE == 0 { has_come_by_probe() } else { is_behind_hit(cpu, rip) };
     // SAFETY: this CPU's map value.
     let counter = unsafe {
         if is_in_probe { &raw mut (*cpu).probe_samples } else { &raw mut (*cpu).work_samples }

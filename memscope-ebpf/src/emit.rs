@@ -24,6 +24,12 @@ use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
 static SETTINGS: Settings =
     Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, counts_cost: 0 };
 
+/// The same place in the kernel's memory for all programs.
+#[inline(always)]
+pub(crate) fn settings_place() -> *const Settings {
+    &raw const SETTINGS
+}
+
 /// What was asked for.
 #[inline(always)]
 pub(crate) fn settings() -> Settings {
@@ -58,12 +64,11 @@ pub(crate) fn next(counter: *mut u64) -> u64 {
     value
 }
 
-/// Takes the value and leaves 0, as one step.
+/// Takes the value and leaves another one, as one step.
 #[inline(always)]
-fn take(counter: *mut u64) -> u64 {
-    let mut value: u64 = 0;
-    // SAFETY: `counter` points to an aligned u64 of a map value.
-    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) counter, inout(reg) value) }
+pub(crate) fn exchange(place: *mut u64, mut value: u64) -> u64 {
+    // SAFETY: `place` points to an aligned u64 of a map value.
+    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) place, inout(reg) value) }
     value
 }
 
@@ -232,11 +237,9 @@ pub(crate) fn send_if_room<T: 'static>(record: T) -> bool {
 
 /// Sends the frames of a stack; true if they were sent.
 #[inline(always)]
-pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
-    let Some(cpu) = counters() else { return false };
-    tell_losses(cpu);
-    count_on(cpu, COUNTER_ATTEMPTED);
-    let frame_count = (frame_count as usize).min(MAX_FRAMES);
+pub(crate) fn send_stack(stack: *const StackRecord) -> bool {
+    // SAFETY: a record that its owner has made.
+    let frame_count = unsafe { (*stack).header.frame_count as usize }.min(MAX_FRAMES);
     // SAFETY: header and frames lie together in a StackRecord, whose frames array
     // has MAX_FRAMES elements.
     let bytes = unsafe {
@@ -245,6 +248,31 @@ pub(crate) fn send_stack(stack: *const StackRecord, frame_count: u32) -> bool {
             size_of::<StackHeader>() + frame_count * size_of::<u64>(),
         )
     };
+    send_bytes(bytes)
+}
+
+/// Sends a stack of one frame; true if it was sent.
+#[inline(always)]
+pub(crate) fn send_caller(header: StackHeader, frame_avma: u64) -> bool {
+    let record = CallerRecord { header, frame_avma };
+    // SAFETY: all of it, which is integers without padding.
+    send_bytes(unsafe {
+        core::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<CallerRecord>())
+    })
+}
+
+/// A stack's record with one frame.
+#[repr(C)]
+struct CallerRecord {
+    header: StackHeader,
+    frame_avma: u64,
+}
+
+#[inline(always)]
+fn send_bytes(bytes: &[u8]) -> bool {
+    let Some(cpu) = counters() else { return false };
+    tell_losses(cpu);
+    count_on(cpu, COUNTER_ATTEMPTED);
     if EVENTS.output::<[u8]>(bytes, wake_up()).is_err() {
         note_loss(cpu, COUNTER_LOST_STACK);
         return false;
@@ -264,7 +292,7 @@ fn tell_losses(cpu: *mut CpuCounters) {
     };
     // SAFETY: as above.
     let (first_lost_ns, lost_count) =
-        unsafe { ((*cpu).first_untold_loss_ns, take(&raw mut (*cpu).untold_losses)) };
+        unsafe { ((*cpu).first_untold_loss_ns, exchange(&raw mut (*cpu).untold_losses, 0)) };
     place.write(Loss {
         header: Header {
             kind: KIND_LOSS,

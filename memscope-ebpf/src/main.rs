@@ -17,6 +17,7 @@ mod sample;
 mod sent;
 mod session;
 mod stack;
+mod threads;
 
 use core::ffi::c_void;
 

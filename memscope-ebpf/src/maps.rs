@@ -11,8 +11,9 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Slot, Target, ThreadState,
+        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS,
+        MAX_THREADS, MEMOS, Overflow, OverflowKey, ProbeSurroundings, Sampling, Slot, Target,
+        ThreadState, WalkMemo, WalkState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -51,15 +52,31 @@ pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_T
 #[map]
 pub(crate) static CONSUMER: Array<Consumer> = Array::with_max_entries(1, 0);
 
-/// State per thread (`pid_tgid`), made at its first call and removed at its exit.
-/// Full: calls of further threads are lost and counted.
+/// State per thread, made at its first call and zeroed at its exit; see `threads` for which
+/// it is. An array, as those the kernel finds without a call. Full: calls of further threads are
+/// lost and counted.
 #[map]
-pub(crate) static THREADS: HashMap<u64, ThreadState> =
-    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub(crate) static THREADS: Array<ThreadState> =
+    Array::with_max_entries(MAX_THREADS, BPF_F_MMAPABLE);
 
-/// A zeroed [`ThreadState`], too large for the BPF stack. One element.
+/// Places of the threads that are not at their first one. Full: as [`THREADS`].
 #[map]
-pub(crate) static NEW_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
+pub(crate) static MOVED_THREADS: HashMap<u64, u32> =
+    HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+
+/// What the stacks of threads are walked with, by the owner of their state. Full: the stacks of
+/// further threads are lost and counted.
+#[map]
+pub(crate) static WALKS: HashMap<u64, WalkState> =
+    HashMap::with_max_entries(MAX_THREADS, BPF_F_NO_PREALLOC);
+
+/// A zeroed [`WalkState`], too large for the BPF stack. One element.
+#[map]
+pub(crate) static NEW_WALK: Array<WalkState> = Array::with_max_entries(1, 0);
+
+/// Walks that were made before; see `memo`. One that comes to the place of another replaces it.
+#[map]
+pub(crate) static WALK_MEMOS: Array<WalkMemo> = Array::with_max_entries(MEMOS, 0);
 
 /// Stacks that have a number, in groups of [`SENT_GROUP_WORDS`]; see `sent`. A full group
 /// forgets one of its stacks, which gets another number when next seen. One element.
@@ -116,7 +133,8 @@ pub(crate) static COSTS: PerCpuArray<CostCounters> = PerCpuArray::with_max_entri
 /// Blocks that were drawn and have not ended, by target and address, and in which window; see
 /// `sample`. Full: a further one is lost and counted.
 #[map]
-pub(crate) static SAMPLED: HashMap<u64, u32> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+pub(crate) static SAMPLED: HashMap<u64, u32> =
+    HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
 /// Where the code of a probe's module lies, by probe.
 #[map]

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use memscope_common::{
-    control::{COUNTER_LOST_PROCESS, COUNTER_RETURN_NOT_SEEN, Cookie},
+    control::{COUNTER_LOST_PROCESS, Cookie},
     record::{
         CodeChanged, Header, KIND_CODE_CHANGED, KIND_EXEC, KIND_THREAD_EXIT, ProcessExec,
         ThreadExit,
@@ -17,9 +17,9 @@ use memscope_common::{
 use memscope_ebpf::may_unmap;
 
 use crate::{
-    alloc::is_unrecorded,
     emit,
-    maps::{EPOCHS, PROCESSES, TARGETS, THREADS},
+    maps::{EPOCHS, PROCESSES, TARGETS},
+    threads,
 };
 
 /// The traced process that the current thread belongs to, if any, and what has changed
@@ -49,6 +49,7 @@ fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
 /// `sched_process_exec`: the old image is gone, the new one has run nothing yet.
 #[inline(always)]
 pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
+    threads::forget(context);
     let (target, epoch) = current_target()?;
     // SAFETY: as above; exec leaves one thread, so nobody else writes it.
     unsafe { (*epoch).image += 1 };
@@ -67,20 +68,11 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
 /// `sched_process_exit`, which runs once per thread, on that thread.
 #[inline(always)]
 pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    if let Some(state) = THREADS.get_ptr(pid_tgid) {
-        // SAFETY: this thread's own map value, here and in the next.
-        if unsafe { (*state).cookie } != 0 && !is_unrecorded(unsafe { &*state }) {
-            emit::lose(COUNTER_RETURN_NOT_SEEN);
-            debug!(context, "thread {} ended inside an allocator call", pid_tgid as u32);
-        }
-        // It was there a moment ago, and only this thread removes it.
-        THREADS.remove(pid_tgid).ok();
-    }
+    threads::forget(context);
     let (target, epoch) = current_target()?;
     let record = ThreadExit {
         header: header(KIND_THREAD_EXIT, target, epoch),
-        thread: pid_tgid as u32,
+        thread: bpf_get_current_pid_tgid() as u32,
         padding: 0,
     };
     emit::send(record, COUNTER_LOST_PROCESS);

@@ -115,7 +115,9 @@ fn window() -> u32 {
         return 0;
     }
     // SAFETY: an element of an array map, whose words are read whole.
-    SAMPLING.get_ptr(0).map_or(0, |sampling| unsafe { read_volatile(&raw const (*sampling).window) })
+    SAMPLING
+        .get_ptr(0)
+        .map_or(0, |sampling| unsafe { read_volatile(&raw const (*sampling).window) })
 }
 
 /// Whether a block was drawn, in this window; now it ends. Looked up first: most were not, and

@@ -18,7 +18,7 @@ use aya_ebpf::helpers::{
     },
 };
 use memscope_common::{
-    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS},
+    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS, WalkMemo, WalkState},
     record::{
         Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
@@ -38,8 +38,8 @@ use memscope_ebpf::{
 use crate::{
     copy, emit,
     maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
-    memo::{self, Recalled},
-    sent,
+    memo::{self, Begin, Recalled},
+    sent, threads,
 };
 
 /// Written by the loader.
@@ -70,14 +70,92 @@ pub(crate) struct CallerRegisters {
 /// What the steps of a walk work on.
 #[repr(C)]
 struct Tools {
-    state: *mut ThreadState,
+    state: *mut WalkState,
     rules: *const Rules,
     cache: *mut RuleCache,
+    /// Where the words are noted that are read, if they are.
+    memo: *mut WalkMemo,
+}
+
+/// By which tables a stack is walked.
+#[derive(Clone, Copy)]
+struct Space {
+    /// What had been unmapped before, when it was last looked.
+    removals: u32,
+    /// Start value of the stack's identity.
+    seed: u64,
+    /// Where the word is that leads to the tables, and what it was.
+    place: *const u64,
+    word: u64,
+}
+
+impl Space {
+    #[inline(always)]
+    fn of(header: &Header) -> Option<Self> {
+        let removals = removals_of(header);
+        let place = SPACES.get_ptr(u32::from(header.target))?;
+        // SAFETY: points to an element of an array map, which is never removed.
+        let word = unsafe { read_volatile(place) };
+        let seed = stack_seed(header.target, header.image, removals);
+        Some(Self { removals, seed, place, word })
+    }
+}
+
+#[inline(always)]
+fn removals_of(header: &Header) -> u32 {
+    match EPOCHS.get_ptr(u32::from(header.target)) {
+        // SAFETY: points to an element of an array map, which is never removed.
+        Some(epoch) => unsafe { read_volatile(&raw const (*epoch).removals) },
+        None => 0,
+    }
 }
 
 /// Walks, sends the frames if they were not sent before, and gives the stack's number.
 #[inline(always)]
-pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
+pub(crate) fn capture(thread: &mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
+    let Some(space) = Space::of(&header) else { return 0 };
+    let begin = Begin {
+        pc_avma: caller.return_avma,
+        sp_avma: caller.sp_avma,
+        rbp: caller.rbp,
+        rbx: caller.rbx,
+        space: space.word,
+        seed: space.seed,
+    };
+    let mut noted_in = ptr::null_mut();
+    if let Some(memo) = memo::claim(&begin) {
+        match memo::recall(memo, &begin) {
+            Recalled::Begin => noted_in = memo,
+            Recalled::Nothing => memo::release(memo),
+            Recalled::All(identity) => {
+                memo::release(memo);
+                let number = number_if_sent(thread, identity, header.time_ns);
+                if number != 0 {
+                    return number;
+                }
+            }
+        }
+    }
+    let number = walk_and_announce(thread, caller, header, &space, noted_in);
+    if !noted_in.is_null() {
+        memo::release(noted_in);
+    }
+    number
+}
+
+/// As [`capture`], where no memo tells the stack.
+#[inline(always)]
+fn walk_and_announce(
+    thread: &mut ThreadState,
+    caller: &CallerRegisters,
+    header: Header,
+    space: &Space,
+    memo: *mut WalkMemo,
+) -> u32 {
+    let Some(state) = threads::walk_state(thread) else {
+        emit::lose(COUNTER_LOST_STACK);
+        return 0;
+    };
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
@@ -89,10 +167,13 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
     emit::clear(&mut walk.frame.r10.place);
     emit::clear(&mut walk.flags);
     emit::clear(&mut walk.return_slot_avma);
-    let tables_read_ns = walk_up(state, &header, target);
+    let tables_read_ns = walk_up(state, &header, space, memo);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
     let identity = mix(mix(walk.hash, walk.outcome), walk.flags);
+    if !memo.is_null() {
+        memo::keep(memo, walk, identity);
+    }
     let walked_bytes = walk.frame.sp_avma.wrapping_sub(caller.sp_avma);
     if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
@@ -101,76 +182,85 @@ pub(crate) fn capture(state: *mut ThreadState, caller: &CallerRegisters, header:
             return number as u32;
         }
     }
-    // SAFETY: `state` is this thread's own live map value.
-    unsafe {
-        if (*state).last_stack == identity {
-            return (*state).last_stack_number as u32;
+    let found = StackHeader {
+        header: Header { kind: KIND_STACK, ..header },
+        stack: 0,
+        tables_read_ns,
+        outcome,
+        flags,
+        frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
+    };
+    announce(thread, identity, found, |header| {
+        // SAFETY: `state` is this thread's own live map value.
+        unsafe {
+            (*state).stack.header = header;
+            emit::send_stack(&raw const (*state).stack)
         }
-        (*state).stack.header = StackHeader {
-            header: Header { kind: KIND_STACK, ..header },
-            stack: 0,
-            tables_read_ns,
-            outcome,
-            flags,
-            frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
-        };
-    }
-    announce(state, identity)
+    })
 }
 
 /// Notes the caller only.
 #[inline(always)]
-pub(crate) fn capture_caller(state: *mut ThreadState, return_avma: u64, header: Header) -> u32 {
-    let removals = match EPOCHS.get_ptr(u32::from(header.target)) {
-        // SAFETY: points to an element of an array map, which is never removed.
-        Some(epoch) => unsafe { read_volatile(&raw const (*epoch).removals) },
-        None => 0,
+pub(crate) fn capture_caller(thread: &mut ThreadState, return_avma: u64, header: Header) -> u32 {
+    let identity = mix(stack_seed(header.target, header.image, removals_of(&header)), return_avma);
+    let found = StackHeader {
+        header: Header { kind: KIND_STACK, ..header },
+        stack: 0,
+        tables_read_ns: 0,
+        outcome: OUTCOME_CALLER_ONLY,
+        flags: 0,
+        frame_count: 1,
     };
-    let identity = mix(stack_seed(header.target, header.image, removals), return_avma);
-    // SAFETY: `state` is this thread's own live map value.
-    unsafe {
-        if (*state).last_stack == identity {
-            return (*state).last_stack_number as u32;
-        }
-        (*state).stack.frames_avma[0] = return_avma;
-        (*state).stack.header = StackHeader {
-            header: Header { kind: KIND_STACK, ..header },
-            stack: 0,
-            tables_read_ns: 0,
-            outcome: OUTCOME_CALLER_ONLY,
-            flags: 0,
-            frame_count: 1,
-        };
-    }
-    announce(state, identity)
+    announce(thread, identity, found, |header| emit::send_caller(header, return_avma))
 }
 
-/// Gives the stack in `state` its number, and sends its frames if they were not sent before.
+/// The number of a stack whose frames were sent; else 0.
 #[inline(always)]
-fn announce(state: *mut ThreadState, identity: u64) -> u32 {
-    // SAFETY: `state` is this thread's own live map value.
-    let state = unsafe { &mut *state };
-    let numbered = sent::number_of(identity, state.stack.header.header.time_ns);
+fn number_if_sent(thread: &mut ThreadState, identity: u64, time_ns: u64) -> u32 {
+    if thread.last_stack == identity {
+        return thread.last_stack_number as u32;
+    }
+    let numbered = sent::number_of(identity, time_ns);
+    if !numbered.is_sent {
+        return 0;
+    }
+    thread.last_stack = identity;
+    thread.last_stack_number = numbered.number;
+    numbered.number as u32
+}
+
+/// Gives a stack its number, and has its frames sent if they were not sent before.
+#[inline(always)]
+fn announce(
+    thread: &mut ThreadState,
+    identity: u64,
+    mut found: StackHeader,
+    send: impl FnOnce(StackHeader) -> bool,
+) -> u32 {
+    if thread.last_stack == identity {
+        return thread.last_stack_number as u32;
+    }
+    let numbered = sent::number_of(identity, found.header.time_ns);
     if numbered.number == 0 {
         emit::lose(COUNTER_LOST_STACK);
         return 0;
     }
     if !numbered.is_sent {
-        state.stack.header.stack = numbered.number;
+        found.stack = numbered.number;
         // Marked as sent only once it was.
-        if !emit::send_stack(&raw const state.stack, state.stack.header.frame_count) {
+        if !send(found) {
             return numbered.number as u32;
         }
         numbered.mark_sent();
     }
-    state.last_stack = identity;
-    state.last_stack_number = numbered.number;
+    thread.last_stack = identity;
+    thread.last_stack_number = numbered.number;
     numbered.number as u32
 }
 
 /// Walks as far as it goes; when the address space was looked at for its tables, or 0.
 #[inline(always)]
-fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
+fn walk_up(state: *mut WalkState, header: &Header, space: &Space, memo: *mut WalkMemo) -> u64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe {
         (*state).window_avma = 0;
@@ -179,20 +269,12 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     };
     walk.frame_count = 1;
     walk.outcome = u64::from(OUTCOME_NO_TABLES);
-    let (Some(rules), Some(cache), Some(epoch)) =
-        (RULES.get_ptr(0), RULE_CACHE.get_ptr_mut(0), EPOCHS.get_ptr(target))
-    else {
+    walk.hash = mix(space.seed, walk.frame.pc_avma);
+    let (Some(rules), Some(cache)) = (RULES.get_ptr(0), RULE_CACHE.get_ptr_mut(0)) else {
         return 0;
     };
-    // SAFETY: points to an element of an array map, which is never removed.
-    let removals = unsafe { read_volatile(&raw const (*epoch).removals) };
-    let seed = stack_seed(header.target, header.image, removals);
-    walk.hash = mix(seed, walk.frame.pc_avma);
-    let Some(space) = SPACES.get_ptr(target) else { return 0 };
-    // SAFETY: as above.
-    let word = unsafe { read_volatile(space) };
-    let head = word as u32;
-    if word == 0 {
+    let head = space.word as u32;
+    if space.word == 0 {
         return 0;
     }
     let Some(list) = MAPPINGS.get_ptr(head) else { return 0 };
@@ -201,7 +283,7 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     if list.image as u16 != header.image {
         return 0;
     }
-    if list.removals != removals {
+    if list.removals != space.removals {
         walk.flags |= u64::from(STACK_TABLES_OLD);
     }
     walk.first_mapping = u64::from(head) + 1;
@@ -210,31 +292,20 @@ fn walk_up(state: *mut ThreadState, header: &Header, target: u32) -> u64 {
     walk.outcome = u64::from(OUTCOME_DEPTH_LIMIT);
     // The first frame is noted again, with the others.
     walk.frame_count = 0;
-    walk.hash = seed;
-    let recalled = memo::recall(state, word, seed);
-    if recalled == Recalled::All {
-        // SAFETY: as above.
-        unsafe {
-            (*state).stack.frames_avma[0] = (*state).memo.first_frame_avma;
-            return (*state).memo.tables_read_ns;
-        }
-    }
-    let mut tools = Tools { state, rules, cache };
-    walk_by(&mut tools, recalled == Recalled::Begin);
-    // SAFETY: as above.
-    if unsafe { read_volatile(space) } != word {
+    walk.hash = space.seed;
+    walk_by(&mut Tools { state, rules, cache, memo });
+    // SAFETY: points to an element of an array map, which is never removed.
+    if unsafe { read_volatile(space.place) } != space.word {
         walk.outcome = u64::from(OUTCOME_TABLES_REPLACED);
         walk.frame_count = 1;
-    }
-    if recalled == Recalled::Begin {
-        memo::keep(state, list.read_at_ns);
     }
     list.read_at_ns
 }
 
 /// Makes the steps, and has the words noted that they read.
 #[inline(always)]
-fn walk_by(tools: &mut Tools, notes: bool) {
+fn walk_by(tools: &mut Tools) {
+    let notes = !tools.memo.is_null();
     let tools = ptr::from_mut(tools).cast::<c_void>();
     // SAFETY: the callbacks are given what they expect, which outlives the loops.
     unsafe {
@@ -279,13 +350,13 @@ unsafe extern "C" fn walk_noting(_index: u32, tools: *mut Tools) -> i64 {
 /// Notes the frame and goes to its caller; 1 if there is none.
 #[inline(always)]
 fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
-    let state = tools.state;
+    let (state, memo) = (tools.state, tools.memo);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
     let pc_avma = walk.frame.pc_avma;
     let found = rule_here(walk, tools.cache);
     if NOTES && walk.frame.pc_avma != pc_avma {
-        memo::spoil(state);
+        memo::spoil(tools.memo);
     }
     if found == 0 {
         note(state, 1 - walk.frame.returns);
@@ -296,7 +367,7 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     let mut rule = unsafe { (*tools.rules).rules[found as usize & (MAX_RULES - 1)] };
     if rule.cfa == CFA_NONE {
         if NOTES {
-            memo::spoil(state);
+            memo::spoil(tools.memo);
         }
         // SAFETY: the helper checks the user address and fails on an unreadable one.
         let code = unsafe { bpf_probe_read_user(walk.frame.pc_avma as *const u64) };
@@ -312,7 +383,7 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     let mut outcome = step(&mut walk.frame, &rule, |avma| {
         let word = read(state, avma);
         if NOTES {
-            memo::note(state, avma, word.value);
+            memo::note(memo, avma, word.value);
         }
         word
     });
@@ -329,7 +400,7 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
 
 /// Adds the frame to the stack and to its identity, at a distance from its address.
 #[inline(always)]
-fn note(state: *mut ThreadState, distance: u64) {
+fn note(state: *mut WalkState, distance: u64) {
     // SAFETY: `state` is this thread's own live map value; the index is below MAX_FRAMES.
     unsafe {
         let walk = &mut (*state).walk;
@@ -342,7 +413,7 @@ fn note(state: *mut ThreadState, distance: u64) {
 
 /// A word of the target's stack, mostly from the window that was read before.
 #[inline(always)]
-fn read(state: *mut ThreadState, avma: u64) -> Word {
+fn read(state: *mut WalkState, avma: u64) -> Word {
     const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
     // SAFETY: `state` is this thread's own live map value.
     let offset = avma.wrapping_sub(unsafe { (*state).window_avma });

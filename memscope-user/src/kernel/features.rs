@@ -4,7 +4,11 @@ use std::path::Path;
 
 use caps::{CapSet, Capability};
 
-use super::{mmap_events::MmapEvents, offsets::kernel_offsets};
+use super::{
+    mmap_events::MmapEvents,
+    offsets::{self, kernel_offsets},
+    types::KernelTypes,
+};
 
 /// Something that tracing needs, and whether it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +102,7 @@ pub fn features() -> Vec<Feature> {
         },
         Feature {
             name: "uretprobe_addresses",
-            available: kernel_offsets().known != 0,
+            available: kernel_offsets(KernelTypes::find(&offsets::TYPES).ok().as_ref()).known != 0,
             required: false,
             purpose: "return addresses that other tracers' return probes replace (type information of the kernel): stacks through such functions",
         },

@@ -1,21 +1,27 @@
-use std::{num::NonZeroU32, path::Path};
+use std::{
+    num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{
-        BtfTracePoint, Program, ProgramError, UProbe,
+        Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
+use aya_obj::Object;
+use memmap2::MmapOptions;
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
         COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, NO_ARGUMENT, ProbeSurroundings, Settings,
-        Target, ThreadState,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS, NO_ARGUMENT,
+        ProbeSurroundings, Settings, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -24,14 +30,17 @@ use super::{
     KernelError,
     attached::Attached,
     features::{missing_capabilities, required_features},
-    offsets::kernel_offsets,
+    offsets::{self, kernel_offsets},
     overflow::Overflows,
     plain::Plain,
-    probe_programs::{CODE_CHANGED, ENTRY, FREE, ProbePoints, ProbePrograms, RETURN, SESSION},
+    probe_programs::{
+        self, CODE_CHANGED, ENTRY, FREE, Prepared, ProbePoints, ProbePrograms, RETURN, SESSION,
+    },
     ring::{self, EventRing, RingMaps},
     sampling::SamplingMaps,
     tables::KernelTables,
     take_map,
+    types::{KERNEL_BTF, KernelTypes},
 };
 use crate::{
     model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
@@ -124,28 +133,21 @@ impl Kernel {
         .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
         let settings = settings(config, cpus);
-        let btf = Btf::from_sys_fs().map_err(|error| KernelError::Object(error.into()))?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
+        let (mut loader, Parsed { types, object }) = read_all()?;
+        let mut ebpf = loader
+            .btf(None)
             .map_max_entries("EVENTS", config.ring_bytes)
             .map_max_entries("SLOTS", cpus << settings.slots_log2)
             .map_max_entries("CPU_RINGS", cpus)
             .override_global(aya_log::LEVEL, &config.log_level, false)
-            .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets()), true)
+            .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
             .override_global("SETTINGS", &Plain(settings), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
-        let (method, programs) = load_probe_programs(&mut ebpf, &btf, config.attach_by)?;
+        let prepared = Prepared::new(object, &ebpf, &types)?;
+        let (method, mut programs) = load_probe_programs(&mut ebpf, &prepared, config.attach_by)?;
         log::info!("probes are attached by {}", method.name());
-        for (name, tracepoint) in
-            [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")]
-        {
-            let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
-            program
-                .load(tracepoint, &btf)
-                .and_then(|()| program.attach().map(drop))
-                .map_err(|source| KernelError::Program { program: name, source })?;
-        }
+        prepared.attach_tracepoints(&mut programs)?;
         if config.counts_cost {
             Self::load_sampler(&mut ebpf)?;
         }
@@ -420,20 +422,18 @@ impl Kernel {
     ///
     /// If the map cannot be read.
     pub fn calls_in_flight(&self) -> Result<u64, KernelError> {
-        let map_error = |source| KernelError::Map { map: "THREADS", source };
-        let map = self.ebpf.map("THREADS").ok_or(KernelError::Missing { what: "map THREADS" })?;
-        let threads: HashMap<_, u64, Plain<ThreadState>> =
-            HashMap::try_from(map).map_err(map_error)?;
-        let mut in_flight = 0;
-        for entry in threads.iter() {
-            match entry {
-                Ok((_, state)) => in_flight += u64::from(state.0.cookie != 0),
-                // A thread that ended while the table was read.
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map_error(error)),
-            }
-        }
-        Ok(in_flight)
+        let missing = KernelError::Missing { what: "array THREADS" };
+        let Some(Map::Array(map)) = self.ebpf.map("THREADS") else { return Err(missing) };
+        let memory = MmapOptions::new()
+            .len(MAX_THREADS as usize * size_of::<ThreadState>())
+            .map_raw_read_only(map.fd().as_fd().as_raw_fd())
+            .map_err(|source| KernelError::MapMemory { map: "THREADS", source })?;
+        let first = memory.as_ptr().cast::<ThreadState>();
+        let is_in_call = |place: &usize| {
+            // SAFETY: one of the states that were mapped; the programs write words whole.
+            unsafe { (&raw const (*first.add(*place)).cookie).read_volatile() != 0 }
+        };
+        Ok((0..MAX_THREADS as usize).filter(is_in_call).count() as u64)
     }
 }
 
@@ -468,10 +468,32 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
     }
 }
 
+/// What is read before anything is loaded.
+struct Parsed {
+    types: KernelTypes<'static>,
+    object: Object,
+}
+
+/// Reads the kernel's types and the object. A loader of aya reads all these types as it is
+/// made, so that is done beside it.
+fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
+    std::thread::scope(|scope| {
+        let making = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
+        let wanted: Vec<_> = offsets::TYPES.into_iter().chain(probe_programs::TYPES).collect();
+        let types = KernelTypes::find(&wanted)
+            .map_err(|source| KernelError::Types { path: KERNEL_BTF, source })?;
+        let object = Object::parse(OBJECT).map_err(|error| KernelError::Object(error.into()))?;
+        // Asked here, the kernel has answered when the loader wants to know.
+        log::debug!("the kernel takes type information: {}", aya::features().btf().is_some());
+        let loader = making.ok().and_then(|making| making.join().ok());
+        Ok((loader.unwrap_or_default(), Parsed { types, object }))
+    })
+}
+
 /// By the way that is asked for, or by the first that the kernel takes.
 fn load_probe_programs(
     ebpf: &mut Ebpf,
-    btf: &Btf,
+    prepared: &Prepared<'_>,
     asked: Option<AttachMethod>,
 ) -> Result<(AttachMethod, ProbePrograms), KernelError> {
     for method in AttachMethod::ALL {
@@ -487,7 +509,7 @@ fn load_probe_programs(
             AttachMethod::PerfEvent => load_for_perf_events(ebpf),
             _ => Ok(()),
         };
-        match loaded.and_then(|()| ProbePrograms::load(OBJECT, ebpf, btf, method)) {
+        match loaded.and_then(|()| prepared.load(method)) {
             Ok(programs) => return Ok((method, programs)),
             Err(error) if asked.is_some() || method == AttachMethod::PerfEvent => {
                 return Err(error);

@@ -19,6 +19,7 @@ mod sampling;
 mod site_cost;
 mod sys;
 mod tables;
+mod types;
 
 pub use cost::ProbeCost;
 pub use facts::{ProgramFacts, held_map_bytes};
@@ -161,6 +162,15 @@ pub enum KernelError {
     MmapEvents {
         /// The CPU.
         cpu: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's types cannot be read.
+    #[error("cannot read the types of the kernel in {path}")]
+    Types {
+        /// Their file.
+        path: &'static str,
         /// Why.
         #[source]
         source: io::Error,

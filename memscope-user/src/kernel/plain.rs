@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
         Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Settings, Target, ThreadState,
+        ProbeSurroundings, Sampling, Settings, Target,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -23,7 +23,6 @@ plain!(
     Consumer,
     CostCounters,
     CpuCounters,
-    ThreadState,
     ProbeSurroundings,
     Settings,
     Sampling,

@@ -2,7 +2,8 @@
 //!
 //! aya loads uprobe programs for perf events only. The same object is taken here once more,
 //! its programs are made to use the maps that aya has made, and the kernel is told that they
-//! are for uprobe_multi links.
+//! are for uprobe_multi links. Those of tracepoints are loaded here too, as aya would read all
+//! types of the kernel for it.
 
 use std::{
     collections::HashSet,
@@ -12,15 +13,19 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf,
+    Ebpf,
     maps::{Map, MapData},
 };
-use aya_obj::{Object, btf::BtfKind, generated::bpf_insn};
+use aya_obj::{Object, generated::bpf_insn};
 use memscope_common::control::SESSION_COOKIE;
 
 use super::{
     KernelError,
-    sys::{self, LINK_AT_RETURN, MultiLink, RawProgram, TRACE_UPROBE_MULTI, TRACE_UPROBE_SESSION},
+    sys::{
+        self, LINK_AT_RETURN, MultiLink, RawProgram, RunsAt, TRACE_UPROBE_MULTI,
+        TRACE_UPROBE_SESSION,
+    },
+    types::{KernelTypes, Kind},
 };
 use crate::model::AttachMethod;
 
@@ -38,9 +43,31 @@ pub(super) const CODE_CHANGED: &str = "code_changed";
 /// The kernel's function that [`SESSION_COOKIE`] stands for.
 const COOKIE_FUNCTION: &str = "bpf_session_cookie";
 
-/// Uprobe programs loaded for uprobe_multi links.
+/// Programs of tracepoints, and what these are called in the kernel's types.
+const TRACEPOINTS: [(&str, &str); 2] = [
+    ("process_exec", "btf_trace_sched_process_exec"),
+    ("thread_exit", "btf_trace_sched_process_exit"),
+];
+
+/// What programs are loaded by.
+pub(super) const TYPES: [(Kind, &str); 3] = [
+    (Kind::Function, COOKIE_FUNCTION),
+    (Kind::Typedef, TRACEPOINTS[0].1),
+    (Kind::Typedef, TRACEPOINTS[1].1),
+];
+
+/// The object, ready to be loaded from.
+pub(super) struct Prepared<'a> {
+    object: Object,
+    btf: OwnedFd,
+    kernel: &'a KernelTypes<'a>,
+}
+
+/// Programs loaded for uprobe_multi links and for tracepoints, and the links of the latter.
 pub(super) struct ProbePrograms {
     programs: Vec<(&'static str, OwnedFd)>,
+    /// Detached when these are dropped.
+    tracepoints: Vec<OwnedFd>,
 }
 
 /// Probes that are to run one program.
@@ -50,31 +77,68 @@ pub(super) struct ProbePoints {
     pub(super) cookies: Vec<u64>,
 }
 
-impl ProbePrograms {
-    /// Loads what this way of attaching runs, with the maps of `ebpf`, none of which may
-    /// have been taken out of it yet.
-    pub(super) fn load(
-        object: &[u8],
+impl<'a> Prepared<'a> {
+    /// Takes the maps of `ebpf`, none of which may have been taken out of it yet.
+    pub(super) fn new(
+        mut object: Object,
         ebpf: &Ebpf,
-        kernel: &Btf,
-        method: AttachMethod,
+        kernel: &'a KernelTypes<'a>,
     ) -> Result<Self, KernelError> {
+        let btf = load_btf(&mut object)?;
+        relocate(&mut object, ebpf)?;
+        Ok(Self { object, btf, kernel })
+    }
+
+    /// Loads what this way of attaching runs.
+    pub(super) fn load(&self, method: AttachMethod) -> Result<ProbePrograms, KernelError> {
         let names: &[&'static str] = match method {
             AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED],
             AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED],
             AttachMethod::PerfEvent => &[],
         };
-        let mut object =
-            Object::parse(object).map_err(|error| KernelError::Object(error.into()))?;
-        let btf = load_btf(&mut object)?;
-        relocate(&mut object, ebpf)?;
         let programs = names
             .iter()
-            .map(|name| Ok((*name, load_one(&object, name, btf.as_fd(), kernel)?)))
+            .map(|name| Ok((*name, self.load_one(name, RunsAt::Probes(attach_type(name)))?)))
             .collect::<Result<_, KernelError>>()?;
-        Ok(Self { programs })
+        Ok(ProbePrograms { programs, tracepoints: Vec::new() })
     }
 
+    /// Loads the programs of tracepoints, and attaches them.
+    pub(super) fn attach_tracepoints(&self, to: &mut ProbePrograms) -> Result<(), KernelError> {
+        for (name, type_name) in TRACEPOINTS {
+            let number = self.kernel.id(Kind::Typedef, type_name);
+            let number = number
+                .ok_or(KernelError::Unsupported { what: "it has no type of a tracepoint" })?;
+            let program = self.load_one(name, RunsAt::Tracepoint(number))?;
+            let link = sys::link_tracepoint(program.as_fd())
+                .map_err(|source| KernelError::ProbeProgram { program: name, source })?;
+            to.programs.push((name, program));
+            to.tracepoints.push(link);
+        }
+        Ok(())
+    }
+
+    fn load_one(&self, name: &'static str, runs_at: RunsAt) -> Result<OwnedFd, KernelError> {
+        let missing = || KernelError::Missing { what: name };
+        let program = self.object.programs.get(name).ok_or_else(missing)?;
+        let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
+        let mut instructions = function.instructions.clone();
+        if name == SESSION {
+            name_kernel_function(&mut instructions, self.kernel)?;
+        }
+        sys::load_program(&RawProgram {
+            name,
+            function,
+            instructions: &instructions,
+            runs_at,
+            license: &program.license,
+            btf: self.btf.as_fd(),
+        })
+        .map_err(|source| KernelError::ProbeProgram { program: name, source })
+    }
+}
+
+impl ProbePrograms {
     /// Whether it is one of them.
     pub(super) fn has(&self, name: &str) -> bool {
         self.programs.iter().any(|(known, _)| *known == name)
@@ -155,40 +219,18 @@ fn data_of(map: &Map) -> Option<&MapData> {
     }
 }
 
-fn load_one(
-    object: &Object,
-    name: &'static str,
-    btf: BorrowedFd<'_>,
-    kernel: &Btf,
-) -> Result<OwnedFd, KernelError> {
-    let program = object.programs.get(name).ok_or(KernelError::Missing { what: name })?;
-    let function =
-        object.functions.get(&program.function_key()).ok_or(KernelError::Missing { what: name })?;
-    let mut instructions = function.instructions.clone();
-    if name == SESSION {
-        name_kernel_function(&mut instructions, kernel)?;
-    }
-    sys::load_program(&RawProgram {
-        name,
-        function,
-        instructions: &instructions,
-        attach_type: attach_type(name),
-        license: &program.license,
-        btf,
-    })
-    .map_err(|source| KernelError::ProbeProgram { program: name, source })
-}
-
 /// Makes calls of the kernel's function out of the calls that stand for them.
-fn name_kernel_function(instructions: &mut [bpf_insn], kernel: &Btf) -> Result<(), KernelError> {
+fn name_kernel_function(
+    instructions: &mut [bpf_insn],
+    kernel: &KernelTypes<'_>,
+) -> Result<(), KernelError> {
     /// `BPF_JMP | BPF_CALL`
     const CALL: u8 = 0x85;
     /// `BPF_PSEUDO_KFUNC_CALL`
     const KERNEL_FUNCTION: u8 = 2;
     let missing = KernelError::Unsupported { what: "it has no uprobe sessions (Linux 6.13)" };
     let number = kernel
-        .id_by_type_name_kind(COOKIE_FUNCTION, BtfKind::Func)
-        .ok()
+        .id(Kind::Function, COOKIE_FUNCTION)
         .and_then(|number| i32::try_from(number).ok())
         .ok_or(missing)?;
     for instruction in instructions {

@@ -18,6 +18,8 @@ use aya_obj::{
 
 /// `BPF_F_UPROBE_MULTI_RETURN`: the program runs at the function's return.
 pub(super) const LINK_AT_RETURN: u32 = 1;
+/// `enum bpf_attach_type`: a tracepoint, whose arguments have types.
+const TRACE_RAW_TRACEPOINT: u32 = 23;
 /// `enum bpf_attach_type`: many uprobes by one link (Linux 6.6).
 pub(super) const TRACE_UPROBE_MULTI: u32 = 48;
 /// The same, running at entry and return (Linux 6.13).
@@ -32,10 +34,18 @@ pub(super) struct RawProgram<'a> {
     pub(super) name: &'static str,
     pub(super) function: &'a Function,
     pub(super) instructions: &'a [bpf_insn],
-    /// One of the kernel's `enum bpf_attach_type`.
-    pub(super) attach_type: u32,
+    pub(super) runs_at: RunsAt,
     pub(super) license: &'a CStr,
     pub(super) btf: BorrowedFd<'a>,
+}
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RunsAt {
+    /// Uprobes, by one of the kernel's `enum bpf_attach_type`.
+    Probes(u32),
+    /// The tracepoint whose type has this number in the kernel.
+    Tracepoint(u32),
 }
 
 /// Many probes of one program in one file.
@@ -97,8 +107,17 @@ pub(super) fn load_program(program: &RawProgram<'_>) -> io::Result<OwnedFd> {
     let mut attributes = empty();
     // SAFETY: a variant of plain integers.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
-    load.expected_attach_type = program.attach_type;
+    match program.runs_at {
+        RunsAt::Probes(attach_type) => {
+            load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
+            load.expected_attach_type = attach_type;
+        }
+        RunsAt::Tracepoint(number) => {
+            load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+            load.expected_attach_type = TRACE_RAW_TRACEPOINT;
+            load.attach_btf_id = number;
+        }
+    }
     load.insns = program.instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(program.instructions.len()).map_err(io::Error::other)?;
     load.license = program.license.as_ptr() as u64;
@@ -132,6 +151,13 @@ fn with_log(attributes: &mut bpf_attr, refused: io::Error) -> io::Error {
     let length = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     let end = log.get(length.saturating_sub(MAX_LOG_BYTES)..length).unwrap_or_default();
     io::Error::new(refused.kind(), format!("{refused}: {}", String::from_utf8_lossy(end).trim()))
+}
+
+/// Attaches a program to the tracepoint that it was loaded for.
+pub(super) fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = empty();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
 }
 
 /// Attaches a program to many instructions of a file, in one process.

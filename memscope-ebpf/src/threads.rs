@@ -1,0 +1,169 @@
+//! State of each thread, found without a call.
+//!
+//! A thread is known by where the kernel keeps the registers of its user code: at the end of
+//! its kernel stack (`task_pt_regs`), which it shares with no other thread, from its begin to
+//! its end. Every program of a probe is given that address.
+
+use core::{
+    arch::asm,
+    ffi::c_void,
+    ptr::{read_volatile, write_volatile},
+};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    programs::BtfTracePointContext,
+};
+use aya_log_ebpf::debug;
+use memscope_common::control::{
+    COUNTER_RETURN_NOT_SEEN, MAX_THREADS, THREAD_WORDS, ThreadState, WalkState,
+};
+
+use crate::{
+    alloc::is_unrecorded,
+    emit,
+    maps::{MOVED_THREADS, NEW_WALK, THREADS, WALKS},
+};
+
+/// Places that a new thread tries to get.
+const PLACES_TRIED: u32 = 8;
+/// From one to the next.
+const NEXT_PLACE: u32 = 0x9e5;
+/// No place.
+const NOWHERE: u32 = u32::MAX;
+
+/// What a thread is known by: never 0.
+#[inline(always)]
+fn identity_of(registers: *const c_void) -> u64 {
+    let mut identity = registers;
+    // Verifiers make a number of a pointer only where another one is taken from it
+    // (`adjust_reg_min_max_vals`); the other one is the same in all programs.
+    // SAFETY: it changes nothing but its operand.
+    unsafe {
+        asm!(
+            "{0} -= {1}",
+            inout(reg) identity,
+            in(reg) emit::settings_place(),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    identity as u64
+}
+
+/// Where a thread's state is, if nobody has taken that place before it.
+#[inline(always)]
+fn first_place(identity: u64) -> u32 {
+    (identity.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MAX_THREADS.trailing_zeros())) as u32
+}
+
+#[inline(always)]
+fn owner_of(place: u32) -> Option<*mut u64> {
+    // SAFETY: an element of an array map, which is never removed.
+    THREADS.get_ptr_mut(place).map(|state| unsafe { &raw mut (*state).owner })
+}
+
+/// The place of a thread's state, or [`NOWHERE`].
+#[inline(always)]
+fn place_of(identity: u64) -> u32 {
+    let first = first_place(identity);
+    match owner_of(first) {
+        // SAFETY: an element of an array map; the word is read and written whole.
+        Some(owner) if unsafe { read_volatile(owner) } == identity => first,
+        _ => moved_place(identity),
+    }
+}
+
+/// Never inlined, as it is rare.
+#[inline(never)]
+fn moved_place(identity: u64) -> u32 {
+    // SAFETY: a map value, whose only writer is this thread.
+    MOVED_THREADS.get_ptr(identity).map_or(NOWHERE, |place| unsafe { *place })
+}
+
+/// State of the current thread, if it has any.
+#[inline(always)]
+pub(crate) fn find(registers: *const c_void) -> Option<*mut ThreadState> {
+    THREADS.get_ptr_mut(place_of(identity_of(registers)))
+}
+
+/// State of the current thread, made if there is none.
+#[inline(always)]
+pub(crate) fn find_or_make(registers: *const c_void) -> Option<*mut ThreadState> {
+    let identity = identity_of(registers);
+    let mut place = place_of(identity);
+    if place == NOWHERE {
+        place = make(identity);
+    }
+    THREADS.get_ptr_mut(place)
+}
+
+/// Takes a place. It is all zeros, as it was left.
+#[inline(never)]
+fn make(identity: u64) -> u32 {
+    let first = first_place(identity);
+    for attempt in 0..PLACES_TRIED {
+        let place = first.wrapping_add(attempt * NEXT_PLACE) & (MAX_THREADS - 1);
+        let Some(owner) = owner_of(place) else { break };
+        if !claim(owner, identity) {
+            continue;
+        }
+        if attempt != 0 && MOVED_THREADS.insert(identity, place, 0).is_err() {
+            // SAFETY: it was just claimed by this thread.
+            unsafe { write_volatile(owner, 0) };
+            break;
+        }
+        return place;
+    }
+    NOWHERE
+}
+
+/// Puts a word in place of 0; whether it was 0.
+#[inline(always)]
+fn claim(owner: *mut u64, identity: u64) -> bool {
+    let mut before = 0u64;
+    // SAFETY: `owner` points to an aligned u64 of a map value.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({0} + 0, r0, {1})",
+            in(reg) owner,
+            in(reg) identity,
+            inout("r0") before
+        );
+    }
+    before == 0
+}
+
+/// What a thread's stack is walked with, made if there is none.
+#[inline(always)]
+pub(crate) fn walk_state(thread: &ThreadState) -> Option<*mut WalkState> {
+    if let Some(state) = WALKS.get_ptr_mut(thread.owner) {
+        return Some(state);
+    }
+    WALKS.insert(thread.owner, NEW_WALK.get(0)?, 0).ok()?;
+    WALKS.get_ptr_mut(thread.owner)
+}
+
+/// Gives up all that is known of the current thread: it ends, or nothing is left of the image
+/// that it ran.
+#[inline(always)]
+pub(crate) fn forget(context: &BtfTracePointContext) {
+    // SAFETY: the helpers give the current task and the place of its registers.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) };
+    let identity = identity_of(registers as *const c_void);
+    let place = place_of(identity);
+    let Some(state) = THREADS.get_ptr_mut(place) else { return };
+    // SAFETY: this thread's own state, here and in the next.
+    if unsafe { (*state).cookie } != 0 && !is_unrecorded(unsafe { &*state }) {
+        emit::lose(COUNTER_RETURN_NOT_SEEN);
+        debug!(context, "thread {} ended inside an allocator call", context.pid());
+    }
+    // These are there for some threads only.
+    WALKS.remove(identity).ok();
+    MOVED_THREADS.remove(identity).ok();
+    // The owner is the first word, and the last to go.
+    for word in (0..THREAD_WORDS).rev() {
+        // SAFETY: the state has so many words.
+        unsafe { write_volatile(state.cast::<u64>().add(word), 0) };
+    }
+}
