@@ -168,12 +168,14 @@ fn write_window(out: &mut impl Write, window: &Window, started_at_ns: u64) -> io
     let since = |time_ns: u64| time_ns.saturating_sub(started_at_ns);
     writeln!(
         out,
-        "window from={} until={} observed_cpu_ns={} missed_cpu_ns={} probe_cost_ns={} work_samples={} probe_samples={} collector_cpu_ns={} interval={} budget_ppm={}{}",
+        "window from={} until={} observed_cpu_ns={} missed_cpu_ns={} probe_cost_ns={} hits={} aftermath_ns={} work_samples={} probe_samples={} collector_cpu_ns={} interval={} budget_ppm={}{}",
         since(window.begin_ns),
         since(window.end_ns),
         window.observed_cpu_ns,
         window.missed_cpu_ns,
         window.probe_cost_ns,
+        window.hits,
+        window.aftermath_ns,
         window.work_samples,
         window.probe_samples,
         window.collector_cpu_ns,

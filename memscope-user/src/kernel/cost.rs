@@ -26,6 +26,10 @@ pub struct ProbeCost {
     pub traps_ns: u64,
     /// In the programs, by those runs that were timed.
     pub programs_ns: u64,
+    /// Hits of probes.
+    pub hits: u64,
+    /// What the targets' own code is slower behind them.
+    pub aftermath_ns: u64,
     /// How often, when it was looked at from time to time, a target was at work.
     pub work_samples: u64,
     /// How often it was in a probe.
@@ -33,9 +37,9 @@ pub struct ProbeCost {
 }
 
 impl ProbeCost {
-    /// Both.
+    /// Time in the kernel.
     #[must_use]
-    pub fn total_ns(&self) -> u64 {
+    pub fn kernel_ns(&self) -> u64 {
         self.traps_ns.saturating_add(self.programs_ns)
     }
 
@@ -59,6 +63,8 @@ impl ProbeCost {
         Self {
             traps_ns: traps_ns as u64,
             programs_ns: programs_ns as u64,
+            hits: runs,
+            aftermath_ns: (runs as f64 * costs.aftermath_ns) as u64,
             work_samples,
             probe_samples,
         }
@@ -130,8 +136,12 @@ mod tests {
 
     #[test]
     fn cost_is_hits_by_kind_and_the_time_of_programs() {
-        let costs =
-            HitCosts { emulated_ns: 600.0, single_stepped_ns: 9000.0, with_return_ns: 900.0 };
+        let costs = HitCosts {
+            emulated_ns: 600.0,
+            single_stepped_ns: 9000.0,
+            with_return_ns: 900.0,
+            aftermath_ns: 100.0,
+        };
         let counted = CostCounters {
             runs: 1000,
             returns: 200,
@@ -146,7 +156,8 @@ mod tests {
         assert_eq!(cost.traps_ns, 700 * 600 + 100 * 9000 + 200 * 300);
         assert_eq!(cost.programs_ns, 1000 * 400);
         assert_eq!((cost.work_samples, cost.probe_samples), (3, 7));
-        assert_eq!(cost.total_ns(), cost.traps_ns + cost.programs_ns);
+        assert_eq!(cost.kernel_ns(), cost.traps_ns + cost.programs_ns);
+        assert_eq!((cost.hits, cost.aftermath_ns), (1000, 1000 * 100));
         assert_eq!(ProbeCost::of(&CostCounters::default(), &costs), ProbeCost::default());
     }
 }

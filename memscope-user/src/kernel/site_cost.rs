@@ -28,12 +28,21 @@ const ROUNDS: u32 = 4;
 /// Length of the mapping, and of the room for each function in it.
 const PAGE_BYTES: usize = 4096;
 const FUNCTION_BYTES: u64 = 16;
-/// `push %rbx; pop %rbx; ret`, `test %rdi,%rdi; ret`, and the first once more: the kernel
+/// `push %rbx; pop %rbx; ret`, `test %rdi,%rdi; ret`, and the first twice more: the kernel
 /// emulates a push and steps through a test.
-const FUNCTIONS: [&[u8]; 3] = [&[0x53, 0x5b, 0xc3], &[0x48, 0x85, 0xff, 0xc3], &[0x53, 0x5b, 0xc3]];
+const FUNCTIONS: [&[u8]; 4] =
+    [&[0x53, 0x5b, 0xc3], &[0x48, 0x85, 0xff, 0xc3], &[0x53, 0x5b, 0xc3], &[0x53, 0x5b, 0xc3]];
 const EMULATED: u64 = 0;
 const SINGLE_STEPPED: u64 = FUNCTION_BYTES;
 const WITH_RETURN: u64 = 2 * FUNCTION_BYTES;
+const NOT_PROBED: u64 = 3 * FUNCTION_BYTES;
+
+/// Code of the common kind, to be disturbed by hits: it is read, and put into a tree.
+const WORK: &str =
+    r#"{"id":17,"name":"a name","tags":["x","yy","zzz"],"size":[1.5,2,3e2],"on":true}"#;
+/// Times it is done in a round, with one hit each, and rounds.
+const WORK_CALLS: u32 = 100;
+const WORK_ROUNDS: u32 = 20;
 
 /// `r0 = 0; exit` (`struct bpf_insn` in include/uapi/linux/bpf.h).
 const DO_NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
@@ -49,6 +58,9 @@ pub struct HitCosts {
     pub single_stepped_ns: f64,
     /// Probed at an emulated entry and at the return.
     pub with_return_ns: f64,
+    /// By how much code of the common kind is slower behind a hit, as the kernel leaves the
+    /// processor's caches and predictions in another state.
+    pub aftermath_ns: f64,
 }
 
 impl HitCosts {
@@ -102,10 +114,12 @@ impl MeasuredHits {
     fn measure_way(&mut self, way: AttachMethod) -> io::Result<HitCosts> {
         let page = CodePage::new()?;
         self.links.extend(attach(way, &page)?);
+        let emulated_ns = page.ns_per_call(EMULATED);
         Ok(HitCosts {
-            emulated_ns: page.ns_per_call(EMULATED),
+            emulated_ns,
             single_stepped_ns: page.ns_per_call(SINGLE_STEPPED),
             with_return_ns: page.ns_per_call(WITH_RETURN),
+            aftermath_ns: (page.ns_per_hit_in_work() - emulated_ns).max(0.0),
         })
     }
 
@@ -268,12 +282,34 @@ impl CodePage {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// The quickest round of calls of the function there.
-    fn ns_per_call(&self, offset: u64) -> f64 {
+    fn function(&self, offset: u64) -> extern "C" fn() {
         // SAFETY: one of the functions that were written there: it takes nothing, gives nothing
         // and leaves the registers as the calling convention wants them.
-        let function: extern "C" fn() =
-            unsafe { std::mem::transmute(self.start.as_ptr().add(offset as usize)) };
+        unsafe { std::mem::transmute(self.start.as_ptr().add(offset as usize)) }
+    }
+
+    /// What a hit adds to work that it is in the midst of. The medians of rounds that alternate
+    /// are compared, as the work itself is not equally quick each time.
+    fn ns_per_hit_in_work(&self) -> f64 {
+        let round = |function: extern "C" fn()| {
+            let begun = Instant::now();
+            for _ in 0..WORK_CALLS {
+                function();
+                let tree: Result<serde_json::Value, _> =
+                    serde_json::from_str(std::hint::black_box(WORK));
+                drop(std::hint::black_box(tree));
+            }
+            begun.elapsed().as_nanos() as f64 / f64::from(WORK_CALLS)
+        };
+        let (hit, not_hit) = (self.function(EMULATED), self.function(NOT_PROBED));
+        let (mut with, mut without): (Vec<f64>, Vec<f64>) =
+            (0..WORK_ROUNDS).map(|_| (round(hit), round(not_hit))).unzip();
+        median(&mut with) - median(&mut without)
+    }
+
+    /// The quickest round of calls of the function there.
+    fn ns_per_call(&self, offset: u64) -> f64 {
+        let function = self.function(offset);
         let round = || {
             let begun = Instant::now();
             for _ in 0..CALLS {
@@ -283,6 +319,11 @@ impl CodePage {
         };
         (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
     }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 impl Drop for CodePage {
@@ -309,8 +350,12 @@ mod tests {
 
     #[test]
     fn what_a_call_costs_follows_from_its_hits() {
-        let costs =
-            HitCosts { emulated_ns: 600.0, single_stepped_ns: 9000.0, with_return_ns: 900.0 };
+        let costs = HitCosts {
+            emulated_ns: 600.0,
+            single_stepped_ns: 9000.0,
+            with_return_ns: 900.0,
+            aftermath_ns: 100.0,
+        };
         assert_eq!(costs.of_call(true, false), 600.0);
         assert_eq!(costs.of_call(true, true), 900.0);
         assert_eq!(costs.of_call(false, true), 9300.0);

@@ -82,6 +82,8 @@ impl Trace {
                     observed_cpu_ns: ns(observed),
                     missed_cpu_ns: ns(missed),
                     probe_cost_ns: ns(cost),
+                    hits: ns(cost) / 1000,
+                    aftermath_ns: 0,
                     work_samples: 1000 * (ns(observed).saturating_sub(ns(cost))) / 1_000_000,
                     probe_samples: ns(cost) / 1000,
                     collector_cpu_ns: 500_000,

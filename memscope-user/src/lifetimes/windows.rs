@@ -20,9 +20,11 @@ use crate::model::Window;
 /// Most windows kept one by one; further ones are only summed.
 const MAX_WINDOWS: usize = 4096;
 
-/// How far off the cost of a hit can be that was measured on code made for it: in real programs,
-/// whose caches it disturbs, it was up to a sixth dearer.
+/// How far off the cost of a hit can be that was measured on code made for it.
 const HIT_COST_ERROR: f64 = 0.2;
+/// How much more than measured a program's own code can be slower behind a hit, because its
+/// caches and predictions are disturbed: in Python's interpreter it was 180 ns.
+const AFTERMATH_ERROR_NS: f64 = 200.0;
 /// From so many samples on, work is told by them alone.
 const ENOUGH_SAMPLES: f64 = 1000.0;
 /// At least this share of the processor time in windows is work.
@@ -30,64 +32,80 @@ const LEAST_WORK: f64 = 0.002;
 
 /// What the targets used while they were observed and while not, and what probes cost of it.
 ///
-/// What they used while they were observed is work and probes. Which share is work is told by
-/// samples, once there are enough. Until then it is mixed with what follows from the counted hits
-/// and what one was measured to cost, which is less exact: if probes cost most of the time, work
-/// is a small difference of large numbers.
+/// What they used while they were observed is work and probes. What share is spent in the
+/// programs' own code and in the kernel on their behalf is told by samples, once there are enough;
+/// until then it is mixed with what follows from the counted hits and what one was measured to
+/// cost. From it goes what code is slower behind hits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Processor time while they were observed.
     pub observed_cpu_ns: u64,
     /// Processor time while they were not, which is all work.
     pub missed_cpu_ns: u64,
-    /// What of the first was due to probes by their hits, times what one was measured to cost,
+    /// What of the first was spent in probes by their hits, times what one was measured to cost,
     /// and the time that the programs ran.
     pub probe_cost_ns: u64,
+    /// How many hits.
+    pub hits: u64,
+    /// By how much the targets' own code was slower behind them, by the measured mean.
+    pub aftermath_ns: u64,
     /// Samples of the first: at work.
     pub work_samples: u64,
     /// Samples of the first: in probes.
     pub probe_samples: u64,
 }
 
+/// What work can have been.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct WorkBounds {
+    low_ns: f64,
+    high_ns: f64,
+}
+
 impl Ledger {
-    /// Which share of the time while they were observed is work.
-    #[must_use]
-    pub fn work_share(&self) -> f64 {
+    /// Which share of the time while they were observed was not spent in probes.
+    fn share_outside(&self) -> f64 {
         let (work, all) = (self.work_samples as f64, self.samples());
         let sampled = if all > 0.0 { work / all } else { 0.0 };
-        let trust = (all / ENOUGH_SAMPLES).min(1.0);
-        (trust * sampled + (1.0 - trust) * self.counted_share()).clamp(LEAST_WORK, 1.0)
+        let (observed, cost) = (self.observed_cpu_ns as f64, self.probe_cost_ns as f64);
+        let counted = if observed > 0.0 { 1.0 - cost / observed } else { 1.0 };
+        let trust = self.trust();
+        (trust * sampled + (1.0 - trust) * counted).clamp(LEAST_WORK, 1.0)
     }
 
     fn samples(&self) -> f64 {
         self.work_samples as f64 + self.probe_samples as f64
     }
 
-    /// The same by counted hits.
-    fn counted_share(&self) -> f64 {
-        let (observed, cost) = (self.observed_cpu_ns as f64, self.probe_cost_ns as f64);
-        if observed > 0.0 { (1.0 - cost / observed).max(LEAST_WORK) } else { 1.0 }
-    }
-
-    /// Its relative error: that of a number of samples, and of what is left of a difference.
-    fn error(&self) -> f64 {
-        let (all, share) = (self.samples(), self.work_share());
-        let trust = (all / ENOUGH_SAMPLES).min(1.0);
-        let of_samples = ((1.0 - share) / (share * all.max(1.0))).sqrt();
-        let of_hits = HIT_COST_ERROR * (1.0 - share) / share;
-        (trust * of_samples).hypot((1.0 - trust) * of_hits)
-    }
-
-    /// What probes have cost.
-    #[must_use]
-    pub fn cost_ns(&self) -> f64 {
-        (1.0 - self.work_share()) * self.observed_cpu_ns as f64
+    /// How far samples are trusted.
+    fn trust(&self) -> f64 {
+        (self.samples() / ENOUGH_SAMPLES).min(1.0)
     }
 
     /// Work while the targets were observed.
     #[must_use]
     pub fn observed_work_ns(&self) -> f64 {
-        self.work_share() * self.observed_cpu_ns as f64
+        let observed_ns = self.observed_cpu_ns as f64;
+        (self.share_outside() * observed_ns - self.aftermath_ns as f64)
+            .max(LEAST_WORK * observed_ns)
+    }
+
+    /// How far that can be off: a number of samples, or what hits cost, and what is behind them.
+    fn observed_work_within(&self, deviations: f64) -> WorkBounds {
+        let (observed_ns, share) = (self.observed_cpu_ns as f64, self.share_outside());
+        let trust = self.trust();
+        let of_samples = (share * (1.0 - share) / self.samples().max(1.0)).sqrt() * deviations;
+        let of_hits = HIT_COST_ERROR * (1.0 - share);
+        let error_ns = observed_ns * (trust * of_samples).hypot((1.0 - trust) * of_hits);
+        let work_ns = self.observed_work_ns();
+        let behind_ns = AFTERMATH_ERROR_NS * self.hits as f64;
+        WorkBounds { low_ns: work_ns - error_ns - behind_ns, high_ns: work_ns + error_ns }
+    }
+
+    /// What probes have cost: all that was not work.
+    #[must_use]
+    pub fn cost_ns(&self) -> f64 {
+        self.observed_cpu_ns as f64 - self.observed_work_ns()
     }
 
     /// Work in all.
@@ -101,6 +119,8 @@ impl Ledger {
             (&mut self.observed_cpu_ns, window.observed_cpu_ns),
             (&mut self.missed_cpu_ns, window.missed_cpu_ns),
             (&mut self.probe_cost_ns, window.probe_cost_ns),
+            (&mut self.hits, window.hits),
+            (&mut self.aftermath_ns, window.aftermath_ns),
             (&mut self.work_samples, window.work_samples),
             (&mut self.probe_samples, window.probe_samples),
         ] {
@@ -304,8 +324,9 @@ impl Windows {
     }
 
     /// The variance of a ratio estimate (Cochran 1977, 6.4), of which there is less the more
-    /// was observed, that of sampling where it was observed, and that of the work. With n
-    /// windows the deviate is Student's with n − 1 degrees of freedom.
+    /// was observed, and that of sampling where it was observed. With n windows the deviate is
+    /// Student's with n − 1 degrees of freedom. And then the work in the windows can have been
+    /// more or less than it is taken for.
     fn within(
         &self,
         products: &Products,
@@ -326,9 +347,17 @@ impl Windows {
         let share = 1.0 / scale;
         let between = (1.0 - share) * windows / (windows - 1.0) * scale * scale * residual.max(0.0);
         let within = share * scale * scale * spread.variance;
-        let of_work = (1.0 - share) * scaled * self.ledger.error();
-        let deviation = (between + within + of_work * of_work).sqrt()
-            * student_deviate(deviations, windows - 1.0);
-        Interval { low: (scaled - deviation).max(sure), high: scaled + deviation }
+        let deviation = (between + within).sqrt() * student_deviate(deviations, windows - 1.0);
+        let missed_ns = self.ledger.missed_cpu_ns as f64;
+        let rescaled = |work_ns: f64| (1.0 + missed_ns / work_ns) / scale;
+        let work = self.ledger.observed_work_within(deviations);
+        Interval {
+            low: ((scaled - deviation) * rescaled(work.high_ns)).max(sure),
+            high: if work.low_ns > 0.0 {
+                (scaled + deviation) * rescaled(work.low_ns)
+            } else {
+                f64::INFINITY
+            },
+        }
     }
 }

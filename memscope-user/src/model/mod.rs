@@ -381,6 +381,10 @@ pub struct Window {
     /// What probes have cost the targets since the window before ended: hits times what such a
     /// hit costs on this kernel, and the time that the programs ran.
     pub probe_cost_ns: u64,
+    /// How many hits that were.
+    pub hits: u64,
+    /// By how much the targets' own code was slower behind them, by the measured mean.
+    pub aftermath_ns: u64,
     /// How often, when it was looked at what the targets used it for, they were at work.
     pub work_samples: u64,
     /// How often they were in a probe.

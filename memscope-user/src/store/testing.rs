@@ -135,7 +135,7 @@ fn counters() -> BoxedStrategy<Counters> {
 }
 
 fn window() -> BoxedStrategy<Window> {
-    (any::<[u64; 9]>(), any::<u32>(), any::<bool>())
+    (any::<[u64; 11]>(), any::<u32>(), any::<bool>())
         .prop_map(|(numbers, budget_ppm, is_last)| Window {
             begin_ns: numbers[0],
             end_ns: numbers[1],
@@ -144,6 +144,8 @@ fn window() -> BoxedStrategy<Window> {
             probe_cost_ns: numbers[4],
             collector_cpu_ns: numbers[5],
             interval_bytes: numbers[6],
+            hits: numbers[9],
+            aftermath_ns: numbers[10],
             work_samples: numbers[7],
             probe_samples: numbers[8],
             budget_ppm,

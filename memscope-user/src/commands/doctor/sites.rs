@@ -150,8 +150,12 @@ mod tests {
     use super::*;
     use crate::target::FunctionCode;
 
-    const COSTS: HitCosts =
-        HitCosts { emulated_ns: 600.4, single_stepped_ns: 9000.0, with_return_ns: 900.0 };
+    const COSTS: HitCosts = HitCosts {
+        emulated_ns: 600.4,
+        single_stepped_ns: 9000.0,
+        with_return_ns: 900.0,
+        aftermath_ns: 30.0,
+    };
 
     fn facts() -> ModuleFacts {
         let function = |name: &str, file_offset, code: &[u8]| FunctionCode {

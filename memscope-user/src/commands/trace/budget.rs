@@ -134,7 +134,9 @@ impl Budget {
         let since = |value: fn(&ProbeCost) -> u64| {
             value(&used.probes).saturating_sub(value(&self.begun.probes))
         };
-        ledger.probe_cost_ns = since(ProbeCost::total_ns);
+        ledger.probe_cost_ns = since(ProbeCost::kernel_ns);
+        ledger.hits = since(|probes| probes.hits);
+        ledger.aftermath_ns = since(|probes| probes.aftermath_ns);
         ledger.work_samples = since(|probes| probes.work_samples);
         ledger.probe_samples = since(|probes| probes.probe_samples);
         ledger
@@ -150,7 +152,7 @@ impl Budget {
             counted_ns => ledger.cost_ns() / counted_ns as f64,
         };
         let cpu_ns = since(|used| used.target_cpu_ns);
-        let cost_ns = (factor * since(|used| used.probes.total_ns())).min(cpu_ns);
+        let cost_ns = (factor * since(|used| used.probes.kernel_ns())).min(cpu_ns);
         (cpu_ns - cost_ns, cost_ns + since(|used| used.collector_cpu_ns))
     }
 
@@ -270,7 +272,9 @@ impl Budget {
             end_ns: used.now_ns,
             observed_cpu_ns: until_ns.saturating_sub(begin.target_cpu_ns),
             missed_cpu_ns: begin.target_cpu_ns.saturating_sub(before_ns),
-            probe_cost_ns: since(|used| used.probes.total_ns()),
+            probe_cost_ns: since(|used| used.probes.kernel_ns()),
+            hits: since(|used| used.probes.hits),
+            aftermath_ns: since(|used| used.probes.aftermath_ns),
             work_samples: since(|used| used.probes.work_samples),
             probe_samples: since(|used| used.probes.probe_samples),
             collector_cpu_ns: since(|used| used.collector_cpu_ns),
@@ -395,7 +399,7 @@ mod tests {
         assert_eq!(cpu_ns, model.used.target_cpu_ns, "no work is left out");
         let collector_ns = all(|window| window.collector_cpu_ns);
         assert_eq!(collector_ns, model.used.collector_cpu_ns, "no cost is left out");
-        assert_eq!(all(|window| window.probe_cost_ns), model.used.probes.total_ns());
+        assert_eq!(all(|window| window.probe_cost_ns), model.used.probes.kernel_ns());
         let cost_ns = cpu_ns as f64 - model.work_ns;
         let missed_ns = all(|window| window.missed_cpu_ns) as f64;
         Outcome {

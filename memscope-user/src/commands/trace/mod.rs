@@ -394,7 +394,12 @@ fn limit(options: &TraceOptions, kernel: &Kernel, seed: u32) -> anyhow::Result<O
         .context("cannot keep a budget: what a hit of a probe costs cannot be measured here")?;
     // The kernel waits for a while until they are gone, for which nobody else should.
     std::thread::spawn(move || drop(probes));
-    log::info!("a hit costs {:.0} ns, its return {:.0} ns", costs.emulated_ns, costs.of_return());
+    log::info!(
+        "a hit costs {:.0} ns, its return {:.0} ns, and what follows {:.0} ns",
+        costs.emulated_ns,
+        costs.of_return(),
+        costs.aftermath_ns
+    );
     let interval_bytes = sampling_interval_bytes(options).unwrap_or(1);
     Ok(Some(Limit { ppm: share.ppm, interval_bytes, seed, costs }))
 }

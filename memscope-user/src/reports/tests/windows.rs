@@ -34,7 +34,7 @@ fn reports_say_what_was_observed_and_what_it_cost() {
           when       2023-11-14T22:13:20Z for 1.00 ms, until the target ended
           cost       15.8 % of the work (limit 5.0 %); 15.0 % observed in 3 windows
           requested  2.73 KiB in 40 calls, counted exactly in the windows
-          allocated  ≈ 29.9 KiB (4.49–133) in 46 blocks; 0 reallocations, 0 failed
+          allocated  ≈ 29.9 KiB (4.49–162) in 46 blocks; 0 reallocations, 0 failed
           freed      ≈ 1.95 KiB in 20 blocks; 43.5 % of allocations were temporary
           live       ≥ 4.00 KiB in 2 blocks at the end
           peak       ≥ 4.00 KiB in 2 blocks, 0 ns after the start
@@ -43,8 +43,8 @@ fn reports_say_what_was_observed_and_what_it_cost() {
           ≥ 3.91 KiB  97.6 % in 1 block        seldom  seldom.c:3  [server]
             ≥ 100 B   2.4 % in 1 block        often  often.c:1  [server]
         Most allocated
-          ≈ 26.0 KiB (3.91–450)  87.0 % in 6 blocks       seldom  seldom.c:3  [server]
-          ≈ 3.91 KiB (3.67–4.15)  13.0 % in 40 blocks      often  often.c:1  [server]
+          ≈ 26.0 KiB (3.91–553)  87.0 % in 6 blocks       seldom  seldom.c:3  [server]
+          ≈ 3.91 KiB (3.87–4.80)  13.0 % in 40 blocks      often  often.c:1  [server]
 
         INCOMPLETE: 15.0 % of the work observed in 3 windows, sums are scaled by 6.7, live is a minimum; estimated from 7 sampled blocks; stacks: 100.0 % complete.",
     );
