@@ -523,7 +523,8 @@ fn load_probe_programs(
 }
 
 /// An error with all its causes, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
