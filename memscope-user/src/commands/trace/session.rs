@@ -400,15 +400,7 @@ impl Session {
         let observed = self.observed();
         let Some(windowed) = &mut self.windowed else { return Ok(None) };
         let calls = self.pipeline.drain_state.received().calls;
-        let (window, wait) = match windowed.step(&mut self.kernel, &observed, calls) {
-            Ok(step) => step,
-            // What has ended cannot be probed, and that it has is noticed next.
-            Err(error) if !self.targets.iter().any(|target| target.process.is_alive()) => {
-                log::debug!("nothing is left to be observed: {error}");
-                return Ok(None);
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let (window, wait) = windowed.step(&mut self.kernel, &observed, calls)?;
         if let Some(window) = window {
             self.pipeline.after_records(Control::Window(window));
         }
