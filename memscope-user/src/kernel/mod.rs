@@ -5,6 +5,7 @@
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
 mod attached;
+mod cookies;
 mod cost;
 mod facts;
 mod features;
