@@ -27,7 +27,7 @@ use memscope_common::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
-    KernelError,
+    KernelError, SLOT_SHARE,
     attached::Attached,
     cookies::KnownCookies,
     features::{missing_capabilities, required_features},
@@ -460,9 +460,8 @@ pub struct Received {
     pub frees: u64,
 }
 
-/// Slots are small, and copies of stacks are not.
 fn slot_bytes(ring_bytes: u32) -> u32 {
-    ring_bytes / 2
+    ring_bytes / SLOT_SHARE
 }
 
 fn settings(config: KernelConfig, cpus: u32) -> Settings {

@@ -28,7 +28,7 @@ pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
 pub use load::{AttachRequest, Kernel, KernelConfig, Received, causes};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use overflow::{OverflowCount, Pauses};
-pub use ring::{EventRing, RawRecord, RingError};
+pub use ring::{EventRing, RawRecord, RingError, RingSize};
 pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
@@ -40,6 +40,10 @@ use aya::{
 };
 
 pub use memscope_common::{control::MAX_TARGETS, unwind::Epoch};
+
+/// The slots of all CPUs have one part in so many of the ring buffer's size: they are small, and
+/// copies of stacks are not.
+const SLOT_SHARE: u32 = 2;
 
 /// Why the kernel side could not be used.
 #[derive(Debug, thiserror::Error)]
