@@ -3,7 +3,7 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
+    Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
     LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
     Stack, StackId, StackOutcome, ThreadId, Window,
 };
@@ -206,6 +206,11 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         8 => event().prop_map(Item::Event),
         1 => counters().prop_map(Item::Counters),
         1 => window().prop_map(Item::Window),
+        1 => any::<(u32, u32, u64)>().prop_map(|(process, parent, time_ns)| Item::Fork(Fork {
+            process: ProcessId(process),
+            parent: ProcessId(parent),
+            time_ns,
+        })),
     ]
     .boxed()
 }

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
-    CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_STACK, KIND_STACK_COPY, ProcessExec, StackCopy,
+    BEGUN_BY_CHILD_EXEC, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY, ProcessBegin, ProcessExec, ProcessExit, StackCopy,
     StackHeader,
 };
 
@@ -20,6 +20,10 @@ impl ProcessView for FakeView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
         assert_eq!(target, TARGET);
         self.0.lock().unwrap().clone()
+    }
+
+    fn start_ticks(&self, _target: u16) -> Option<u64> {
+        Some(77)
     }
 
     fn probes_gone(&mut self, target: u16) {
