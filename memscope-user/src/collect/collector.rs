@@ -535,6 +535,7 @@ impl<V: ProcessView> Collector<V> {
         let comm = name_of(comm);
         if let Some(target) = self.targets.get_mut(&target)
             && target.process.comm != comm
+            && !comm.is_empty()
         {
             target.process.comm = comm;
             give(Item::Process(target.process.clone()));
