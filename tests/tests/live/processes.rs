@@ -71,13 +71,14 @@ fn tree_script(folder: &Path, width: usize) -> PathBuf {
     script
 }
 
-/// A branch is a subshell, `ls`, the subshell of `$()` that becomes `expr`, and `sh`.
-const PROCESSES_OF_BRANCH: usize = 4;
+/// A branch is a subshell that becomes `sh`, `ls`, and the subshell of `$()` that becomes `expr`.
+const PROCESSES_OF_BRANCH: usize = 3;
+const BRANCHES: usize = 70;
 
 #[test]
 fn every_allocation_of_a_tree_of_200_processes_is_recorded_once() {
     let scratch = Scratch::new();
-    let script = tree_script(&scratch.path(""), 50);
+    let script = tree_script(&scratch.path(""), BRANCHES);
     let base = scratch.path("log");
     let mut command = scratch.trace_program(&["--strict"], "bash", &[script.to_str().unwrap()]);
     oracle::preload(&mut command, &base);
@@ -86,12 +87,12 @@ fn every_allocation_of_a_tree_of_200_processes_is_recorded_once() {
     export.assert_complete();
     let images = oracle::read_logs(&base);
     let pids: std::collections::BTreeSet<u32> = images.iter().map(|image| image.pid).collect();
-    assert!(pids.len() > 50 * PROCESSES_OF_BRANCH, "{} processes", pids.len());
+    assert!(pids.len() > BRANCHES * PROCESSES_OF_BRANCH, "{} processes", pids.len());
     // Memscope itself has the oracle in it, but is no target.
     let traced: Vec<OracleImage> =
         images.into_iter().filter(|image| !image.exe.ends_with("memscope")).collect();
     let compared = assert_images_equal(&export, &traced);
-    assert!(compared > 50 * PROCESSES_OF_BRANCH, "{compared} images");
+    assert!(compared > BRANCHES * PROCESSES_OF_BRANCH, "{compared} images");
     let inherited: u64 =
         traced.iter().map(|image| OracleTotals::of(image).counts.inherited_frees).sum();
     assert_eq!(export.total("inherited_frees"), inherited);
@@ -216,21 +217,26 @@ fn by_comm<'a>(export: &'a Export, comm: &str) -> Vec<&'a Value> {
 #[test]
 fn programs_are_traced_by_their_name_now_and_later() {
     let scratch = Scratch::new();
-    let program = programs::build("paced.c", Variant::Default);
-    let named = scratch.path("named-paced");
-    fs::copy(program, &named).unwrap();
-    let mut before = Running::spawn(Command::new(&named).args(["2000", "1"]));
-    let memscope = trace_selected(&scratch, &["--comm", "named-paced"]);
-    run(Command::new(&named).args(["100", "0"])).assert_code(0);
-    run(Command::new("true").arg("x")).assert_code(0);
+    let named = |folder: &str, source: &str| {
+        let path = scratch.path(folder).join("named");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        fs::copy(programs::build(source, Variant::Default), &path).unwrap();
+        path
+    };
+    let (first, second) = (named("first", "paced.c"), named("second", "vforker.c"));
+    let mut before = Running::spawn(Command::new(&first).args(["2000", "1"]));
+    let memscope = trace_selected(&scratch, &["--comm", "named"]);
+    let finished = run(Command::new(&second).args(["child", "50"]));
+    finished.assert_code(0);
+    run(Command::new("ls").arg("/")).assert_code(0);
     wait_until("the first one ends", || before.has_ended());
     memscope.end_by(libc::SIGINT).assert_code(0);
     let export = scratch.export();
-    let traced = by_comm(&export, "named-paced");
+    let traced = by_comm(&export, "named");
     assert_eq!((traced.len(), export.list("processes").len()), (2, 2), "{traced:#?}");
     assert_eq!((&traced[0]["from_start"], &traced[1]["from_start"]), (&false.into(), &true.into()));
-    let figures = Figures::parse(&run(Command::new(&named).args(["100", "0"])).stdout);
-    assert_eq!(of_process(traced[1], "allocations"), figures.number("allocations"));
+    let row = numbers(&Figures::parse(&finished.stdout).rows("child")[0]);
+    assert_eq!(of_process(traced[1], "allocations"), row[1]);
     assert_eq!(traced[1]["probed_late"], false);
 }
 
@@ -297,7 +303,23 @@ fn with_oracle(base: &Path, program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Python, a server with its client, git, and a compiler with its children.
+/// Requests to the server, each of which allocates.
+const REQUESTS: u64 = 2000;
+
+/// Runs a server while its client is at work.
+fn serve(scratch: &Scratch) {
+    let socket = scratch.path("redis.sock");
+    let mut server = Command::new("redis-server");
+    server.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket);
+    let server = Running::spawn(server.current_dir(scratch.path("")));
+    wait_until("the server listens", || socket.exists());
+    let mut client = Command::new("redis-benchmark");
+    client.args(["-q", "-t", "set", "-n", &REQUESTS.to_string(), "-s"]).arg(&socket);
+    run(&mut client).assert_code(0);
+    server.end_by(libc::SIGTERM).assert_code(0);
+}
+
+/// Python, git, and a compiler with its children; and a server, which does not run with the oracle.
 #[test]
 fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
     let scratch = Scratch::new();
@@ -316,7 +338,6 @@ fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
         ("python3", vec!["-c", "import json; json.dumps([{'a': [i] * 9} for i in range(500)])"]),
         ("git", vec!["init", "-q", folder]),
         ("gcc", vec!["-O1", "-o", object.to_str().unwrap(), &source]),
-        ("redis-server", vec!["--version"]),
     ] {
         if is_installed(program) {
             loads.push((program, arguments));
@@ -326,6 +347,10 @@ fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
     }
     for (program, arguments) in &loads {
         run(&mut with_oracle(&base, program, arguments)).assert_code(0);
+    }
+    let serves = is_installed("redis-server") && is_installed("redis-benchmark");
+    if serves {
+        serve(&scratch);
     }
     let pid = memscope.pid();
     memscope.end_by(libc::SIGINT).assert_code(0);
@@ -338,6 +363,10 @@ fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
         .into_iter()
         .filter(|image| image.pid != keeper.pid() && !image.calls.is_empty())
         .collect();
+    if serves {
+        let server = by_comm(&export, "redis-server")[0];
+        assert!(of_process(server, "allocations") > REQUESTS, "{server:#}");
+    }
     let compared = assert_images_equal(&export, &images);
     assert!(compared > loads.len(), "children, too: {compared}");
     eprintln!("{compared} images of {} programs equal the oracle's", loads.len());
