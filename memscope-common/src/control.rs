@@ -169,9 +169,9 @@ pub const FOLLOW_OLD: u64 = 2;
 /// Of a call: neither; it is followed for what runs inside.
 pub const FOLLOW_NOTHING: u64 = 0;
 
-/// Stands in the object for the kernel's `bpf_session_cookie`, whose number only the running
+/// Stands in the object for the kernel's `bpf_session_is_return`, whose number only the running
 /// kernel tells. No helper has this number.
-pub const SESSION_COOKIE: i32 = 0x7fff_0001;
+pub const SESSION_IS_RETURN: i32 = 0x7fff_0001;
 
 /// A small record and its place in the order of its CPU: its number there plus 1, written
 /// last. So a slot holds what the reader expects, or what it has read a lap ago.
@@ -230,6 +230,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 28..32  argument: result slot bits 32..48  target
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
+/// bits 52..64  where in its page the probed instruction is
 /// ```
 ///
 /// No cookie is 0, because probe ids start at 1.
@@ -290,6 +291,20 @@ impl Cookie {
         self.0 >> 49 & 1 != 0
     }
 
+    /// The same, at an instruction that lies there in a file or in memory.
+    #[must_use]
+    pub const fn of_place(self, offset_or_avma: u64) -> Self {
+        Self(self.0 | offset_or_avma << PLACE_SHIFT)
+    }
+
+    /// Whether the probed instruction can be the one at an address. In memory it lies in its page
+    /// where it does in the file, wherever that is mapped.
+    #[must_use]
+    #[inline(always)]
+    pub const fn can_be_at(self, avma: u64) -> bool {
+        self.probe() != 0 && self.0 >> PLACE_SHIFT == avma & ((1 << (64 - PLACE_SHIFT)) - 1)
+    }
+
     /// Id of the probe, unique within a target, never 0.
     #[must_use]
     #[inline(always)]
@@ -315,6 +330,24 @@ impl Cookie {
     pub const fn target(self) -> u16 {
         (self.0 >> 32) as u16
     }
+}
+
+/// The bits of an address that say where in its page it is come to a cookie's upper end.
+const PLACE_SHIFT: u32 = 52;
+
+/// Cookies of a target that its hits find by their address. Where there is none, but some of its
+/// probes lie, is [`UNKNOWN_COOKIE`].
+pub const KNOWN_COOKIES: u32 = 1 << 8;
+
+/// Stands for several probes that an address does not tell apart.
+pub const UNKNOWN_COOKIE: Cookie = Cookie(1 << 51);
+
+/// Where among all targets' known cookies the one is, if any, of a probed instruction at this place
+/// of a file, or at this address: both have the same bits here.
+#[must_use]
+#[inline(always)]
+pub const fn known_cookie_index(target: u16, offset_or_avma: u64) -> u32 {
+    target as u32 * KNOWN_COOKIES + (offset_or_avma >> 4) as u32 % KNOWN_COOKIES
 }
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.
@@ -435,9 +468,13 @@ pub struct ThreadState {
     pub sampling_generation: u64,
     /// State of the thread's random numbers.
     pub random: u64,
+    /// Which target it is of, plus 1; 0 if that is not known yet.
+    pub target_plus_1: u64,
+    /// The probed instruction of the outermost call that was entered last.
+    pub entry_avma: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 19;
+pub const THREAD_WORDS: usize = 21;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

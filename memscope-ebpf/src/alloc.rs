@@ -5,7 +5,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::pt_regs,
-    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_probe_read_user},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::debug;
@@ -14,7 +14,7 @@ use memscope_common::{
         ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
         COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
         COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT,
-        OverflowKey, Target, ThreadState,
+        OverflowKey, ThreadState,
     },
     record::{
         Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
@@ -27,56 +27,43 @@ use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, produ
 
 use crate::{
     cost, emit,
-    maps::{EPOCHS, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS, TARGETS},
-    overflow, sample,
+    hit::{self, Hit},
+    maps::{NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS},
+    overflow, sample, session,
     stack::{self, CallerRegisters},
     threads,
 };
 
-/// One probe hit: which function of which process.
-struct Hit {
-    cookie: Cookie,
-    target: *const Target,
-    image: u32,
-}
-
-impl Hit {
-    #[inline(always)]
-    fn new(context: *mut core::ffi::c_void) -> Option<Self> {
-        // SAFETY: the helper reads the cookie of the link that called this program.
-        Self::of(Cookie(unsafe { bpf_get_attach_cookie(context) }))
+/// Whether a session's program runs at a return.
+///
+/// Asking the kernel is a call, which is spared where it is plain. Where no probe can lie, nothing is
+/// entered. And it is an entry where no call is followed that could return, and the last one that was
+/// followed was entered here: should one that is not followed any more return after all, as
+/// when a signal's handler has made calls inside it, then to an instruction of its caller, and not
+/// to one that is probed: where a probe is, the return address is on top of the stack, which it
+/// is not behind a call.
+#[inline(always)]
+pub(crate) fn is_return(context: &ProbeContext, state: Option<*mut ThreadState>) -> bool {
+    let avma = instruction(context);
+    if hit::cookie_near(state, avma) == Some(Cookie(0)) {
+        return true;
     }
-
-    #[inline(always)]
-    fn of(cookie: Cookie) -> Option<Self> {
-        let index = u32::from(cookie.target());
-        let target = TARGETS.get_ptr(index)?;
-        let image = EPOCHS.get(index)?.image;
-        Some(Self { cookie, target, image })
-    }
-
-    #[inline(always)]
-    fn enabled(&self) -> bool {
-        // SAFETY: points to an element of an array map, which is never removed.
-        unsafe { (*self.target).enabled != 0 }
-    }
-
-    #[inline(always)]
-    fn thread(&self) -> u32 {
-        bpf_get_current_pid_tgid() as u32
-    }
-
-    #[inline(always)]
-    fn header(&self, kind: u8, time_ns: u64) -> Header {
-        Header {
-            kind,
-            padding: 0,
-            probe: self.cookie.probe(),
-            image: self.image as u16,
-            target: self.cookie.target(),
-            time_ns,
+    if let Some(state) = state {
+        // SAFETY: this thread's own map value.
+        let (cookie, entry_avma) = unsafe { ((*state).cookie, (*state).entry_avma) };
+        if cookie == 0 && entry_avma == avma {
+            return false;
         }
     }
+    session::is_return(context.as_ptr())
+}
+
+/// Where the program runs.
+#[inline(always)]
+fn instruction(context: &ProbeContext) -> u64 {
+    // Volatile, as in `argument`.
+    // SAFETY: the context of a uprobe is the thread's registers.
+    unsafe { read_volatile(&raw const (*context.regs).rip) }
 }
 
 /// Value of an argument; 0 for one that the function does not have.
@@ -140,15 +127,17 @@ fn new_number(state: &mut ThreadState, header: Header) -> u64 {
     state.number
 }
 
-/// Entry of a function that returns a block. None if its return is of no interest.
+/// Entry of a function that returns a block, with the thread's state, if it has any. None if its
+/// return is of no interest.
 #[inline(always)]
-pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
-    let hit = Hit::new(context.as_ptr())?;
+pub(crate) fn entered(context: &ProbeContext, known: Option<*mut ThreadState>) -> Option<()> {
+    let entry_avma = instruction(context);
+    let hit = Hit::at_entry(context.as_ptr(), known, entry_avma)?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
     }
-    let Some(state) = threads::find_or_make(context.as_ptr()) else {
+    let Some(state) = threads::known_or_made(known, context.as_ptr()) else {
         emit::lose(COUNTER_THREAD_TABLE_FULL);
         debug!(context, "thread table full at thread {}", hit.thread());
         return None;
@@ -162,6 +151,8 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
         emit::count(COUNTER_NESTED);
         return None;
     }
+    state.entry_avma = entry_avma;
+    state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
     let arguments = hit.cookie.arguments();
     let size_bytes = argument(context, arguments.size);
     state.size_bytes = if arguments.count == NO_ARGUMENT {
@@ -196,17 +187,21 @@ pub(crate) fn entered(context: &ProbeContext) -> Option<Cookie> {
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
-    Some(hit.cookie)
+    Some(())
 }
 
 /// Return of a function that returns a block. Not asked whether recording is on:
 /// a call that was entered while it was on is followed to its end.
 #[inline(always)]
-pub(crate) fn returned(context: &RetProbeContext, cookie: Cookie) -> Option<()> {
+pub(crate) fn returned(
+    context: &RetProbeContext,
+    state: Option<*mut ThreadState>,
+    cookie: Cookie,
+) -> Option<()> {
     cost::at_return(context.regs);
     let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
-    let state = unsafe { &mut *threads::find(context.as_ptr())? };
+    let state = unsafe { &mut *state? };
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
     if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
@@ -417,7 +412,8 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
 /// block can be handed to another thread.
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
-    let hit = Hit::new(context.as_ptr())?;
+    let known = threads::find(context.as_ptr());
+    let hit = Hit::at_entry(context.as_ptr(), known, instruction(context))?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
@@ -435,7 +431,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let mut time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
-    if let Some(state) = threads::find_or_make(context.as_ptr()) {
+    if let Some(state) = threads::known_or_made(known, context.as_ptr()) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
         // A free can hand its block on to another module's free. Its end is not probed,
@@ -446,6 +442,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
             emit::count(COUNTER_NESTED);
             return None;
         }
+        state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
         state.freed_block_avma = address_avma;
         state.freed_probe = u64::from(hit.cookie.probe());
         is_known = state.allocated_block_avma == address_avma;

@@ -52,12 +52,12 @@ pub fn classify_entry(
     Entry::OutermostAfterLostReturn
 }
 
-/// Whether a return belongs to the outermost call: the same probe, and the stack
+/// Whether a return belongs to the outermost call, if there is one: the same probe, and the stack
 /// pointer just above the slot that held the return address.
 #[must_use]
 #[inline(always)]
 pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma: u64) -> bool {
-    outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
+    outer.0 != 0 && outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
 }
 
 /// Whether a probed function was called by its own module.
@@ -198,6 +198,7 @@ mod tests {
         assert!(is_return_of(cookie(1), 0x7000, cookie(1), 0x7008));
         assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
         assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
+        assert!(!is_return_of(Cookie(0), 0x7000, Cookie(0), 0x7008), "none is under way");
     }
 
     #[test]

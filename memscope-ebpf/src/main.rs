@@ -9,6 +9,7 @@ mod alloc;
 mod copy;
 mod cost;
 mod emit;
+mod hit;
 mod maps;
 mod memo;
 mod overflow;
@@ -45,21 +46,16 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(link_section = "uprobe")]
 extern "C" fn allocation_session(context: *mut c_void) -> u32 {
     let begun_ns = cost::begin();
-    let kept = session::cookie(context);
-    // SAFETY: the kernel's word for this call.
-    let entered = Cookie(unsafe { kept.read() });
-    let result = if entered.0 != 0 {
-        alloc::returned(&RetProbeContext::new(context), entered);
+    let state = threads::find(context);
+    let entry = ProbeContext::new(context);
+    let result = if alloc::is_return(&entry, state) {
+        // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
+        // SAFETY: this thread's own map value.
+        let entered = state.map_or(0, |state| unsafe { (*state).cookie });
+        alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        match alloc::entered(&ProbeContext::new(context)) {
-            Some(cookie) => {
-                // SAFETY: as above. No cookie is 0.
-                unsafe { kept.write(cookie.0) };
-                0
-            }
-            None => 1,
-        }
+        u32::from(alloc::entered(&entry, state).is_none())
     };
     cost::end(begun_ns);
     result
@@ -69,7 +65,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
 #[uprobe]
 fn allocation_entered(context: ProbeContext) -> u32 {
     let begun_ns = cost::begin();
-    alloc::entered(&context);
+    alloc::entered(&context, threads::find(context.as_ptr()));
     cost::end(begun_ns);
     0
 }
@@ -80,7 +76,7 @@ fn allocation_returned(context: RetProbeContext) -> u32 {
     let begun_ns = cost::begin();
     // SAFETY: the helper reads the cookie of the link that called this program.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
-    alloc::returned(&context, cookie);
+    alloc::returned(&context, threads::find(context.as_ptr()), cookie);
     cost::end(begun_ns);
     0
 }

@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, MAX_TARGETS,
-        MAX_THREADS, MEMOS, Overflow, OverflowKey, ProbeSurroundings, Sampling, Slot, Target,
-        ThreadState, WalkMemo, WalkState,
+        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, KNOWN_COOKIES,
+        MAX_TARGETS, MAX_THREADS, MEMOS, Overflow, OverflowKey, ProbeSurroundings, Sampling, Slot,
+        Target, ThreadState, WalkMemo, WalkState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -47,6 +47,10 @@ pub(crate) static EPOCHS: Array<Epoch> = Array::with_max_entries(MAX_TARGETS, 0)
 /// Target index by process id, for the events that no probe's cookie tells apart.
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Cookies that need not be asked for, by target and place; see `hit`.
+#[map]
+pub(crate) static COOKIES: Array<u64> = Array::with_max_entries(MAX_TARGETS * KNOWN_COOKIES, 0);
 
 /// State of the reader. One element.
 #[map]

@@ -87,15 +87,13 @@ pub(crate) fn find(registers: *const c_void) -> Option<*mut ThreadState> {
     THREADS.get_ptr_mut(place_of(identity_of(registers)))
 }
 
-/// State of the current thread, made if there is none.
+/// State of the current thread, made if none was found.
 #[inline(always)]
-pub(crate) fn find_or_make(registers: *const c_void) -> Option<*mut ThreadState> {
-    let identity = identity_of(registers);
-    let mut place = place_of(identity);
-    if place == NOWHERE {
-        place = make(identity);
-    }
-    THREADS.get_ptr_mut(place)
+pub(crate) fn known_or_made(
+    known: Option<*mut ThreadState>,
+    registers: *const c_void,
+) -> Option<*mut ThreadState> {
+    known.or_else(|| THREADS.get_ptr_mut(make(identity_of(registers))))
 }
 
 /// Takes a place. It is all zeros, as it was left.

@@ -18,10 +18,6 @@ use crate::{
 /// What memscope calls itself with to be the guard of targets that it may stop.
 pub const GUARD_COMMAND: &str = "resume-guard";
 
-/// Size of the ring buffer unless another is given: about a second of a loop that does
-/// nothing but allocate.
-const DEFAULT_RING: &str = "64MiB";
-
 /// Finds out who allocates, what leaks and what is live at the peak in a running
 /// program, without recompiling, restarting or changing it.
 #[derive(Debug, Parser)]
@@ -69,9 +65,9 @@ pub struct TraceOptions {
     /// End the trace after this time (30s, 5m, 1h) [default: when the targets end, or by Ctrl-C]
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
-    /// Size of the buffer between kernel and memscope, a power of two; frequent events have half as much beside it
-    #[arg(long, value_name = "SIZE", default_value = DEFAULT_RING)]
-    pub ring_buffer: ByteSize,
+    /// Size of the buffer between kernel and memscope, a power of two (64MiB); frequent events have half as much beside it [default: from processors and memory]
+    #[arg(long, value_name = "SIZE")]
+    pub ring_buffer: Option<ByteSize>,
     /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)
     #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
     pub sample: Option<ByteSize>,

@@ -69,7 +69,7 @@ fn assert_counts(figures: &Figures, totals: &OracleTotals) {
 
 #[test]
 fn c_programs_of_one_process() {
-    let runs: [(&str, &[&str]); 17] = [
+    let runs: [(&str, &[&str]); 18] = [
         ("pairs.c", &["1000"]),
         ("mix.c", &["1", "100000"]),
         ("mix.c", &["1", "100000", "7"]),
@@ -87,6 +87,7 @@ fn c_programs_of_one_process() {
         ("signal_alloc.c", &["100"]),
         ("signal_alloc.c", &["100", "altstack"]),
         ("server.c", &["4", "500", "0", "20000"]),
+        ("paced.c", &["5", "64", "1000"]),
     ];
     for (source, arguments) in runs {
         eprintln!("{source} {arguments:?}");

@@ -126,7 +126,6 @@ impl Kernel {
         if self.begin_window_of_samples(self.attached.drawn_before)? {
             self.attached.drawn_before = 0;
         }
-        self.attached.is_open = true;
         let remembered = self.attached.remembered.take().unwrap_or_default();
         let mut result = Ok(());
         for request in &remembered {
@@ -135,7 +134,13 @@ impl Kernel {
             result = result.and(linked);
         }
         self.attached.remembered = Some(remembered);
-        if self.attached.of_blocks.is_empty() { result } else { self.sample_work() }
+        if self.attached.of_blocks.is_empty() {
+            result?;
+        }
+        // Even if there is nothing: what a target maps while the window lasts is probed in it.
+        self.sample_work()?;
+        self.attached.is_open = true;
+        Ok(())
     }
 
     /// A target's probes are gone, and will be attached anew.

@@ -27,8 +27,9 @@ use memscope_common::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
-    KernelError,
+    KernelError, SLOT_SHARE,
     attached::Attached,
+    cookies::KnownCookies,
     features::{missing_capabilities, required_features},
     offsets::{self, kernel_offsets},
     overflow::Overflows,
@@ -98,6 +99,7 @@ pub struct Kernel {
     /// What is attached.
     pub(super) attached: Attached,
     surroundings: Array<MapData, Plain<ProbeSurroundings>>,
+    cookies: KnownCookies,
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
@@ -154,6 +156,7 @@ impl Kernel {
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
         let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
+        let cookies = KnownCookies::new(&mut ebpf)?;
         let sampling = config
             .sampling_interval_bytes
             .map(|interval_bytes| SamplingMaps::new(&mut ebpf, interval_bytes))
@@ -165,6 +168,7 @@ impl Kernel {
             programs,
             attached: Attached::new(config.counts_cost),
             surroundings,
+            cookies,
             sampling,
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
@@ -234,6 +238,10 @@ impl Kernel {
             self.surroundings
                 .set(id.0, Plain(surroundings_of(probe)), 0)
                 .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
+            if probe.function.kind != FunctionKind::ChangesCode {
+                let cookie = cookie_of(request.target, *id, probe);
+                self.cookies.tell(probe.file_offset, cookie)?;
+            }
         }
         self.attached.remember(request);
         self.link(request, &[CODE_CHANGED])?;
@@ -452,9 +460,8 @@ pub struct Received {
     pub frees: u64,
 }
 
-/// Slots are small, and copies of stacks are not.
 fn slot_bytes(ring_bytes: u32) -> u32 {
-    ring_bytes / 2
+    ring_bytes / SLOT_SHARE
 }
 
 fn settings(config: KernelConfig, cpus: u32) -> Settings {
@@ -523,7 +530,8 @@ fn load_probe_programs(
 }
 
 /// An error with all its causes, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -580,7 +588,7 @@ fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
         block: argument(function.block),
         result_slot: argument(function.result_slot),
     };
-    let cookie = Cookie::new(target, id.0 as u16, arguments);
+    let cookie = Cookie::new(target, id.0 as u16, arguments).of_place(probe.file_offset);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
 }

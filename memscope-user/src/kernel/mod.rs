@@ -5,6 +5,7 @@
 //! descriptors, so that even SIGKILL leaves nothing behind.
 
 mod attached;
+mod cookies;
 mod cost;
 mod facts;
 mod features;
@@ -24,10 +25,10 @@ mod types;
 pub use cost::ProbeCost;
 pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
-pub use load::{AttachRequest, Kernel, KernelConfig, Received};
+pub use load::{AttachRequest, Kernel, KernelConfig, Received, causes};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use overflow::{OverflowCount, Pauses};
-pub use ring::{EventRing, RawRecord, RingError};
+pub use ring::{EventRing, RawRecord, RingError, RingSize};
 pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 
@@ -39,6 +40,10 @@ use aya::{
 };
 
 pub use memscope_common::{control::MAX_TARGETS, unwind::Epoch};
+
+/// The slots of all CPUs have one part in so many of the ring buffer's size: they are small, and
+/// copies of stacks are not.
+const SLOT_SHARE: u32 = 2;
 
 /// Why the kernel side could not be used.
 #[derive(Debug, thiserror::Error)]

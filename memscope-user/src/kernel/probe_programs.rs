@@ -17,7 +17,7 @@ use aya::{
     maps::{Map, MapData},
 };
 use aya_obj::{Object, generated::bpf_insn};
-use memscope_common::control::SESSION_COOKIE;
+use memscope_common::control::SESSION_IS_RETURN;
 
 use super::{
     KernelError,
@@ -40,8 +40,8 @@ pub(super) const FREE: &str = "free_entered";
 /// Entry of what the dynamic loader calls.
 pub(super) const CODE_CHANGED: &str = "code_changed";
 
-/// The kernel's function that [`SESSION_COOKIE`] stands for.
-const COOKIE_FUNCTION: &str = "bpf_session_cookie";
+/// The kernel's function that [`SESSION_IS_RETURN`] stands for.
+const IS_RETURN_FUNCTION: &str = "bpf_session_is_return";
 
 /// Programs of tracepoints, and what these are called in the kernel's types.
 const TRACEPOINTS: [(&str, &str); 2] = [
@@ -51,7 +51,7 @@ const TRACEPOINTS: [(&str, &str); 2] = [
 
 /// What programs are loaded by.
 pub(super) const TYPES: [(Kind, &str); 3] = [
-    (Kind::Function, COOKIE_FUNCTION),
+    (Kind::Function, IS_RETURN_FUNCTION),
     (Kind::Typedef, TRACEPOINTS[0].1),
     (Kind::Typedef, TRACEPOINTS[1].1),
 ];
@@ -230,11 +230,11 @@ fn name_kernel_function(
     const KERNEL_FUNCTION: u8 = 2;
     let missing = KernelError::Unsupported { what: "it has no uprobe sessions (Linux 6.13)" };
     let number = kernel
-        .id(Kind::Function, COOKIE_FUNCTION)
+        .id(Kind::Function, IS_RETURN_FUNCTION)
         .and_then(|number| i32::try_from(number).ok())
         .ok_or(missing)?;
     for instruction in instructions {
-        if instruction.code == CALL && instruction.imm == SESSION_COOKIE {
+        if instruction.code == CALL && instruction.imm == SESSION_IS_RETURN {
             instruction.set_src_reg(KERNEL_FUNCTION);
             instruction.imm = number;
         }

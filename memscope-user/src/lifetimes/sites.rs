@@ -3,7 +3,7 @@ use super::{
     histogram::Lifetimes,
     sampled::Sampled,
     state::Map,
-    windows::{Begun, Windows},
+    windows::Begun,
 };
 use crate::model::{ProcessId, StackId, Window};
 
@@ -58,6 +58,49 @@ impl SiteSums {
     pub const fn live_bytes(&self) -> u64 {
         self.allocated_bytes.wrapping_sub(self.freed_bytes).wrapping_sub(self.unseen_end_bytes)
     }
+
+    /// What began and ended, if what was seen stands for so much. What lives is not scaled: what
+    /// neither is seen to end nor known to live has ended unseen.
+    #[must_use]
+    pub(super) fn scaled(&self, scale: f64) -> Self {
+        let scaled = |number: u64| (number as f64 * scale) as u64;
+        let mut sums = Self {
+            allocations: scaled(self.allocations),
+            allocated_bytes: scaled(self.allocated_bytes),
+            frees: scaled(self.frees),
+            freed_bytes: scaled(self.freed_bytes),
+            temporary_allocations: scaled(self.temporary_allocations),
+            unseen_ends: 0,
+            unseen_end_bytes: 0,
+            failed_allocations: scaled(self.failed_allocations),
+        };
+        sums.unseen_ends = sums.live_blocks().wrapping_sub(self.live_blocks());
+        sums.unseen_end_bytes = sums.live_bytes().wrapping_sub(self.live_bytes());
+        sums
+    }
+
+    /// Adds those of another site.
+    fn add(&mut self, other: &Self) {
+        for (sum, other) in [
+            (&mut self.allocations, other.allocations),
+            (&mut self.allocated_bytes, other.allocated_bytes),
+            (&mut self.frees, other.frees),
+            (&mut self.freed_bytes, other.freed_bytes),
+            (&mut self.temporary_allocations, other.temporary_allocations),
+            (&mut self.unseen_ends, other.unseen_ends),
+            (&mut self.unseen_end_bytes, other.unseen_end_bytes),
+            (&mut self.failed_allocations, other.failed_allocations),
+        ] {
+            *sum = sum.wrapping_add(other);
+        }
+    }
+
+    /// Those of all sites together.
+    pub(super) fn of_all(sites: &[Site]) -> Self {
+        let mut all = Self::default();
+        sites.iter().for_each(|site| all.add(&site.sums));
+        all
+    }
 }
 
 /// One site and all that is known of it.
@@ -93,16 +136,8 @@ pub struct Resident {
 impl Site {
     /// Adds what is known of another site, for those who want to see both as one.
     pub fn merge(&mut self, other: &Self) {
-        let (sums, others) = (&mut self.sums, &other.sums);
+        self.sums.add(&other.sums);
         for (sum, other) in [
-            (&mut sums.allocations, others.allocations),
-            (&mut sums.allocated_bytes, others.allocated_bytes),
-            (&mut sums.frees, others.frees),
-            (&mut sums.freed_bytes, others.freed_bytes),
-            (&mut sums.temporary_allocations, others.temporary_allocations),
-            (&mut sums.unseen_ends, others.unseen_ends),
-            (&mut sums.unseen_end_bytes, others.unseen_end_bytes),
-            (&mut sums.failed_allocations, others.failed_allocations),
             (&mut self.at_peak.blocks, other.at_peak.blocks),
             (&mut self.at_peak.bytes, other.at_peak.bytes),
         ] {
@@ -314,7 +349,10 @@ impl Sites {
 
     /// A window ends in which the targets were observed.
     pub(super) fn end_window(&mut self, window: &Window) {
-        self.list.iter_mut().for_each(|site| Windows::end_at(window, site));
+        for site in &mut self.list {
+            let (blocks, bytes) = (site.sums.allocations, site.sums.allocated_bytes);
+            Begun::note(&mut site.begun, window, blocks, bytes);
+        }
     }
 
     /// All sites, with their values at the peak filled in.

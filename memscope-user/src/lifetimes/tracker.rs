@@ -8,7 +8,7 @@ use super::{
     block::{Block, LiveBlock, LossWindow, Totals},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
-    sites::{Site, SiteKey, Sites},
+    sites::{Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
     windows::Windows,
 };
@@ -425,7 +425,23 @@ impl Tracker {
     pub fn scaled(&self) -> (Vec<Site>, Totals) {
         let (mut sites, mut totals) = (self.sites(), self.totals());
         if self.windows.has_gaps() {
-            self.windows.scale_all(&mut totals, &mut sites);
+            let scale = self.windows.scale();
+            for site in &mut sites {
+                site.sums = site.sums.scaled(scale);
+            }
+            let all = SiteSums::of_all(&sites);
+            totals = Totals {
+                allocations: all.allocations,
+                allocated_bytes: all.allocated_bytes,
+                frees: all.frees,
+                freed_bytes: all.freed_bytes,
+                temporary_allocations: all.temporary_allocations,
+                failed_allocations: all.failed_allocations,
+                unseen_ends: all.unseen_ends,
+                unseen_end_bytes: all.unseen_end_bytes,
+                reallocations: (totals.reallocations as f64 * scale) as u64,
+                ..totals
+            };
         }
         (sites, totals)
     }

@@ -13,7 +13,6 @@
 use super::{
     block::Totals,
     estimate::{Interval, Spread, interval, student_deviate},
-    sites::Site,
 };
 use crate::model::Window;
 
@@ -157,6 +156,16 @@ pub struct Begun {
 }
 
 impl Begun {
+    /// A window ends, when so much has begun at a site in all. Where nothing has, the products
+    /// are 0, and nothing is kept.
+    pub(super) fn note(begun: &mut Option<Box<Self>>, window: &Window, blocks: u64, bytes: u64) {
+        let before = begun.as_ref();
+        let before = before.map_or((0, 0), |begun| (begun.blocks_before, begun.bytes_before));
+        if let Some(time) = time_of(window).filter(|_| (blocks, bytes) != before) {
+            begun.get_or_insert_default().end_window(time, blocks, bytes);
+        }
+    }
+
     /// A window of so much time ends, when so much has begun in all.
     fn end_window(&mut self, time: f64, blocks: u64, bytes: u64) {
         self.blocks.add(time, blocks.wrapping_sub(self.blocks_before) as f64);
@@ -214,17 +223,6 @@ impl Windows {
         }
     }
 
-    /// The same at a site.
-    pub(super) fn end_at(window: &Window, site: &mut Site) {
-        let now = (site.sums.allocations, site.sums.allocated_bytes);
-        let before = site.begun.as_ref();
-        let before = before.map_or((0, 0), |begun| (begun.blocks_before, begun.bytes_before));
-        // Where nothing began, the products are 0.
-        if let Some(time) = time_of(window).filter(|_| now != before) {
-            site.begun.get_or_insert_default().end_window(time, now.0, now.1);
-        }
-    }
-
     /// Whether the targets did anything unobserved.
     #[must_use]
     pub fn has_gaps(&self) -> bool {
@@ -244,56 +242,6 @@ impl Windows {
         let work_ns = self.ledger.work_ns();
         let spent_ns = self.ledger.cost_ns() + self.collector_cpu_ns as f64;
         (work_ns > 0.0).then(|| spent_ns / work_ns)
-    }
-
-    /// Scales what began and ended at sites, and sums it up.
-    pub(super) fn scale_all(&self, totals: &mut Totals, sites: &mut [Site]) {
-        let scale = self.scale();
-        let scaled = |number: u64| (number as f64 * scale) as u64;
-        let mut sums = Totals::default();
-        for site in sites {
-            let of_site = &mut site.sums;
-            let (live_blocks, live_bytes) = (of_site.live_blocks(), of_site.live_bytes());
-            for number in [
-                &mut of_site.frees,
-                &mut of_site.freed_bytes,
-                &mut of_site.temporary_allocations,
-                &mut of_site.failed_allocations,
-                &mut of_site.allocations,
-                &mut of_site.allocated_bytes,
-            ] {
-                *number = scaled(*number);
-            }
-            // What is neither seen to end nor known to live has ended unseen.
-            let rest = |all: u64, freed: u64, live| all.wrapping_sub(freed).wrapping_sub(live);
-            of_site.unseen_ends = rest(of_site.allocations, of_site.frees, live_blocks);
-            of_site.unseen_end_bytes =
-                rest(of_site.allocated_bytes, of_site.freed_bytes, live_bytes);
-            for (sum, number) in [
-                (&mut sums.allocations, of_site.allocations),
-                (&mut sums.allocated_bytes, of_site.allocated_bytes),
-                (&mut sums.frees, of_site.frees),
-                (&mut sums.freed_bytes, of_site.freed_bytes),
-                (&mut sums.temporary_allocations, of_site.temporary_allocations),
-                (&mut sums.failed_allocations, of_site.failed_allocations),
-                (&mut sums.unseen_ends, of_site.unseen_ends),
-                (&mut sums.unseen_end_bytes, of_site.unseen_end_bytes),
-            ] {
-                *sum = sum.wrapping_add(number);
-            }
-        }
-        *totals = Totals {
-            allocations: sums.allocations,
-            allocated_bytes: sums.allocated_bytes,
-            frees: sums.frees,
-            freed_bytes: sums.freed_bytes,
-            temporary_allocations: sums.temporary_allocations,
-            failed_allocations: sums.failed_allocations,
-            unseen_ends: sums.unseen_ends,
-            unseen_end_bytes: sums.unseen_end_bytes,
-            reallocations: scaled(totals.reallocations),
-            ..*totals
-        };
     }
 
     /// Bounds of how many blocks began at a site, given the scaled number and what sampling

@@ -8,8 +8,10 @@ use crate::{
     text,
 };
 
-/// The bounds of so many sites, whichever they are, hold all together in 95 of 100 cases.
-pub(super) const SITES_TOGETHER: u32 = 20;
+/// The bounds of so many sites, whichever they are, hold all together in 95 of 100 cases: those of
+/// blocks and those of bytes.
+const SITES_TOGETHER: u32 = 20;
+const FIGURES_OF_SITE: u32 = 2;
 
 /// Bounds of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -55,7 +57,7 @@ impl Estimate {
             [sums.allocations, sums.allocated_bytes, sums.live_blocks(), sums.live_bytes()];
         let begun = Some(site.begun.as_deref().copied().unwrap_or_default());
         let sampled = site.sampled.as_ref()?;
-        Some(Self::of(analysis, begun, numbers, sampled, SITES_TOGETHER))
+        Some(Self::of(analysis, begun, numbers, sampled, FIGURES_OF_SITE * SITES_TOGETHER))
     }
 
     /// Of all together.

@@ -14,6 +14,7 @@ mod bad_files;
 mod bad_input;
 mod bench;
 mod bpf;
+mod budget;
 mod chains;
 mod contract;
 mod copies;

@@ -13,7 +13,7 @@ const WAYS: [(&str, (u32, u32)); 3] =
     [("session", (6, 13)), ("multi", (6, 10)), ("perf-event", (5, 15))];
 
 /// Those that the running kernel has; says which it does not.
-fn ways() -> Vec<&'static str> {
+pub(crate) fn ways() -> Vec<&'static str> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let running = series(release.trim()).unwrap();
     let (major, minor) = running.split_once('.').unwrap();

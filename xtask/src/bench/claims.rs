@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::results::{Results, Run, Spread};
 use super::tracers::{
-    BARE_TRAP, BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, MASSIF, MEMCHECK,
-    SAMPLED,
+    BARE_TRAP, BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED, MASSIF,
+    MEMCHECK, NONE, SAMPLED,
 };
 use super::workloads::{WORKLOADS, Workload};
 
@@ -118,6 +118,13 @@ const COMPARISONS: &[Comparison] = &[
         base: BARE_TRAP,
         on: On::These(&["pairs"]),
         bound: Bound::AtMost(1.10),
+    },
+    Comparison {
+        claim: "`--max-overhead 5%` holds, give or take 2 points",
+        tracer: LIMITED,
+        base: NONE,
+        on: On::These(&["python-long", "redis-long"]),
+        bound: Bound::AtMost(1.07),
     },
 ];
 
@@ -270,6 +277,7 @@ mod tests {
             events: Some(10),
             complete_stacks: 1,
             truncated_stacks: 0,
+            budget: None,
         };
         let mut runs: Vec<_> = (1..=3).map(|round| run("redis", SAMPLED, round, 1.0)).collect();
         runs.push(run("redis", FULL, 1, 1.0));

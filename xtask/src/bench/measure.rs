@@ -44,6 +44,12 @@ pub(super) fn measure(plan: &Plan, kit: &Kit, results: &mut Results) -> Result<V
         None => true,
     });
     for workload in workloads {
+        let mut tracers = tracers.clone();
+        tracers.retain(|tracer| workload.is_for(tracer));
+        // Nothing to compare it with was chosen.
+        if tracers.len() < plan.tracers.len().min(2) {
+            continue;
+        }
         let measured = Measurement { workload, kit, quick: plan.quick };
         match measured.scout(&tracers) {
             Ok((sites, floor)) => {

@@ -9,12 +9,16 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::process::Process;
-use super::results::MemscopeFigures;
+use super::results::{BudgetFigures, MemscopeFigures};
 use crate::process::output;
 
+/// All of the work was observed.
+const ALL_PPM: u64 = 1_000_000;
 const ATTACH_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes between samples, where there are any.
 pub(super) const SAMPLE: &str = "512KiB";
+/// What tracing may cost, where that is limited.
+pub(super) const BUDGET: &str = "5%";
 
 /// How memscope traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(super) enum Mode {
     /// Only the allocator's caller: no stack is walked.
     Caller,
     Sampled,
+    /// In windows of time, so that it costs no more than a share.
+    Limited,
 }
 
 impl Mode {
@@ -31,6 +37,7 @@ impl Mode {
             Mode::Full => &[],
             Mode::Caller => &["--stacks", "caller"],
             Mode::Sampled => &["--sample", SAMPLE],
+            Mode::Limited => &["--max-overhead", BUDGET],
         }
     }
 
@@ -99,12 +106,13 @@ impl Tracing {
             lost_events: export.loss.lost_events,
             recording_bytes,
             // A reallocation is one event, which both others count.
-            events: (self.mode != Mode::Sampled).then(|| {
+            events: matches!(self.mode, Mode::Full | Mode::Caller).then(|| {
                 (totals.allocations + totals.frees + totals.unknown_frees)
                     .saturating_sub(totals.reallocations)
             }),
             complete_stacks: export.stacks.complete,
             truncated_stacks: export.stacks.truncated,
+            budget: export.budget.as_ref().map(Budget::figures),
         };
         Ok((seen, figures))
     }
@@ -119,6 +127,22 @@ struct Export {
     stacks: Stacks,
     /// What is counted however few blocks are recorded.
     exact: Option<Exact>,
+    /// If what it may cost is limited.
+    budget: Option<Budget>,
+}
+
+#[derive(Deserialize)]
+struct Budget {
+    spent_ppm: Option<u64>,
+    observed_ppm: u64,
+    window_count: u64,
+}
+
+impl Budget {
+    fn figures(&self) -> BudgetFigures {
+        let (spent_ppm, observed_ppm) = (self.spent_ppm.unwrap_or(0), self.observed_ppm);
+        BudgetFigures { spent_ppm, observed_ppm, windows: self.window_count }
+    }
 }
 
 #[derive(Deserialize)]
@@ -143,6 +167,14 @@ struct Totals {
 #[derive(Deserialize)]
 struct Loss {
     lost_events: u64,
+    by_cause: Causes,
+}
+
+/// A cause of which nothing was lost may not be named.
+#[derive(Deserialize)]
+struct Causes {
+    #[serde(default)]
+    return_not_seen: u64,
 }
 
 #[derive(Deserialize)]
@@ -154,10 +186,15 @@ struct Stacks {
 impl Export {
     /// How many allocations it has seen; an error if that cannot be all.
     fn judge(&self, mode: Mode, at_least: u64) -> Result<u64> {
+        if mode == Mode::Limited {
+            return self.judge_limited(at_least);
+        }
         let (expected_mode, seen) = match mode {
             Mode::Full | Mode::Caller => ("full", Some(self.totals.allocations)),
             // Totals are estimates then.
-            Mode::Sampled => ("sampled", self.exact.as_ref().map(|exact| exact.calls)),
+            Mode::Sampled | Mode::Limited => {
+                ("sampled", self.exact.as_ref().map(|exact| exact.calls))
+            }
         };
         if self.capture.mode != expected_mode {
             bail!("memscope recorded in mode {}, not {expected_mode}", self.capture.mode);
@@ -167,6 +204,25 @@ impl Export {
         }
         let seen = seen.context("memscope does not say what it counted")?;
         if seen < at_least {
+            bail!("memscope saw {seen} allocations of at least {at_least}");
+        }
+        Ok(seen)
+    }
+
+    /// It has seen a part of the work, says how large a part, and has lost no more than calls that were under way when
+    /// a window ended. What the part stands for is an estimate.
+    fn judge_limited(&self, at_least: u64) -> Result<u64> {
+        let budget = self.budget.as_ref().context("memscope does not say what it has spent")?;
+        if budget.spent_ppm.is_none() || budget.window_count == 0 || self.totals.allocations == 0 {
+            bail!("memscope has seen nothing in {} windows", budget.window_count);
+        }
+        let (lost, under_way) = (self.loss.lost_events, self.loss.by_cause.return_not_seen);
+        if lost > under_way {
+            bail!("memscope lost {} events", lost - under_way);
+        }
+        let seen = self.exact.as_ref().map(|exact| exact.calls);
+        let seen = seen.context("memscope does not say what it counted")?;
+        if budget.observed_ppm == ALL_PPM && seen < at_least {
             bail!("memscope saw {seen} allocations of at least {at_least}");
         }
         Ok(seen)
@@ -183,7 +239,7 @@ mod tests {
             "schema": "memscope.export",
             "capture": { "mode": mode, "complete": lost == 0, "arch": "x86_64" },
             "totals": { "allocations": allocations, "frees": 1, "reallocations": 0, "unknown_frees": 2 },
-            "loss": { "lost_events": lost },
+            "loss": { "lost_events": lost, "by_cause": {} },
             "stacks": { "complete": 3, "truncated": 0, "by_reason": {} },
             "sites": [{ "site": 1 }],
             "exact": exact,
@@ -201,6 +257,24 @@ mod tests {
         // Of sampled blocks the totals are estimates, and what is counted is exact.
         assert_eq!(export("sampled", 90, 0).judge(Mode::Sampled, 100).unwrap(), 100);
         assert!(export("sampled", 110, 0).judge(Mode::Sampled, 101).is_err());
+    }
+
+    #[test]
+    fn with_a_budget_a_part_is_seen_and_how_large_it_is_is_told() {
+        let mut limited = export("sampled", 100_000, 0);
+        assert!(limited.judge(Mode::Limited, 1).is_err(), "it says nothing of a budget");
+        limited.budget =
+            Some(Budget { spent_ppm: Some(50_000), observed_ppm: 900, window_count: 3 });
+        assert_eq!(limited.judge(Mode::Limited, 100_000).unwrap(), 100);
+        limited.loss.lost_events = 2;
+        assert!(limited.judge(Mode::Limited, 1).is_err());
+        limited.loss.by_cause.return_not_seen = 2;
+        assert_eq!(limited.judge(Mode::Limited, 1).unwrap(), 100);
+        limited.budget =
+            Some(Budget { spent_ppm: Some(9_000), observed_ppm: ALL_PPM, window_count: 1 });
+        assert!(limited.judge(Mode::Limited, 101).is_err(), "observed all the time");
+        limited.budget = Some(Budget { spent_ppm: None, observed_ppm: ALL_PPM, window_count: 0 });
+        assert!(limited.judge(Mode::Limited, 1).is_err());
     }
 
     #[test]

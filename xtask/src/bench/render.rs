@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::claims::{Bound, Verdict, bytes_per_event, verdicts};
-use super::results::{FILE, MemscopeFigures, Results, Run, Spread};
+use super::results::{BudgetFigures, FILE, MemscopeFigures, Results, Run, Spread};
 use super::text::METHOD;
 use super::tracers::{
-    BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, MASSIF, MEMCHECK, NONE, SAMPLED,
-    TRACERS, Tracer,
+    BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED, MASSIF, MEMCHECK, NONE,
+    SAMPLED, TRACERS, Tracer,
 };
 use super::workloads::{Unit, WORKLOADS, Workload};
 
@@ -57,13 +57,14 @@ fn document(results: &Results) -> String {
     text += "Each ratio is made within rounds; shown are the median and, in brackets, the least and the most.\n\n";
     text += &claims(&verdicts(results));
     text += "\n## Measured\n";
-    for workload in WORKLOADS {
+    for workload in measured_workloads(results) {
         text += &format!("\n### {}\n\n{}.\n\n", workload.name, workload.title);
         text += &density(results, workload);
         text += &workload_table(results, workload);
     }
     text += "\n## What memscope itself took\n\n";
     text += &own_table(results);
+    text += &budget_section(results);
     if !results.skipped.is_empty() {
         text += "\n## Not measured\n\n";
         for skipped in &results.skipped {
@@ -75,16 +76,18 @@ fn document(results: &Results) -> String {
 
 /// What a terminal shows after measuring.
 pub(super) fn summary(results: &Results) -> String {
-    let measured =
-        |workload: &&Workload| results.runs.iter().any(|run| run.workload == workload.name);
     let mut text = String::new();
-    for workload in WORKLOADS.iter().filter(measured) {
+    for workload in measured_workloads(results) {
         let (title, density) = (workload.title, density(results, workload));
         text += &format!("\n{title}\n\n{density}{}", workload_table(results, workload));
     }
     let mut verdicts = verdicts(results);
     verdicts.retain(|verdict| verdict.measured.is_some());
-    text + "\n" + &claims(&verdicts) + "\n" + &own_table(results)
+    text + "\n" + &claims(&verdicts) + "\n" + &own_table(results) + &budget_section(results)
+}
+
+fn measured_workloads(results: &Results) -> impl Iterator<Item = &'static Workload> {
+    WORKLOADS.iter().filter(|workload| results.runs.iter().any(|run| run.workload == workload.name))
 }
 
 fn with_block(readme: &str, results: &Results) -> Result<String> {
@@ -232,7 +235,7 @@ fn own_table(results: &Results) -> String {
     ];
     let mut text = table_head(&head.map(str::to_owned));
     for workload in WORKLOADS {
-        for mode in [FULL, CALLER, SAMPLED] {
+        for mode in [FULL, CALLER, SAMPLED, LIMITED] {
             let own = |value: fn(&MemscopeFigures) -> f64| {
                 results.memscope(workload.name, mode, |figures| Some(value(figures)))
             };
@@ -256,6 +259,40 @@ fn own_table(results: &Results) -> String {
         }
     }
     text
+}
+
+/// What memscope says of its budget, beside what was measured; nothing if no program had one.
+fn budget_section(results: &Results) -> String {
+    let head = [
+        "workload",
+        "times as long",
+        "processor time, times as much",
+        "its account: spent, of 0.05",
+        "observed, of 1",
+        "windows",
+    ];
+    let mut rows = String::new();
+    for workload in WORKLOADS {
+        let told = |value: fn(&BudgetFigures) -> u64| {
+            results.memscope(workload.name, LIMITED, |own| Some(value(own.budget.as_ref()?) as f64))
+        };
+        let Some(spent) = told(|budget| budget.spent_ppm) else { continue };
+        let ratio = |value: fn(&Run) -> f64| {
+            shown(results.ratio(workload.name, LIMITED, NONE, value), |ratio| format!("{ratio:.3}"))
+        };
+        rows += &row(&[
+            workload.name.to_owned(),
+            ratio(|run| run.cost_ns),
+            ratio(Run::cpu_ns_per_unit),
+            shown(Some(spent), |ppm| format!("{:.3}", ppm / 1e6)),
+            shown(told(|budget| budget.observed_ppm), |ppm| format!("{:.4}", ppm / 1e6)),
+            shown(told(|budget| budget.windows), |windows| format!("{windows:.0}")),
+        ]);
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!("\n## With a budget\n\n{}{rows}", table_head(&head.map(str::to_owned)))
 }
 
 /// `12.3 (11.8–13.0)`, or one number where there is one.
@@ -306,6 +343,7 @@ mod tests {
             events: Some(100),
             complete_stacks: 100,
             truncated_stacks: 0,
+            budget: None,
         });
         results(runs)
     }
@@ -324,7 +362,31 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
-        assert!(!text.contains('%'), "{text}");
+        assert!(!text.replace("--max-overhead 5%", "").contains('%'), "{text}");
+    }
+
+    #[test]
+    fn a_budget_has_a_section_if_one_was_measured() {
+        assert!(!document(&measured()).contains("## With a budget"));
+        let mut runs =
+            vec![run("redis-long", NONE, 1, 10_000.0), run("redis-long", LIMITED, 1, 10_400.0)];
+        runs[1].memscope = Some(MemscopeFigures {
+            cpu_ns: 1,
+            peak_rss_bytes: 1,
+            lost_events: 0,
+            recording_bytes: 1,
+            events: None,
+            complete_stacks: 1,
+            truncated_stacks: 0,
+            budget: Some(BudgetFigures { spent_ppm: 50_400, observed_ppm: 6_100, windows: 21 }),
+        });
+        let text = document(&results(runs));
+        for line in [
+            "| redis-long | 1.040 | 1.040 | 0.050 | 0.0061 | 21 |",
+            "| `--max-overhead 5%` holds, give or take 2 points | redis-long | memscope-limited / none | 1.04 | 1.04 | ≤ 1.07 | yes |",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -91,6 +91,17 @@ pub(super) struct MemscopeFigures {
     pub(super) events: Option<u64>,
     pub(super) complete_stacks: u64,
     pub(super) truncated_stacks: u64,
+    /// If what it may cost was limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) budget: Option<BudgetFigures>,
+}
+
+/// What memscope says of its budget; shares are of the program's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BudgetFigures {
+    pub(super) spent_ppm: u64,
+    pub(super) observed_ppm: u64,
+    pub(super) windows: u64,
 }
 
 /// A middle value, and how far the others are from it.
@@ -270,6 +281,7 @@ pub(super) mod tests {
             events: Some(4),
             complete_stacks: 5,
             truncated_stacks: 6,
+            budget: Some(BudgetFigures { spent_ppm: 7, observed_ppm: 8, windows: 9 }),
         });
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("deep/overhead.json");

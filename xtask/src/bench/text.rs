@@ -38,7 +38,10 @@ other machines differ, and those of one machine from day to day; compare ratios,
 The tracers:
 
 - **memscope** as it is without further options: every allocation and every free with its time, each allocation with its
-  whole call chain. With `--stacks caller`, without the chain; with `--sample 512KiB`, a part of the allocations.
+  whole call chain. With `--stacks caller`, without the chain; with `--sample 512KiB`, a part of the allocations. With
+  `--max-overhead 5%`, in windows of time only, so that probes and memscope together take no more than a twentieth of
+  what the program does by itself; this is measured on programs that work for ten seconds (`…-long`), because in one
+  second memscope's start alone costs more.
 - **floor**: programs that do nothing, on the instructions that memscope probes, attached the cheapest way that this kernel
   has. **bare trap**: the same, but nothing is run at the return of malloc.
 - **bpftrace, naive**: what one would write first, and what bcc's memleak does: probes at the first instruction of malloc and

@@ -35,6 +35,7 @@ pub(super) const NONE: &str = "none";
 pub(super) const FULL: &str = "memscope";
 pub(super) const CALLER: &str = "memscope-caller";
 pub(super) const SAMPLED: &str = "memscope-sampled";
+pub(super) const LIMITED: &str = "memscope-limited";
 pub(super) const FLOOR: &str = "floor";
 pub(super) const BARE_TRAP: &str = "bare-trap";
 pub(super) const BPFTRACE: &str = "bpftrace";
@@ -61,6 +62,11 @@ pub(super) const TRACERS: &[Tracer] = &[
         name: SAMPLED,
         title: "**memscope** `--sample 512KiB`",
         kind: Kind::Memscope(Mode::Sampled),
+    },
+    Tracer {
+        name: LIMITED,
+        title: "**memscope** `--max-overhead 5%`",
+        kind: Kind::Memscope(Mode::Limited),
     },
     Tracer {
         name: FLOOR,
@@ -256,8 +262,8 @@ mod tests {
             assert_eq!(Tracer::named(tracer.name).unwrap().kind, tracer.kind, "{}", tracer.name);
         }
         for name in [
-            NONE, FULL, CALLER, SAMPLED, FLOOR, BARE_TRAP, BPFTRACE, HEAPTRACK, MEMCHECK, MASSIF,
-            DHAT,
+            NONE, FULL, CALLER, SAMPLED, LIMITED, FLOOR, BARE_TRAP, BPFTRACE, HEAPTRACK, MEMCHECK,
+            MASSIF, DHAT,
         ] {
             assert!(Tracer::named(name).is_some(), "{name}");
         }

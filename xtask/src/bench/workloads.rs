@@ -11,6 +11,7 @@ use memscope_tests::{Variant, programs, resources};
 
 use super::process::{Output, Process};
 use super::redis::Redis;
+use super::tracers::{LIMITED, NONE, Tracer};
 use crate::process::{find_in_path, output};
 
 /// Size of a block in the loops.
@@ -27,6 +28,17 @@ pub(super) struct Workload {
     amount: u64,
     quick_amount: u64,
     program: Program,
+    lasts: Lasts,
+}
+
+/// How long a program works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasts {
+    /// Long enough to be measured.
+    Usual,
+    /// About ten seconds: long enough that a budget can be kept, of which memscope's own start is the most in a
+    /// second. For [`LIMITED`] alone, and what that is compared with.
+    Long,
 }
 
 /// What the cost is of.
@@ -58,6 +70,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 300_000,
         quick_amount: 50_000,
         program: Program::Pairs { threads: 1 },
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "depth-20",
@@ -66,6 +79,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 200_000,
         quick_amount: 50_000,
         program: Program::Stacks { depth: 20 },
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "threads-2",
@@ -74,6 +88,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100_000,
         quick_amount: 30_000,
         program: Program::Pairs { threads: 2 },
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "threads-8",
@@ -82,6 +97,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 25_000,
         quick_amount: 8_000,
         program: Program::Pairs { threads: 8 },
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "stl",
@@ -90,6 +106,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100,
         quick_amount: 20,
         program: Program::Source("work.cpp"),
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "rust",
@@ -98,6 +115,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100,
         quick_amount: 20,
         program: Program::Source("work.rs"),
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "python-json",
@@ -106,6 +124,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 20,
         quick_amount: 4,
         program: Program::Python,
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "sqlite",
@@ -114,6 +133,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 6_000,
         quick_amount: 1_500,
         program: Program::Sqlite,
+        lasts: Lasts::Usual,
     },
     Workload {
         name: "redis",
@@ -122,6 +142,43 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 10_000,
         quick_amount: 2_000,
         program: Program::Redis,
+        lasts: Lasts::Usual,
+    },
+    Workload {
+        name: "pairs-long",
+        title: "malloc and free in a tight loop, one thread, for some ten seconds",
+        unit: Unit::Pair,
+        amount: 800_000_000,
+        quick_amount: 300_000_000,
+        program: Program::Pairs { threads: 1 },
+        lasts: Lasts::Long,
+    },
+    Workload {
+        name: "stl-long",
+        title: "C++: a text in strings, vectors and maps, for some ten seconds",
+        unit: Unit::Run,
+        amount: 25_000,
+        quick_amount: 8_000,
+        program: Program::Source("work.cpp"),
+        lasts: Lasts::Long,
+    },
+    Workload {
+        name: "python-long",
+        title: "Python: JSON written and read back, for some ten seconds",
+        unit: Unit::Run,
+        amount: 8_000,
+        quick_amount: 3_000,
+        program: Program::Python,
+        lasts: Lasts::Long,
+    },
+    Workload {
+        name: "redis-long",
+        title: "redis-server: SET, LPUSH and GET, for some ten seconds",
+        unit: Unit::Request,
+        amount: 300_000,
+        quick_amount: 100_000,
+        program: Program::Redis,
+        lasts: Lasts::Long,
     },
 ];
 
@@ -159,8 +216,14 @@ impl Workload {
         WORKLOADS.iter().find(|workload| workload.name == name)
     }
 
+    /// Of those that all tracers are measured on.
     pub(super) fn is_real_program(&self) -> bool {
-        self.unit != Unit::Pair
+        self.unit != Unit::Pair && self.lasts == Lasts::Usual
+    }
+
+    /// Whether it is measured under that tracer.
+    pub(super) fn is_for(&self, tracer: &Tracer) -> bool {
+        tracer.name == NONE || (tracer.name == LIMITED) == (self.lasts == Lasts::Long)
     }
 
     pub(super) fn amount(&self, quick: bool) -> u64 {
@@ -169,7 +232,8 @@ impl Workload {
 
     /// For a tracer that costs next to nothing: a loop is over too soon to be measured then.
     pub(super) fn amount_untraced(&self, quick: bool) -> u64 {
-        let factor = if self.unit == Unit::Pair { UNTRACED_LOOP_FACTOR } else { 1 };
+        let is_short = self.unit == Unit::Pair && self.lasts == Lasts::Usual;
+        let factor = if is_short { UNTRACED_LOOP_FACTOR } else { 1 };
         self.amount(quick) * factor
     }
 
@@ -376,6 +440,7 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tracers::FULL;
     use super::*;
 
     #[test]
@@ -386,6 +451,19 @@ mod tests {
             assert!(workload.quick_amount < workload.amount);
         }
         assert!(Workload::named("none such").is_none());
+    }
+
+    #[test]
+    fn programs_that_work_for_long_are_for_a_budget() {
+        let is_for = |workload, tracer| {
+            Workload::named(workload).unwrap().is_for(Tracer::named(tracer).unwrap())
+        };
+        assert!(is_for("redis", NONE) && is_for("redis-long", NONE));
+        assert!(is_for("redis", FULL) && !is_for("redis-long", FULL));
+        assert!(!is_for("redis", LIMITED) && is_for("redis-long", LIMITED));
+        let long = Workload::named("pairs-long").unwrap();
+        assert_eq!(long.amount_untraced(false), long.amount(false), "it lasts long enough");
+        assert!(!Workload::named("redis-long").unwrap().is_real_program());
     }
 
     #[test]

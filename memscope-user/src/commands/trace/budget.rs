@@ -21,6 +21,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 const WINDOWS_PER_TRACE: u64 = 200;
 const SHORTEST_WINDOW_NS: u64 = 20_000_000;
 const LONGEST_WINDOW_NS: u64 = 500_000_000;
+/// Work that is paid for in advance: else what memscope does as it starts would end the first
+/// window of a target that can be observed all the time.
+const FORESEEN_WORK_NS: f64 = 100_000_000.0;
 /// A window is cut short when the account is overdrawn by this share of all that could be spent.
 const FAR_OVER: f64 = 0.04;
 /// A target that does next to nothing is looked at as often as this, even if that is too dear.
@@ -187,7 +190,7 @@ impl Budget {
         let work_ns = self.ledger(used).work_ns();
         let is_far_over = -left_ns > FAR_OVER * self.share() * work_ns;
         let is_long = since_ns >= if is_far_over { SHORTEST_WINDOW_NS } else { length_ns };
-        if left_ns < 0.0 && is_long {
+        if left_ns + self.share() * FORESEEN_WORK_NS < 0.0 && is_long {
             return Step { action: Action::Close, wait: TICK };
         }
         let judged_since_ns = used.now_ns.saturating_sub(self.judged.now_ns);

@@ -36,11 +36,12 @@ use self::{
 };
 use crate::{
     cli::TraceOptions,
-    kernel::{Kernel, KernelConfig, MeasuredHits, kernel_and_arch},
+    kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
     model::{Capture, EndingReason},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
+    text::bytes,
 };
 
 /// How often the status is shown and the kernel side's counters are saved.
@@ -70,9 +71,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     if targets.iter().any(|target| target.pid() == std::process::id()) {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }
-    let ring_bytes = u32::try_from(options.ring_buffer.as_u64())
-        .ok()
-        .context("the ring buffer cannot be larger than 2 GiB")?;
+    let ring_bytes = ring_bytes(options)?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut kernel = Kernel::load(KernelConfig {
         ring_bytes,
@@ -362,6 +361,23 @@ fn cannot_save(output: &Output) -> String {
         "cannot write the recording to {}; what it holds so far can be read. Free some space, or choose another place with -o",
         output.path().display()
     )
+}
+
+/// As asked for, or by what the machine has.
+fn ring_bytes(options: &TraceOptions) -> anyhow::Result<u32> {
+    if let Some(asked) = options.ring_buffer {
+        return u32::try_from(asked.as_u64())
+            .ok()
+            .context("the ring buffer cannot be larger than 2 GiB");
+    }
+    let size = RingSize::of_this_machine()?;
+    log::info!(
+        "the ring buffer has {}, for {} processors and {} of memory",
+        bytes(size.bytes.into()),
+        size.cpus,
+        bytes(size.available_bytes)
+    );
+    Ok(size.bytes)
 }
 
 fn capture(options: &TraceOptions, ring_bytes: u32) -> Capture {

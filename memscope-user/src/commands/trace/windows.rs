@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
+use procfs::process::Process;
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -11,13 +12,15 @@ use super::{
     monotonic_ns,
 };
 use crate::{
-    kernel::{HitCosts, Kernel, KernelError},
+    kernel::{HitCosts, Kernel, KernelError, causes},
     model::Window,
 };
 
 /// How long calls that are under way when a window ends are waited for. Those that have not
 /// returned by then are lost, and counted.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_millis(5);
+/// When it is tried again if probes cannot be attached.
+const NOT_OPENED_WAIT: Duration = Duration::from_millis(250);
 const IN_FLIGHT_INTERVAL: Duration = Duration::from_micros(200);
 
 /// A target, as far as it matters here.
@@ -33,6 +36,8 @@ pub(super) struct Windowed {
     meter: Meter,
     /// Calls recorded when the window began.
     calls_before: u64,
+    /// Whether it was said that a window could not begin.
+    has_failed: bool,
 }
 
 struct Meter {
@@ -83,7 +88,7 @@ impl Windowed {
         let mut meter = Meter { costs: limit.costs, target_cpu_ns: FxHashMap::default() };
         let used = meter.used(kernel, targets)?;
         let budget = Budget::new(limit.ppm, limit.interval_bytes, limit.seed, used);
-        Ok(Self { budget, meter, calls_before: 0 })
+        Ok(Self { budget, meter, calls_before: 0, has_failed: false })
     }
 
     /// Whether what blocks come from is probed now.
@@ -120,7 +125,10 @@ impl Windowed {
                 }
             }
             Action::Open => {
-                kernel.open_window(calls.saturating_sub(self.calls_before))?;
+                if let Err(error) = kernel.open_window(calls.saturating_sub(self.calls_before)) {
+                    self.not_opened(&error, targets);
+                    return Ok((None, NOT_OPENED_WAIT));
+                }
                 self.calls_before = calls;
                 self.budget.opened(&self.meter.used(kernel, targets)?);
                 for target in targets {
@@ -129,6 +137,18 @@ impl Windowed {
             }
         }
         Ok((window, step.wait))
+    }
+
+    /// The targets may just have ended.
+    fn not_opened(&mut self, error: &KernelError, targets: &[Observed]) {
+        let runs = |target: &&Observed| {
+            let process = Process::new(target.pid.cast_signed()).and_then(|process| process.stat());
+            process.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+        };
+        if targets.iter().any(|target| runs(&target)) && !self.has_failed {
+            self.has_failed = true;
+            log::warn!("targets are not observed for a while: {}", causes(error));
+        }
     }
 
     /// Reads what targets have used, before one that has ended is gone.

@@ -8,6 +8,7 @@
 //! become visible behind the reader's back cannot have caused any of that.
 
 mod buffer;
+mod size;
 mod slots;
 
 use std::{
@@ -27,6 +28,7 @@ use nix::{
 use self::{buffer::RingBuffer, slots::Slots};
 use super::{KernelError, plain::Plain};
 
+pub use size::RingSize;
 pub(super) use slots::{possible_cpus, slots_log2};
 
 /// By how much the clock of one CPU can seem to be behind that of another

@@ -220,7 +220,7 @@ fn holds(site: &Site, deviations: f64, truth: f64) -> bool {
 fn estimates_are_unbiased_and_within_their_intervals() {
     let population = Population::new();
     let top = population.top();
-    let (together, alone) = (deviations_for(TOP as u32), deviations_for(1));
+    let (together, alone) = (deviations_for(2 * TOP as u32), deviations_for(1));
     let (mut all_hold, mut each_holds, mut live_holds) = (0, 0, 0);
     let mut sums = [0.0; TOP];
     let mut drawn = 0;

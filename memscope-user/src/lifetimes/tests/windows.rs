@@ -109,7 +109,7 @@ impl Population {
             1 => 3.0,
             // In phases.
             2 => {
-                if ms / 50 % 2 == 0 {
+                if (ms / 50).is_multiple_of(2) {
                     20.0
                 } else {
                     0.0

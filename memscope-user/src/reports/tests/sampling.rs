@@ -28,7 +28,7 @@ fn sites_have_bounds() {
               large  large.c:3  [server]
               main  main.c:2  [server]
 
-          2. ≈ 177 KiB (14.8–738) live  20.6 % in 60 blocks; allocated ≈ 236 KiB in 80 blocks
+          2. ≈ 177 KiB (12.4–789) live  20.6 % in 60 blocks; allocated ≈ 236 KiB in 80 blocks
               small  small.c:1  [server]
               main  main.c:2  [server]
 
@@ -59,7 +59,7 @@ fn leaks_say_how_many_blocks_they_rest_on() {
               large  large.c:3  [server]
               main  main.c:2  [server]
 
-          2. ≈ 177 KiB (14.8–738)  20.6 % in 60 blocks (3 sampled), 1.00 ms to 1.00 ms old; 20 freed
+          2. ≈ 177 KiB (12.4–789)  20.6 % in 60 blocks (3 sampled), 1.00 ms to 1.00 ms old; 20 freed
               small  small.c:1  [server]
               main  main.c:2  [server]
 
@@ -97,10 +97,10 @@ fn the_peak_and_the_summary_say_that_they_are_estimates() {
 
         Most live at the end
           ≈ 684 KiB  79.4 % in 1 block        large  large.c:3  [server]
-          ≈ 177 KiB (14.8–738)  20.6 % in 60 blocks      small  small.c:1  [server]
+          ≈ 177 KiB (12.4–789)  20.6 % in 60 blocks      small  small.c:1  [server]
         Most allocated
           ≈ 684 KiB  74.3 % in 1 block        large  large.c:3  [server]
-          ≈ 236 KiB (30.8–839)  25.7 % in 80 blocks      small  small.c:1  [server]
+          ≈ 236 KiB (26.2–892)  25.7 % in 80 blocks      small  small.c:1  [server]
 
         Complete: all 6 events recorded, 0 lost; estimated from 5 sampled blocks; stacks: 100.0 % complete.",
     );

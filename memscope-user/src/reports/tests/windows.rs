@@ -43,8 +43,8 @@ fn reports_say_what_was_observed_and_what_it_cost() {
           ≥ 3.91 KiB  97.6 % in 1 block        seldom  seldom.c:3  [server]
             ≥ 100 B   2.4 % in 1 block        often  often.c:1  [server]
         Most allocated
-          ≈ 26.0 KiB (3.91–553)  87.0 % in 6 blocks       seldom  seldom.c:3  [server]
-          ≈ 3.91 KiB (3.87–4.80)  13.0 % in 40 blocks      often  often.c:1  [server]
+          ≈ 26.0 KiB (3.91–733)  87.0 % in 6 blocks       seldom  seldom.c:3  [server]
+          ≈ 3.91 KiB (3.86–4.81)  13.0 % in 40 blocks      often  often.c:1  [server]
 
         INCOMPLETE: 15.0 % of the work observed in 3 windows, sums are scaled by 6.7, live is a minimum; estimated from 7 sampled blocks; stacks: 100.0 % complete.",
     );
