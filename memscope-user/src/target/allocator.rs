@@ -40,6 +40,9 @@ pub struct AllocatorFunction {
     /// allocators that have it and no names of their own beside it. If one does all the same,
     /// in place of another module's, its inner calls are told by there being two modules.
     pub is_leaf: bool,
+    /// Whether an exception can leave it. The C++ unwinder finds its way by return addresses, so
+    /// that the kernel must not put its own in place of such a function's.
+    pub can_throw: bool,
 }
 
 /// Whose a name is: what follows from a module's defining it.
@@ -83,4 +86,5 @@ pub(super) const LOADER_FUNCTION: AllocatorFunction = AllocatorFunction {
     block: None,
     result_slot: None,
     is_leaf: true,
+    can_throw: false,
 };

@@ -40,6 +40,9 @@ pub struct PlannedProbe {
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for (found, function) in wanted(facts) {
+        if function.can_throw {
+            continue;
+        }
         let site = choose_site(&found.code, need_of(&function), forms);
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
@@ -188,7 +191,7 @@ mod tests {
         facts.functions.push(function("free", 0x300));
         assert_eq!(names(&facts), ["free"], "what only frees is no allocator");
         facts.functions.push(function("malloc", 0x400));
-        assert_eq!(names(&facts), ["_ZdlPv", "free", "_Znwm", "malloc"]);
+        assert_eq!(names(&facts), ["_ZdlPv", "free", "malloc"]);
     }
 
     /// mimalloc's, as optimised.

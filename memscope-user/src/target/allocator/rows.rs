@@ -11,6 +11,7 @@ const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
         block: None,
         result_slot: None,
         is_leaf: false,
+        can_throw: false,
     }
 }
 
@@ -23,6 +24,7 @@ const fn frees(name: &'static str) -> AllocatorFunction {
         block: Some(0),
         result_slot: None,
         is_leaf: false,
+        can_throw: false,
     }
 }
 
@@ -37,6 +39,10 @@ impl AllocatorFunction {
 
     const fn stored_at(self, slot: u8) -> Self {
         Self { result_slot: Some(slot), ..self }
+    }
+
+    const fn throwing(self) -> Self {
+        Self { can_throw: true, ..self }
     }
 
     const fn leaf_if(self, is_leaf: bool) -> Self {
@@ -101,13 +107,13 @@ macro_rules! jemalloc {
 macro_rules! operators_new {
     ($suffix:literal) => {
         [
-            allocates(concat!("_Znwm", $suffix), 0),
+            allocates(concat!("_Znwm", $suffix), 0).throwing(),
             allocates(concat!("_ZnwmRKSt9nothrow_t", $suffix), 0),
-            allocates(concat!("_ZnwmSt11align_val_t", $suffix), 0),
+            allocates(concat!("_ZnwmSt11align_val_t", $suffix), 0).throwing(),
             allocates(concat!("_ZnwmSt11align_val_tRKSt9nothrow_t", $suffix), 0),
-            allocates(concat!("_Znam", $suffix), 0),
+            allocates(concat!("_Znam", $suffix), 0).throwing(),
             allocates(concat!("_ZnamRKSt9nothrow_t", $suffix), 0),
-            allocates(concat!("_ZnamSt11align_val_t", $suffix), 0),
+            allocates(concat!("_ZnamSt11align_val_t", $suffix), 0).throwing(),
             allocates(concat!("_ZnamSt11align_val_tRKSt9nothrow_t", $suffix), 0),
         ]
     };
@@ -140,11 +146,11 @@ const MIMALLOC: &[AllocatorFunction] = &[
     allocates("mi_zalloc_aligned_at", 0),
     allocates("mi_calloc_aligned", 1).times(0),
     allocates("mi_calloc_aligned_at", 1).times(0),
-    allocates("mi_new", 0),
-    allocates("mi_new_aligned", 0),
+    allocates("mi_new", 0).throwing(),
+    allocates("mi_new_aligned", 0).throwing(),
     allocates("mi_new_nothrow", 0),
     allocates("mi_new_aligned_nothrow", 0),
-    allocates("mi_new_n", 1).times(0),
+    allocates("mi_new_n", 1).times(0).throwing(),
     allocates("mi_umalloc", 0),
     allocates("mi_umalloc_small", 0),
     allocates("mi_umalloc_aligned", 0),
@@ -165,8 +171,8 @@ const MIMALLOC: &[AllocatorFunction] = &[
     allocates("mi_recalloc_aligned_at", 2).times(1).instead_of(0),
     allocates("mi_aligned_recalloc", 2).times(1).instead_of(0),
     allocates("mi_aligned_offset_recalloc", 2).times(1).instead_of(0),
-    allocates("mi_new_realloc", 1).instead_of(0),
-    allocates("mi_new_reallocn", 2).times(1).instead_of(0),
+    allocates("mi_new_realloc", 1).instead_of(0).throwing(),
+    allocates("mi_new_reallocn", 2).times(1).instead_of(0).throwing(),
     allocates("mi_urealloc", 1).instead_of(0),
     frees("mi_free_size"),
     frees("mi_free_size_aligned"),
@@ -189,8 +195,8 @@ const MIMALLOC_HEAPS: &[AllocatorFunction] = &[
     allocates("mi_heap_zalloc_aligned_at", 1),
     allocates("mi_heap_calloc_aligned", 2).times(1),
     allocates("mi_heap_calloc_aligned_at", 2).times(1),
-    allocates("mi_heap_alloc_new", 1),
-    allocates("mi_heap_alloc_new_n", 2).times(1),
+    allocates("mi_heap_alloc_new", 1).throwing(),
+    allocates("mi_heap_alloc_new_n", 2).times(1).throwing(),
     allocates("mi_heap_realloc", 2).instead_of(1),
     allocates("mi_heap_reallocn", 3).times(2).instead_of(1),
     allocates("mi_heap_reallocf", 2).instead_of(1),
@@ -221,13 +227,13 @@ const GPERFTOOLS: &[AllocatorFunction] = &[
     allocates("tc_posix_memalign", 2).stored_at(0),
     allocates("tc_valloc", 0),
     allocates("tc_pvalloc", 0),
-    allocates("tc_new", 0),
+    allocates("tc_new", 0).throwing(),
     allocates("tc_new_nothrow", 0),
-    allocates("tc_new_aligned", 0),
+    allocates("tc_new_aligned", 0).throwing(),
     allocates("tc_new_aligned_nothrow", 0),
-    allocates("tc_newarray", 0),
+    allocates("tc_newarray", 0).throwing(),
     allocates("tc_newarray_nothrow", 0),
-    allocates("tc_newarray_aligned", 0),
+    allocates("tc_newarray_aligned", 0).throwing(),
     allocates("tc_newarray_aligned_nothrow", 0),
     frees("tc_free"),
     frees("tc_free_sized"),
@@ -258,21 +264,21 @@ const TCMALLOC: &[AllocatorFunction] = &[
     allocates("TCMallocInternalPosixMemalign", 2).stored_at(0),
     allocates("TCMallocInternalValloc", 0),
     allocates("TCMallocInternalPvalloc", 0),
-    allocates("TCMallocInternalNew", 0),
+    allocates("TCMallocInternalNew", 0).throwing(),
     allocates("TCMallocInternalNewNothrow", 0),
-    allocates("TCMallocInternalNewAligned", 0),
+    allocates("TCMallocInternalNewAligned", 0).throwing(),
     allocates("TCMallocInternalNewAlignedNothrow", 0),
-    allocates("TCMallocInternalNewArray", 0),
+    allocates("TCMallocInternalNewArray", 0).throwing(),
     allocates("TCMallocInternalNewArrayNothrow", 0),
-    allocates("TCMallocInternalNewArrayAligned", 0),
+    allocates("TCMallocInternalNewArrayAligned", 0).throwing(),
     allocates("TCMallocInternalNewArrayAlignedNothrow", 0),
-    allocates("tcmalloc_size_returning_operator_new", 0),
+    allocates("tcmalloc_size_returning_operator_new", 0).throwing(),
     allocates("tcmalloc_size_returning_operator_new_nothrow", 0),
-    allocates("tcmalloc_size_returning_operator_new_aligned", 0),
+    allocates("tcmalloc_size_returning_operator_new_aligned", 0).throwing(),
     allocates("tcmalloc_size_returning_operator_new_aligned_nothrow", 0),
-    allocates("tcmalloc_size_returning_operator_new_hot_cold", 0),
+    allocates("tcmalloc_size_returning_operator_new_hot_cold", 0).throwing(),
     allocates("tcmalloc_size_returning_operator_new_hot_cold_nothrow", 0),
-    allocates("tcmalloc_size_returning_operator_new_aligned_hot_cold", 0),
+    allocates("tcmalloc_size_returning_operator_new_aligned_hot_cold", 0).throwing(),
     allocates("tcmalloc_size_returning_operator_new_aligned_hot_cold_nothrow", 0),
     frees("TCMallocInternalFree"),
     frees("TCMallocInternalFreeSized"),
