@@ -54,6 +54,15 @@ struct Target {
 }
 
 impl Target {
+    /// It has exited, unless that was said before.
+    fn end(&mut self, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
+        if !self.ended {
+            self.ended = true;
+            let (process, reason) = (self.process.id, EndReason::Exit(status));
+            give(Item::ProcessEnd(ProcessEnd { process, time_ns, reason }));
+        }
+    }
+
     /// Says which program its image is, if nobody has, by what was mapped first; whether that is
     /// new.
     fn note_program(&mut self) -> bool {
@@ -230,12 +239,12 @@ impl<V: ProcessView> Collector<V> {
         self.targets.insert(header.target, target);
     }
 
-    /// The kernel side has seen a target end.
+    /// The kernel side has seen a target end. Counts of its stacks can still come.
     fn exit_process(&mut self, exit: &record::ProcessExit, give: &mut impl FnMut(Item)) {
-        let Header { target, time_ns, .. } = exit.header;
         self.process_of(&exit.header, give);
+        let Some(target) = self.targets.get_mut(&exit.header.target) else { return };
         let status = (exit.wait_status != NO_STATUS).then(|| status_of(exit.wait_status));
-        self.end_target(target, time_ns, status, give);
+        target.end(exit.header.time_ns, status, give);
     }
 
     /// A target has exited; nothing of it will come any more.
@@ -246,17 +255,10 @@ impl<V: ProcessView> Collector<V> {
         status: Option<i32>,
         mut give: impl FnMut(Item),
     ) {
-        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else {
-            return;
-        };
-        target.ended = true;
+        let Some(target) = self.targets.get_mut(&target) else { return };
+        target.end(time_ns, status, &mut give);
         target.space = AddressSpace::default();
         self.stacks.end_process(target.process.id);
-        give(Item::ProcessEnd(ProcessEnd {
-            process: target.process.id,
-            time_ns,
-            reason: EndReason::Exit(status),
-        }));
     }
 
     /// An allocator was probed after the process could already use it.
