@@ -20,7 +20,9 @@ use super::ExportError;
 use crate::{
     lifetimes::Windows,
     model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
-    reports::{Analysis, Budget, Estimate, SiteRow, Trust, check, started_at},
+    reports::{
+        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, SiteRow, Trust, check, started_at,
+    },
     store::Damage,
 };
 use blocks::Blocks;
@@ -79,6 +81,8 @@ struct ProcessJson<'a> {
     from_start: bool,
     probed_late: bool,
     observed_from_monotonic_ns: u64,
+    /// None if it was not read.
+    memory: Option<MemoryJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -414,6 +418,10 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
         from_start: process.from_start,
         probed_late: process.probed_late,
         observed_from_monotonic_ns: process.observed_from_ns,
+        memory: analysis.memory.get(&process.id).map(|timeline| {
+            let points: Vec<&MemoryPoint> = timeline.points().iter().collect();
+            MemoryJson::of(timeline, &points)
+        }),
     }
 }
 

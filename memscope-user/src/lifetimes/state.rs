@@ -1,7 +1,7 @@
 use hashbrown::{HashMap, HashTable};
 use rustc_hash::FxBuildHasher;
 
-use super::sites::SiteKey;
+use super::sites::{Resident, SiteKey};
 use crate::model::{ProcessId, ThreadId};
 
 /// A map that tells how much memory it takes.
@@ -38,6 +38,8 @@ pub(super) struct ProcessState {
     pub(super) id: ProcessId,
     /// Places of its live blocks, by their addresses.
     pub(super) live: HashTable<u32>,
+    /// Their sums.
+    pub(super) resident: Resident,
     /// Indices of its threads.
     pub(super) threads: Map<ThreadId, u32>,
     pub(super) in_flight: Map<ThreadId, InFlight>,
@@ -50,6 +52,7 @@ impl ProcessState {
         Self {
             id,
             live: HashTable::new(),
+            resident: Resident::default(),
             threads: Map::default(),
             in_flight: Map::default(),
             has_ended: false,
@@ -120,6 +123,11 @@ impl Actors {
     }
 
     /// A process, if it is known.
+    pub(super) fn process(&self, process: ProcessId) -> Option<&ProcessState> {
+        self.processes.get(*self.process_indices.get(&process)? as usize)
+    }
+
+    /// The same, to be changed.
     pub(super) fn process_mut(&mut self, process: ProcessId) -> Option<&mut ProcessState> {
         let index = *self.process_indices.get(&process)?;
         self.processes.get_mut(index as usize)

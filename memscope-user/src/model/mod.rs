@@ -9,9 +9,13 @@
 
 mod event;
 mod ids;
+mod memory;
 
 pub use event::{Event, FreeCaller};
 pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
+pub use memory::{
+    ControlGroupMemory, HeapMappings, MappedMemory, MemoryReading, ProcessMemory, ResidentMemory,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +50,8 @@ pub enum Item {
     /// A stretch of time in which the targets were observed, if a budget was to be kept; given
     /// when it is over, and after all that was recorded in it.
     Window(Window),
+    /// How much memory a process had at some moment. What happened until then is before it.
+    Memory(MemoryReading),
 }
 
 /// One image of one process: exec begins a new one.

@@ -5,6 +5,7 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
+use super::MemoryTimeline;
 use crate::{
     lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker, Windows},
     model::{
@@ -62,7 +63,8 @@ impl Definitions {
             | Item::Counters(_)
             | Item::ExactCounts(_)
             | Item::Counted(_)
-            | Item::Window(_) => {}
+            | Item::Window(_)
+            | Item::Memory(_) => {}
         }
     }
 }
@@ -74,6 +76,7 @@ pub struct Analyzer {
     tracker: Tracker,
     counters: Option<Counters>,
     exact: Option<ExactCounts>,
+    memory: BTreeMap<ProcessId, MemoryTimeline>,
     last_event_ns: u64,
 }
 
@@ -98,6 +101,11 @@ impl Analyzer {
             Item::Window(window) => {
                 self.last_event_ns = self.last_event_ns.max(window.end_ns);
                 self.tracker.end_window(window, ended);
+            }
+            Item::Memory(reading) => {
+                self.last_event_ns = self.last_event_ns.max(reading.time_ns);
+                let live = self.tracker.live_of(reading.process);
+                self.memory.entry(reading.process).or_default().add(reading, live);
             }
             _ => {}
         }
@@ -153,6 +161,7 @@ impl Analyzer {
             definitions: self.definitions,
             counters: self.counters,
             exact: self.exact,
+            memory: self.memory,
             capture,
             end,
             ended_at_ns,
@@ -192,6 +201,8 @@ pub struct Analysis {
     pub counters: Option<Counters>,
     /// What it counted of all calls while it sampled; none in full mode.
     pub exact: Option<ExactCounts>,
+    /// How much memory processes had over time.
+    pub memory: BTreeMap<ProcessId, MemoryTimeline>,
     /// When the targets were observed, if a budget was to be kept: what it has cost, and what
     /// numbers were scaled by.
     pub windows: Windows,

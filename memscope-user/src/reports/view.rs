@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport, Wrappers};
+use super::{
+    Analysis, LeaksReport, MemoryReport, PeakReport, SiteOrder, SitesReport, SummaryReport,
+    Wrappers,
+};
 
 /// A question to a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +22,21 @@ pub enum View {
     Leaks,
     /// Whose memory was it at the peak?
     Peak,
+    /// How much memory was there, and how much of it are live blocks?
+    Memory,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] =
-        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
+    pub const ALL: [Self; 7] = [
+        Self::Summary,
+        Self::Sites,
+        Self::Allocated,
+        Self::Temporary,
+        Self::Leaks,
+        Self::Peak,
+        Self::Memory,
+    ];
 
     /// What `--view` calls it.
     #[must_use]
@@ -36,6 +48,7 @@ impl View {
             Self::Temporary => "temporary",
             Self::Leaks => "leaks",
             Self::Peak => "peak",
+            Self::Memory => "memory",
         }
     }
 
@@ -49,6 +62,7 @@ impl View {
             Self::Temporary => "call chains by blocks freed with no other allocation in between",
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
+            Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
         }
     }
 
@@ -59,7 +73,7 @@ impl View {
     }
 
     /// Answers the question. `recording` is what the recording is called, such as
-    /// its path; `top` limits the number of sites. With folded wrappers, sites that differ
+    /// its path; `top` limits the number of sites, or of moments. With folded wrappers, sites that differ
     /// in nothing else are one.
     #[must_use]
     pub fn report<'a>(
@@ -82,6 +96,7 @@ impl View {
             }
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
+            Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
         }
     }
 }
@@ -98,6 +113,8 @@ pub enum Report<'a> {
     Leaks(LeaksReport<'a>),
     /// To [`View::Peak`].
     Peak(PeakReport<'a>),
+    /// To [`View::Memory`].
+    Memory(MemoryReport<'a>),
 }
 
 impl Report<'_> {
@@ -109,6 +126,7 @@ impl Report<'_> {
             Self::Sites(report) => report.text(),
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
+            Self::Memory(report) => report.text(),
         }
     }
 }

@@ -8,6 +8,7 @@
 mod allocator;
 mod blocks;
 mod launch;
+mod memory;
 mod module;
 mod plan;
 mod process;
@@ -15,6 +16,7 @@ mod site;
 
 pub use allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind};
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
+pub use memory::ControlGroups;
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes};
 pub use process::{

@@ -210,6 +210,11 @@ impl TargetProcess {
         Ok(bytes)
     }
 
+    /// What `/proc` says of it.
+    pub(super) fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Whether it still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {

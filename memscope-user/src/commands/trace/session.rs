@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     budget::Overhead,
     copies::FrameInfos,
+    memory::MemoryReader,
     modules::{
         LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
         observation_of, probed_modules_of,
@@ -58,6 +59,7 @@ struct Target {
 pub(super) struct Session {
     kernel: Kernel,
     pipeline: Pipeline<File>,
+    memory: MemoryReader,
     modules: SharedModules,
     processes: SharedProcesses,
     targets: Vec<Target>,
@@ -108,12 +110,14 @@ impl Session {
         let writer = Writer::new(output, capture)?;
         let parts = PipelineParts { ring, resumer, view, debuginfod, writer };
         let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
+        let memory = MemoryReader::start(pipeline.input.clone())?;
         let cache = TableCache::open()
             .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
             .ok();
         let session = Self {
             kernel,
             pipeline,
+            memory,
             modules,
             processes,
             targets: Vec::new(),
@@ -141,6 +145,8 @@ impl Session {
             );
         }
         state.running = true;
+        // As late as can be, so that all that is older than the first event is in it.
+        self.memory.follow(target, Arc::clone(&state.process), true)?;
         self.enable(target)
     }
 
@@ -155,6 +161,9 @@ impl Session {
     /// Makes a held command a target; it is recorded from its first instruction.
     pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
         let target = self.add(process, true)?;
+        if let Some(state) = self.targets.iter().find(|state| state.index == target) {
+            self.memory.follow(target, Arc::clone(&state.process), false)?;
+        }
         self.enable(target)?;
         Ok(target)
     }
@@ -426,7 +435,7 @@ impl Session {
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
         let observed = self.observed();
         let windowed = self.windowed.take();
-        let Self { mut kernel, pipeline, targets, guard, .. } = self;
+        let Self { mut kernel, pipeline, memory, targets, guard, .. } = self;
         for target in targets.iter().filter(|target| !target.ended) {
             kernel.set_enabled(target.index, false)?;
         }
@@ -435,6 +444,7 @@ impl Session {
         while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
+        memory.finish()?;
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters(state.received())?;
             counters.in_flight = kernel.calls_in_flight()?;
