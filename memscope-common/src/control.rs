@@ -1,9 +1,19 @@
 //! What the collector tells the eBPF programs, and what they count for it.
 
-/// Most processes traced at once: entries of the map of [`Target`]s.
-pub const MAX_TARGETS: u32 = 1024;
+/// Most processes of a trace: entries of the map of [`Target`]s. No index is given twice, and 16
+/// bits have room for no more.
+pub const MAX_TARGETS: u32 = (1 << 16) - 1;
 
-/// Control block of one traced process, written by the collector only.
+/// Of the value that a process id leads to: the index of its target.
+pub const PROCESS_TARGET: u32 = 0xffff;
+/// The same: it runs in the memory of that target, which is its parent (vfork).
+pub const PROCESS_BORROWS: u32 = 1 << 16;
+
+/// Where the map of given numbers has that of targets, which the collector gives as well.
+pub const NUMBER_OF_TARGETS: u32 = 3;
+
+/// Control block of one traced process, written by the collector; for a process that the eBPF
+/// side begins to follow by itself, a copy of its parent's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -15,8 +25,73 @@ pub struct Target {
     pub single_allocator: u32,
     /// The dynamic loader's `_r_debug` (glibc, `<link.h>`); 0 if it is not known.
     pub loader_state_avma: u64,
+    /// 1 if it may be stopped: somebody watches that it goes on.
+    pub may_stop: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Target>() == 16);
+const _: () = assert!(size_of::<Target>() == 24);
+
+/// Control groups that can be asked for.
+pub const MAX_GROUPS: usize = 16;
+
+/// A control group (version 2) whose processes are to be traced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Its number; 0: none.
+    pub id: u64,
+    /// How many groups are above it.
+    pub level: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Group>() == 16);
+
+/// Length of a thread's name (`TASK_COMM_LEN`).
+pub const COMM_BYTES: usize = 16;
+
+/// What a program's name means when it is begun: it is to be traced.
+pub const COMM_SELECTED: u32 = 1;
+/// The same: it is not, whatever else says so.
+pub const COMM_EXCLUDED: u32 = 2;
+
+/// Of [`Settings::selects`]: programs by their names.
+pub const SELECT_COMM: u32 = 1;
+/// The same: processes of control groups.
+pub const SELECT_GROUP: u32 = 2;
+/// The same: all.
+pub const SELECT_ALL: u32 = 4;
+/// The same: some names are excluded.
+pub const EXCLUDE_COMM: u32 = 8;
+
+/// Where the running kernel keeps what is asked of its tasks: byte offsets of fields, from its
+/// BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskOffsets {
+    /// `task_struct.tgid`.
+    pub tgid: u32,
+    /// `task_struct.mm`.
+    pub memory: u32,
+    /// `task_struct.exit_code`.
+    pub exit_code: u32,
+    /// `task_struct.group_leader`.
+    pub leader: u32,
+    /// `task_struct.signal`.
+    pub signal: u32,
+    /// `signal_struct.live`: threads that have not exited.
+    pub live: u32,
+    /// `signal_struct.flags`.
+    pub flags: u32,
+    /// `signal_struct.group_exit_code`.
+    pub group_exit_code: u32,
+    /// 1 if the others are known.
+    pub known: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<TaskOffsets>() == 40);
 
 /// State of the reader of the ring buffer.
 #[repr(C)]
@@ -50,8 +125,12 @@ pub struct Settings {
     pub pauses: u32,
     /// 1 if what hits cost is counted; see [`CostCounters`].
     pub counts_cost: u32,
+    /// 1 if children of traced processes are traced.
+    pub follows: u32,
+    /// What programs are traced from their exec on: `SELECT_` and `EXCLUDE_` bits.
+    pub selects: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 32);
 
 /// What the programs of probes have cost, per CPU.
 #[repr(C)]
@@ -227,11 +306,12 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// ```text
 /// bits  0..16  probe id              bits 16..20  argument: size
 /// bits 20..24  argument: count       bits 24..28  argument: block
-/// bits 28..32  argument: result slot bits 32..48  target
+/// bits 28..32  argument: result slot
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
-/// bits 52..64  where in its page the probed instruction is
 /// ```
+///
+/// It does not say whose hit it is: a probe can be that of many processes.
 ///
 /// No cookie is 0, because probe ids start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,14 +334,13 @@ pub struct Arguments {
 impl Cookie {
     /// Packs a cookie.
     #[must_use]
-    pub const fn new(target: u16, probe: u16, arguments: Arguments) -> Self {
+    pub const fn new(probe: u16, arguments: Arguments) -> Self {
         Self(
             probe as u64
                 | (arguments.size as u64 & 0xf) << 16
                 | (arguments.count as u64 & 0xf) << 20
                 | (arguments.block as u64 & 0xf) << 24
-                | (arguments.result_slot as u64 & 0xf) << 28
-                | (target as u64) << 32,
+                | (arguments.result_slot as u64 & 0xf) << 28,
         )
     }
 
@@ -291,21 +370,7 @@ impl Cookie {
         self.0 >> 49 & 1 != 0
     }
 
-    /// The same, at an instruction that lies there in a file or in memory.
-    #[must_use]
-    pub const fn of_place(self, offset_or_avma: u64) -> Self {
-        Self(self.0 | offset_or_avma << PLACE_SHIFT)
-    }
-
-    /// Whether the probed instruction can be the one at an address. In memory it lies in its page
-    /// where it does in the file, wherever that is mapped.
-    #[must_use]
-    #[inline(always)]
-    pub const fn can_be_at(self, avma: u64) -> bool {
-        self.probe() != 0 && self.0 >> PLACE_SHIFT == avma & ((1 << (64 - PLACE_SHIFT)) - 1)
-    }
-
-    /// Id of the probe, unique within a target, never 0.
+    /// Id of the probe, never 0.
     #[must_use]
     #[inline(always)]
     pub const fn probe(self) -> u16 {
@@ -323,31 +388,21 @@ impl Cookie {
             result_slot: (self.0 >> 28) as u8 & 0xf,
         }
     }
-
-    /// Index of the traced process.
-    #[must_use]
-    #[inline(always)]
-    pub const fn target(self) -> u16 {
-        (self.0 >> 32) as u16
-    }
 }
 
-/// The bits of an address that say where in its page it is come to a cookie's upper end.
-const PLACE_SHIFT: u32 = 52;
-
-/// Cookies of a target that its hits find by their address. Where there is none, but some of its
-/// probes lie, is [`UNKNOWN_COOKIE`].
-pub const KNOWN_COOKIES: u32 = 1 << 8;
+/// Cookies that hits find by their address: by where in its page the probed instruction is. Where
+/// no probe is, there is 0, and where there are several, [`UNKNOWN_COOKIE`].
+pub const KNOWN_COOKIES: u32 = 1 << 12;
 
 /// Stands for several probes that an address does not tell apart.
 pub const UNKNOWN_COOKIE: Cookie = Cookie(1 << 51);
 
-/// Where among all targets' known cookies the one is, if any, of a probed instruction at this place
-/// of a file, or at this address: both have the same bits here.
+/// Where among the known cookies the one is, if any, of a probed instruction at this place of a
+/// file, or at this address: in memory it lies in its page where it does in the file.
 #[must_use]
 #[inline(always)]
-pub const fn known_cookie_index(target: u16, offset_or_avma: u64) -> u32 {
-    target as u32 * KNOWN_COOKIES + (offset_or_avma >> 4) as u32 % KNOWN_COOKIES
+pub const fn known_cookie_index(offset_or_avma: u64) -> u32 {
+    offset_or_avma as u32 % KNOWN_COOKIES
 }
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.

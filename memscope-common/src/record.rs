@@ -9,6 +9,8 @@
 //! The order of all of them is that of their times: what caused another record was made before
 //! it on a clock that all CPUs share.
 
+use crate::control::COMM_BYTES;
+
 /// Most frames in one stack. The walk keeps the innermost ones.
 pub const MAX_FRAMES: usize = 256;
 
@@ -40,8 +42,13 @@ pub const KIND_SMALL_ALLOCATION: u8 = 12;
 pub const KIND_SMALL_FREE: u8 = 13;
 /// The same, called by the module that the function is in: [`SmallFree`].
 pub const KIND_SMALL_FREE_INTERNAL: u8 = 14;
-/// The bits of a record's first byte that are its kind.
+/// The bits of a small record's first byte that are its kind. Records with a [`Header`] have the
+/// whole byte for it.
 pub const KIND_MASK: u8 = 0xf;
+/// Another process is traced from now on: [`ProcessBegin`].
+pub const KIND_PROCESS_BEGIN: u8 = 16;
+/// A traced process has ended: [`ProcessExit`].
+pub const KIND_PROCESS_EXIT: u8 = 17;
 
 /// Stacks are numbered below this. Numbers from its half on stand for one event only, and
 /// are used again.
@@ -404,8 +411,63 @@ pub struct ProcessExec {
     pub leader_replaced: u32,
     /// Zero.
     pub padding: u32,
+    /// What it is called now, up to the first 0.
+    pub comm: [u8; COMM_BYTES],
 }
-const _: () = assert!(size_of::<ProcessExec>() == 24);
+const _: () = assert!(size_of::<ProcessExec>() == 40);
+
+/// A process that the eBPF side has begun to follow by itself. `header` has the index it gave to
+/// it, and the image that the process is in.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessBegin {
+    /// Kind, process and time.
+    pub header: Header,
+    /// Process id, in the initial pid namespace.
+    pub pid: u32,
+    /// One of the `BEGUN_BY_` constants.
+    pub begun_by: u32,
+    /// The index of its parent, if that is traced.
+    pub parent_target: u16,
+    /// The image that its parent is in.
+    pub parent_image: u16,
+    /// Zero.
+    pub padding: u32,
+    /// What it is called, up to the first 0.
+    pub comm: [u8; COMM_BYTES],
+}
+const _: () = assert!(size_of::<ProcessBegin>() == 48);
+
+/// By fork: a copy of its parent.
+pub const BEGUN_BY_FORK: u32 = 1;
+/// By exec in a child that was in its parent's memory until then (vfork).
+pub const BEGUN_BY_CHILD_EXEC: u32 = 2;
+/// By exec of a program that was to be traced.
+pub const BEGUN_BY_EXEC: u32 = 3;
+
+/// End of a traced process: of its last thread.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessExit {
+    /// Kind, process and time.
+    pub header: Header,
+    /// As wait(2) gives it; [`NO_STATUS`] for a process that is not traced any more.
+    pub wait_status: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<ProcessExit>() == 24);
+
+/// No [`ProcessExit::wait_status`].
+pub const NO_STATUS: u32 = u32::MAX;
 
 /// End of one thread of a traced process.
 #[repr(C)]

@@ -45,7 +45,7 @@ use crate::{
 #[inline(always)]
 pub(crate) fn is_return(context: &ProbeContext, state: Option<*mut ThreadState>) -> bool {
     let avma = instruction(context);
-    if hit::cookie_near(state, avma) == Some(Cookie(0)) {
+    if hit::cookie_near(avma) == Some(Cookie(0)) {
         return true;
     }
     if let Some(state) = state {
@@ -127,12 +127,16 @@ fn new_number(state: &mut ThreadState, header: Header) -> u64 {
     state.number
 }
 
-/// Entry of a function that returns a block, with the thread's state, if it has any. None if its
-/// return is of no interest.
+/// Entry of a function that returns a block, in a target, with the thread's state, if it has any.
+/// None if its return is of no interest.
 #[inline(always)]
-pub(crate) fn entered(context: &ProbeContext, known: Option<*mut ThreadState>) -> Option<()> {
+pub(crate) fn entered(
+    context: &ProbeContext,
+    target: u16,
+    known: Option<*mut ThreadState>,
+) -> Option<()> {
     let entry_avma = instruction(context);
-    let hit = Hit::at_entry(context.as_ptr(), known, entry_avma)?;
+    let hit = Hit::at_entry(context.as_ptr(), target, entry_avma)?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
@@ -152,7 +156,7 @@ pub(crate) fn entered(context: &ProbeContext, known: Option<*mut ThreadState>) -
         return None;
     }
     state.entry_avma = entry_avma;
-    state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
+    state.target_plus_1 = u64::from(hit.index) + 1;
     let arguments = hit.cookie.arguments();
     let size_bytes = argument(context, arguments.size);
     state.size_bytes = if arguments.count == NO_ARGUMENT {
@@ -163,10 +167,8 @@ pub(crate) fn entered(context: &ProbeContext, known: Option<*mut ThreadState>) -
     state.block_avma = argument(context, arguments.block);
     state.sp_avma = sp_avma;
     if emit::settings().samples != 0 {
-        let target = hit.cookie.target();
-        state.follow = sample::decide(state, target, state.size_bytes, state.block_avma);
-        // SAFETY: as in `enabled`.
-        let is_single = unsafe { (*hit.target).single_allocator != 0 };
+        state.follow = sample::decide(state, hit.index, state.size_bytes, state.block_avma);
+        let is_single = hit.has_single_allocator();
         if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
             return None;
         }
@@ -198,8 +200,8 @@ pub(crate) fn returned(
     state: Option<*mut ThreadState>,
     cookie: Cookie,
 ) -> Option<()> {
+    let hit = Hit::of(cookie, hit::target_of(state)?)?;
     cost::at_return(context.regs);
-    let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *state? };
     // SAFETY: as in `entered`.
@@ -213,7 +215,7 @@ pub(crate) fn returned(
         return None;
     }
     let address_avma = result_of(state, registers)?;
-    if samples && !keep_account(state, hit.cookie.target(), address_avma) {
+    if samples && !keep_account(state, hit.index, address_avma) {
         return None;
     }
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
@@ -237,7 +239,7 @@ pub(crate) fn returned(
             count_lost(header, address_avma, state.size_bytes, stack);
         }
     }
-    overflow::pause_if_needed(hit.cookie.target());
+    overflow::pause_if_needed(&hit);
     Some(())
 }
 
@@ -376,12 +378,6 @@ fn count_lost(header: Header, address_avma: u64, size_bytes: u64, stack: u32) {
     }
 }
 
-/// Whether nothing of the call under way would have been recorded.
-#[inline(always)]
-pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
-    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
-}
-
 /// Whether a hit is inside another call that was seen to begin and has not returned.
 /// If that call was abandoned instead, its loss is counted and it is forgotten.
 #[inline(always)]
@@ -393,7 +389,7 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
             state.tail_probe = u64::from(hit.cookie.probe());
             true
         }
-        Entry::OutermostAfterLostReturn if is_unrecorded(state) => {
+        Entry::OutermostAfterLostReturn if sample::is_unrecorded(state) => {
             state.cookie = 0;
             false
         }
@@ -413,7 +409,7 @@ fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let known = threads::find(context.as_ptr());
-    let hit = Hit::at_entry(context.as_ptr(), known, instruction(context))?;
+    let hit = Hit::at_entry(context.as_ptr(), hit::target_of(known)?, instruction(context))?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
@@ -422,7 +418,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if address_avma == 0 {
         return None;
     }
-    if emit::settings().samples != 0 && !sample::forget(hit.cookie.target(), address_avma) {
+    if emit::settings().samples != 0 && !sample::forget(hit.index, address_avma) {
         sample::drop_free();
         return None;
     }
@@ -442,7 +438,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
             emit::count(COUNTER_NESTED);
             return None;
         }
-        state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
+        state.target_plus_1 = u64::from(hit.index) + 1;
         state.freed_block_avma = address_avma;
         state.freed_probe = u64::from(hit.cookie.probe());
         is_known = state.allocated_block_avma == address_avma;
@@ -464,7 +460,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         };
         emit::send(record, COUNTER_LOST_FREE);
     }
-    overflow::pause_if_needed(hit.cookie.target());
+    overflow::pause_if_needed(&hit);
     Some(())
 }
 

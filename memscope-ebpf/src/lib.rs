@@ -149,6 +149,16 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     product ^ product >> 29
 }
 
+/// How a process has ended, as wait(2) gives it: by what all its threads were told to end with, or
+/// by what its first thread has ended with (`wait_task_zombie` in kernel/exit.c).
+#[must_use]
+#[inline(always)]
+pub const fn wait_status(signal_flags: u32, group_exit_code: u32, leader_exit_code: u32) -> u32 {
+    /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h)
+    const GROUP_EXIT: u32 = 4;
+    if signal_flags & GROUP_EXIT != 0 { group_exit_code } else { leader_exit_code }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +166,6 @@ mod tests {
 
     fn cookie(probe: u16) -> Cookie {
         Cookie::new(
-            7,
             probe,
             Arguments { size: 0, count: NO_ARGUMENT, block: NO_ARGUMENT, result_slot: NO_ARGUMENT },
         )
@@ -165,10 +174,15 @@ mod tests {
     #[test]
     fn cookie_returns_what_was_packed() {
         let arguments = Arguments { size: 2, count: NO_ARGUMENT, block: 5, result_slot: 0 };
-        let packed = Cookie::new(1023, 65_535, arguments);
-        assert_eq!(packed.target(), 1023);
+        let packed = Cookie::new(65_535, arguments);
         assert_eq!(packed.probe(), 65_535);
         assert_eq!(packed.arguments(), arguments);
+    }
+
+    #[test]
+    fn a_process_ends_with_what_all_threads_were_told() {
+        assert_eq!(wait_status(4, 9, 0x100), 9);
+        assert_eq!(wait_status(0x10, 9, 0x100), 0x100);
     }
 
     #[test]

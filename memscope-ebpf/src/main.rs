@@ -45,8 +45,10 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn allocation_session(context: *mut c_void) -> u32 {
-    let begun_ns = cost::begin();
     let state = threads::find(context);
+    // Another process's: without this, what follows would be its return's as well.
+    let Some(target) = hit::target_of(state) else { return 1 };
+    let begun_ns = cost::begin();
     let entry = ProbeContext::new(context);
     let result = if alloc::is_return(&entry, state) {
         // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
@@ -55,7 +57,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
         alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        u32::from(alloc::entered(&entry, state).is_none())
+        u32::from(alloc::entered(&entry, target, state).is_none())
     };
     cost::end(begun_ns);
     result
@@ -64,8 +66,10 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
 /// Entry of malloc and its like.
 #[uprobe]
 fn allocation_entered(context: ProbeContext) -> u32 {
+    let state = threads::find(context.as_ptr());
+    let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered(&context, threads::find(context.as_ptr()));
+    alloc::entered(&context, target, state);
     cost::end(begun_ns);
     0
 }
@@ -94,6 +98,13 @@ fn free_entered(context: ProbeContext) -> u32 {
 #[perf_event]
 fn work_sampled(context: PerfEventContext) -> u32 {
     cost::sample(&context);
+    0
+}
+
+/// A new process or thread.
+#[btf_tracepoint(function = "sched_process_fork")]
+fn process_fork(context: BtfTracePointContext) -> i32 {
+    process::fork(&context);
     0
 }
 

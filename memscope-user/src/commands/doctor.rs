@@ -15,7 +15,7 @@ use self::{
 use crate::{
     cli::DoctorOptions,
     kernel::{
-        Kernel, KernelConfig, MeasuredHits, features, held_map_bytes, kernel_and_arch,
+        Kernel, KernelConfig, MeasuredHits, Selection, features, held_map_bytes, kernel_and_arch,
         missing_capabilities,
     },
     model::{OnOverflow, StackMode},
@@ -94,6 +94,8 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         seed: 0,
         on_overflow: OnOverflow::Count,
         counts_cost: false,
+        follows: true,
+        selection: Selection::default(),
     });
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     // Its probes are removed at the end, when all is said.

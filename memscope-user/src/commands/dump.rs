@@ -92,6 +92,11 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             counted.process.0, counted.stack.0, counted.allocations, counted.bytes
         ),
         Item::Window(window) => write_window(out, window, started_at_ns),
+        Item::Fork(fork) => writeln!(
+            out,
+            "fork process={} parent={} at_ns={}",
+            fork.process, fork.parent, fork.time_ns
+        ),
         Item::Memory(reading) => write_memory(out, reading, started_at_ns),
     }
 }

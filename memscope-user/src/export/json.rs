@@ -21,7 +21,8 @@ use crate::{
     lifetimes::Windows,
     model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
     reports::{
-        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, SiteRow, Trust, check, started_at,
+        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, ProcessSums, SiteRow, Trust, check,
+        end_name, started_at,
     },
     store::Damage,
 };
@@ -77,6 +78,10 @@ struct ProcessJson<'a> {
     /// `exit`, `exec`, or none if it was alive when the trace ended.
     end: Option<&'static str>,
     end_monotonic_ns: Option<u64>,
+    /// The process that it was forked by.
+    parent: Option<u32>,
+    #[serde(rename = "totals")]
+    sums: ProcessSums,
     image: u32,
     from_start: bool,
     probed_late: bool,
@@ -100,6 +105,7 @@ struct TotalsJson {
     peak_time_monotonic_ns: Option<u64>,
     temporary_allocations: u64,
     unknown_frees: u64,
+    inherited_frees: u64,
     allocator_internal_frees: u64,
     unseen_ends: u64,
     unseen_end_bytes: u64,
@@ -337,6 +343,7 @@ fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
         peak_time_monotonic_ns: (totals.peak_live_bytes > 0).then_some(totals.peak_time_ns),
         temporary_allocations: totals.temporary_allocations,
         unknown_frees: totals.unknown_frees,
+        inherited_frees: totals.inherited_frees,
         allocator_internal_frees: totals.allocator_internal_frees,
         unseen_ends: totals.unseen_ends,
         unseen_end_bytes: totals.unseen_end_bytes,
@@ -409,11 +416,10 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
             Some(EndReason::Exit(status)) => status,
             Some(EndReason::Exec) | None => None,
         },
-        end: end.map(|end| match end.reason {
-            EndReason::Exit(_) => "exit",
-            EndReason::Exec => "exec",
-        }),
+        end: end.map(|end| end_name(end.reason)),
         end_monotonic_ns: end.map(|end| end.time_ns),
+        parent: analysis.definitions.parents.get(&process.id).map(|parent| parent.0),
+        sums: ProcessSums::of(analysis, process.id),
         image: process.image,
         from_start: process.from_start,
         probed_late: process.probed_late,

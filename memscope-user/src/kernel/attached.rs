@@ -17,7 +17,7 @@ type Link = Box<dyn Send>;
 /// An [`AttachRequest`], to be met again.
 struct Remembered {
     target: u16,
-    pid: u32,
+    pid: Option<u32>,
     file: PathBuf,
     shown_path: String,
     probes: Vec<(ProbeId, PlannedProbe)>,

@@ -20,6 +20,7 @@ mod sampling;
 mod site_cost;
 mod sys;
 mod tables;
+mod targets;
 mod types;
 
 pub use cost::ProbeCost;
@@ -31,6 +32,7 @@ pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError, RingSize};
 pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
+pub use targets::Selection;
 
 use std::io;
 
@@ -92,27 +94,27 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Several probes could not be attached.
-    #[error("cannot attach {count} probes in {path} for process {pid}")]
+    #[error("cannot attach {count} probes in {path} for {whose}")]
     AttachMany {
         /// The file.
         path: String,
         /// How many.
         count: usize,
-        /// The process.
-        pid: u32,
+        /// In which process.
+        whose: String,
         /// Why.
         #[source]
         source: io::Error,
     },
     /// A probe could not be attached.
-    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for process {pid}")]
+    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for {whose}")]
     Attach {
         /// The file.
         path: String,
         /// Position in it.
         file_offset: u64,
-        /// The process.
-        pid: u32,
+        /// In which process.
+        whose: String,
         /// Why.
         #[source]
         source: aya::programs::ProgramError,

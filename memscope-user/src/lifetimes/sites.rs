@@ -80,7 +80,7 @@ impl SiteSums {
     }
 
     /// Adds those of another site.
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         for (sum, other) in [
             (&mut self.allocations, other.allocations),
             (&mut self.allocated_bytes, other.allocated_bytes),

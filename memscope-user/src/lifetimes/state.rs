@@ -1,4 +1,4 @@
-use hashbrown::{HashMap, HashTable};
+use hashbrown::{HashMap, HashSet, HashTable};
 use rustc_hash::FxBuildHasher;
 
 use super::sites::{Resident, SiteKey};
@@ -43,6 +43,9 @@ pub(super) struct ProcessState {
     /// Indices of its threads.
     pub(super) threads: Map<ThreadId, u32>,
     pub(super) in_flight: Map<ThreadId, InFlight>,
+    /// Addresses of blocks that were live in its parent when it was forked, and that it has not
+    /// freed yet.
+    pub(super) inherited: HashSet<u64, FxBuildHasher>,
     /// What was live then is live for good.
     pub(super) has_ended: bool,
 }
@@ -55,6 +58,7 @@ impl ProcessState {
             resident: Resident::default(),
             threads: Map::default(),
             in_flight: Map::default(),
+            inherited: HashSet::default(),
             has_ended: false,
         }
     }
@@ -63,6 +67,7 @@ impl ProcessState {
         self.live.allocation_size()
             + self.threads.allocation_size()
             + self.in_flight.allocation_size()
+            + self.inherited.allocation_size()
     }
 }
 
@@ -114,7 +119,7 @@ impl Actors {
         by
     }
 
-    fn process_index(&mut self, process: ProcessId) -> usize {
+    pub(super) fn process_index(&mut self, process: ProcessId) -> usize {
         let processes = &mut self.processes;
         *self.process_indices.entry(process).or_insert_with(|| {
             processes.push(ProcessState::new(process));

@@ -13,6 +13,7 @@
 //! +1000                       that much later
 //! every 4096                  sampled from now on, on average every 4096 bytes
 //! end 2                       process 2 ends (see [`Trace::process_ends`])
+//! fork 1 2                    process 2 begins as a copy of process 1
 //! window 5 3 1                a window ends (see [`Trace::windows`]): ms that targets used in
 //!                             it, ms before it, ms that probes cost
 //! window 5 3 1 last           the same, and the recording ends with it
@@ -25,7 +26,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::{
-    ControlGroupMemory, Event, FreeCaller, MappedMemory, MemoryReading, ProbeId, ProcessId,
+    ControlGroupMemory, Event, Fork, FreeCaller, MappedMemory, MemoryReading, ProbeId, ProcessId,
     ProcessMemory, StackId, ThreadId, Window,
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct Trace {
     pub(crate) events: Vec<Event>,
     /// After how many events a process ends, which one, and when.
     pub(crate) process_ends: Vec<(usize, ProcessId, u64)>,
+    /// After how many events a process is forked.
+    pub(crate) forks: Vec<(usize, Fork)>,
     /// After how many events a window ends.
     pub(crate) windows: Vec<(usize, Window)>,
     /// After how many events memory is read.
@@ -78,6 +81,13 @@ impl Trace {
                 self.now_ns += STEP_NS;
                 let process = ProcessId(process.parse().unwrap());
                 self.process_ends.push((self.events.len(), process, self.now_ns));
+                return;
+            }
+            ["fork", parent, child] => {
+                self.now_ns += STEP_NS;
+                let id = |number: &str| ProcessId(number.parse().unwrap());
+                let (process, parent, time_ns) = (id(child), id(parent), self.now_ns);
+                self.forks.push((self.events.len(), Fork { process, parent, time_ns }));
                 return;
             }
             ["window", observed, missed, cost, rest @ ..] => {

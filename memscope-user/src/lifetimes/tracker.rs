@@ -1,6 +1,6 @@
 use std::hash::BuildHasher as _;
 
-use hashbrown::hash_table::Entry;
+use hashbrown::{HashSet, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
     windows::Windows,
 };
-use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId, Window};
+use crate::model::{CountedAllocations, Event, Fork, FreeCaller, ProcessId, ThreadId, Window};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -128,7 +128,30 @@ impl Tracker {
         if let Some(state) = self.actors.process_mut(process) {
             state.has_ended = true;
             state.in_flight.clear();
+            state.inherited = HashSet::default();
         }
+    }
+
+    /// A process begins as the copy of another one. It inherits what is live there, which is
+    /// nobody's second allocation.
+    pub fn fork(&mut self, fork: &Fork) {
+        let (child, parent) =
+            (self.actors.process_index(fork.process), self.actors.process_index(fork.parent));
+        let Some(of) = self.actors.processes.get(parent) else { return };
+        let addresses = of.live.iter().map(|place| self.blocks.address_avma(*place));
+        let inherited = addresses.chain(of.inherited.iter().copied()).collect();
+        if let Some(state) = self.actors.processes.get_mut(child) {
+            state.inherited = inherited;
+        }
+    }
+
+    /// Whether a block that is not its own was inherited by a process; it has it no more.
+    #[inline]
+    fn end_inherited(&mut self, by: By, address_avma: u64) -> bool {
+        let inherited = &mut self.actors.processes[by.process_index].inherited;
+        let was_inherited = !inherited.is_empty() && inherited.remove(&address_avma);
+        self.totals.inherited_frees += u64::from(was_inherited);
+        was_inherited
     }
 
     /// The thread goes on, so a reallocation it was in is over: its return was lost.
@@ -208,6 +231,10 @@ impl Tracker {
     ) -> u64 {
         let Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes } = *begin;
         let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
+        if !process.inherited.is_empty() {
+            // Given out again: its end was not seen.
+            process.inherited.remove(&address_avma);
+        }
         let entry = process.live.entry(
             hash_of(address_avma),
             |place| blocks.address_avma(*place) == address_avma,
@@ -318,6 +345,7 @@ impl Tracker {
     ) {
         let Some(block) = self.remove(by, address_avma) else {
             match caller {
+                _ if self.end_inherited(by, address_avma) => self.go_on(by),
                 FreeCaller::Program => {
                     self.go_on(by);
                     self.totals.unknown_frees += 1;
@@ -357,7 +385,9 @@ impl Tracker {
                 }
                 None => {
                     // With sampling it was mostly a block that was not drawn.
-                    self.totals.unknown_frees += u64::from(begin.interval_bytes == 0);
+                    let is_known =
+                        self.end_inherited(by, old_address_avma) || begin.interval_bytes != 0;
+                    self.totals.unknown_frees += u64::from(!is_known);
                     None
                 }
             },

@@ -50,6 +50,8 @@ pub enum Item {
     /// A stretch of time in which the targets were observed, if a budget was to be kept; given
     /// when it is over, and after all that was recorded in it.
     Window(Window),
+    /// A process was begun by another one, as its copy.
+    Fork(Fork),
     /// How much memory a process had at some moment. What happened until then is before it.
     Memory(MemoryReading),
 }
@@ -79,6 +81,38 @@ pub struct Process {
     /// Whether it may have called an allocator before that was probed, while the
     /// process was observed already: what it did then is missing, and not counted.
     pub probed_late: bool,
+}
+
+/// A process that is a copy of another one's image; both were defined before. What was live in that
+/// one is inherited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The copy.
+    pub process: ProcessId,
+    /// Of which process.
+    pub parent: ProcessId,
+    /// `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+}
+
+/// Where probes are put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeScope {
+    /// In the targets only.
+    Targets,
+    /// In all processes of the host that use the same files.
+    Host,
+}
+
+impl ProbeScope {
+    /// What the command line calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Targets => "targets",
+            Self::Host => "host",
+        }
+    }
 }
 
 /// End of a process image.

@@ -5,9 +5,9 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use super::MemoryTimeline;
+use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker, Windows},
+    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals, Tracker, Windows},
     model::{
         Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
         Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
@@ -23,6 +23,8 @@ pub struct Definitions {
     pub processes: BTreeMap<ProcessId, Process>,
     /// Of the processes that ended.
     pub process_ends: FxHashMap<ProcessId, ProcessEnd>,
+    /// Of the processes that were forked by others of this recording.
+    pub parents: FxHashMap<ProcessId, ProcessId>,
     /// Files mapped as code.
     pub modules: FxHashMap<ModuleId, Module>,
     /// Attached probes.
@@ -64,6 +66,7 @@ impl Definitions {
             | Item::ExactCounts(_)
             | Item::Counted(_)
             | Item::Window(_)
+            | Item::Fork(_)
             | Item::Memory(_) => {}
         }
     }
@@ -98,6 +101,11 @@ impl Analyzer {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
             }
+            Item::Fork(fork) => {
+                self.last_event_ns = self.last_event_ns.max(fork.time_ns);
+                self.definitions.parents.insert(fork.process, fork.parent);
+                self.tracker.fork(fork);
+            }
             Item::Window(window) => {
                 self.last_event_ns = self.last_event_ns.max(window.end_ns);
                 self.tracker.end_window(window, ended);
@@ -105,7 +113,9 @@ impl Analyzer {
             Item::Memory(reading) => {
                 self.last_event_ns = self.last_event_ns.max(reading.time_ns);
                 let live = self.tracker.live_of(reading.process);
-                self.memory.entry(reading.process).or_default().add(reading, live);
+                let process = self.definitions.processes.get(&reading.process);
+                let has_run = process.is_some_and(|process| !process.from_start);
+                self.memory.entry(reading.process).or_default().add(reading, live, has_run);
             }
             _ => {}
         }
@@ -154,7 +164,9 @@ impl Analyzer {
         for of_site in sites.iter().filter_map(|site| site.sampled.as_ref()) {
             sampled.get_or_insert_default().merge(of_site);
         }
+        let sums = sites.iter().map(|site| (site.key.process, &site.sums));
         let analysis = Analysis {
+            process_sums: sums_by_process(sums),
             totals,
             windows: self.tracker.windows().clone(),
             loss_windows: self.tracker.loss_windows().to_vec(),
@@ -191,6 +203,8 @@ pub struct Analysis {
     pub totals: Totals,
     /// Per site; a block's `site` is an index into it.
     pub sites: Vec<Site>,
+    /// The same by process.
+    pub process_sums: FxHashMap<ProcessId, SiteSums>,
     /// When the live blocks of a site began, by index of the site.
     pub live_ages: FxHashMap<u32, LiveAge>,
     /// What the sampled blocks tell; none if none was sampled.

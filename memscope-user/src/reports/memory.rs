@@ -235,18 +235,20 @@ impl<'a> MemoryReport<'a> {
         let before = known(attach.resident_bytes);
         line!(out, "Attached at {before} RSS; at {at}, blocks seen since explain");
         line!(out, "{sentence}.");
-        line!(
-            out,
-            "At the attach [heap] had {} mapped, {} resident; other private anonymous",
-            text::bytes(attach.brk_mapped_bytes),
-            text::bytes(attach.brk_resident_bytes)
-        );
-        line!(
-            out,
-            "mappings (arenas, large blocks, stacks of threads, its own) {} mapped, {} resident.",
-            text::bytes(attach.anonymous_mapped_bytes),
-            text::bytes(attach.anonymous_resident_bytes)
-        );
+        if let Some(heap) = &attach.heap {
+            line!(
+                out,
+                "At the attach [heap] had {} mapped, {} resident; other private anonymous",
+                text::bytes(heap.brk_mapped_bytes),
+                text::bytes(heap.brk_resident_bytes)
+            );
+            line!(
+                out,
+                "mappings (arenas, large blocks, stacks of threads, its own) {} mapped, {} resident.",
+                text::bytes(heap.anonymous_mapped_bytes),
+                text::bytes(heap.anonymous_resident_bytes)
+            );
+        }
         line!(
             out,
             "Older blocks are in no number; {}.",

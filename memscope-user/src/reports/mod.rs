@@ -16,6 +16,7 @@ mod leaks;
 mod memory;
 mod origin;
 mod peak;
+mod processes;
 mod row;
 mod sites;
 mod summary;
@@ -41,9 +42,13 @@ pub use leaks::LeaksReport;
 pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};
 pub use origin::{ProcessName, started_at};
 pub use peak::PeakReport;
+pub(crate) use processes::end_name;
+pub use processes::{ProcessRow, ProcessSums, ProcessesReport};
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};
 pub use summary::SummaryReport;
-pub use timeline::{AtAttach, Explained, MAX_POINTS, MemoryPoint, MemoryTimeline, Proportional};
+pub use timeline::{
+    AtAttach, Explained, HeapAtAttach, MAX_POINTS, MemoryPoint, MemoryTimeline, Proportional,
+};
 pub use trust::{Budget, LiveBounds, Trust};
 pub use view::{Report, View};

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     lifetimes::Resident,
-    model::{HeapMappings, MemoryReading, ProcessMemory, ResidentMemory},
+    model::{MemoryReading, ProcessMemory, ResidentMemory},
 };
 
 /// Most points that are kept of a process.
@@ -67,6 +67,14 @@ pub struct AtAttach {
     pub time_ns: u64,
     /// Resident bytes; none if they are not known.
     pub resident_bytes: Option<u64>,
+    /// What was in mappings that hold blocks; none if it was not read.
+    #[serde(flatten)]
+    pub heap: Option<HeapAtAttach>,
+}
+
+/// Mappings that hold blocks, and what else is in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct HeapAtAttach {
     /// Size of `[heap]`, which grows by `brk`.
     pub brk_mapped_bytes: u64,
     /// What of it was resident.
@@ -79,14 +87,16 @@ pub struct AtAttach {
 }
 
 impl AtAttach {
-    fn of(reading: &MemoryReading, heap: &HeapMappings) -> Self {
+    fn of(reading: &MemoryReading) -> Self {
         Self {
             time_ns: reading.time_ns,
             resident_bytes: reading.memory.resident.map(|resident| resident.bytes()),
-            brk_mapped_bytes: heap.brk.mapped_bytes,
-            brk_resident_bytes: heap.brk.resident_bytes,
-            anonymous_mapped_bytes: heap.anonymous.mapped_bytes,
-            anonymous_resident_bytes: heap.anonymous.resident_bytes,
+            heap: reading.memory.heap_mappings.as_ref().map(|heap| HeapAtAttach {
+                brk_mapped_bytes: heap.brk.mapped_bytes,
+                brk_resident_bytes: heap.brk.resident_bytes,
+                anonymous_mapped_bytes: heap.anonymous.mapped_bytes,
+                anonymous_resident_bytes: heap.anonymous.resident_bytes,
+            }),
         }
     }
 }
@@ -105,15 +115,16 @@ pub struct MemoryTimeline {
 }
 
 impl MemoryTimeline {
-    /// Adds a reading, and what was live when it was made.
-    pub fn add(&mut self, reading: &MemoryReading, live: Resident) {
+    /// Adds a reading, what was live when it was made, and whether the process ran already when
+    /// it was attached to.
+    pub fn add(&mut self, reading: &MemoryReading, live: Resident, has_run: bool) {
         self.reading_count += 1;
         let (time_ns, memory) = (reading.time_ns, reading.memory.clone());
         let read = memory.proportional_bytes.map(|bytes| Proportional { time_ns, bytes });
         let before = self.points.last().and_then(|point| point.proportional);
         let point = MemoryPoint { time_ns, live, memory, proportional: read.or(before) };
-        if let Some(heap) = &reading.memory.heap_mappings {
-            self.at_attach.get_or_insert_with(|| AtAttach::of(reading, heap));
+        if has_run && self.reading_count == 1 {
+            self.at_attach = Some(AtAttach::of(reading));
         }
         self.peak_resident_bytes = self.peak_resident_bytes.max(point.memory.peak_resident_bytes);
         let peak_bytes = self.peak.as_ref().and_then(MemoryPoint::resident_bytes);
@@ -216,7 +227,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::ProcessId;
+    use crate::model::{HeapMappings, ProcessId};
 
     fn reading(time_ns: u64, resident_bytes: u64) -> MemoryReading {
         let resident = ResidentMemory { anonymous_bytes: resident_bytes, ..Default::default() };
@@ -236,9 +247,9 @@ mod tests {
     fn few_points_are_all_kept() {
         let mut timeline = MemoryTimeline::default();
         let all: Vec<u64> = (0..MAX_POINTS as u64).map(|number| number * 100 + 7).collect();
-        all.iter().for_each(|time_ns| timeline.add(&reading(*time_ns, 5), live(3)));
+        all.iter().for_each(|time_ns| timeline.add(&reading(*time_ns, 5), live(3), false));
         assert_eq!(times(&timeline), all);
-        timeline.add(&reading(1 << 40, 5), live(3));
+        timeline.add(&reading(1 << 40, 5), live(3), false);
         let kept = times(&timeline);
         assert!(kept.len() <= MAX_POINTS / 2 + 2, "{}", kept.len());
         assert_eq!((kept[0], *kept.last().unwrap()), (7, 1 << 40));
@@ -252,7 +263,7 @@ mod tests {
             for (index, gap) in gaps.iter().enumerate() {
                 now += gap;
                 all.push(now);
-                timeline.add(&reading(now, if index == peak { 9 } else { 5 }), live(index as u64));
+                timeline.add(&reading(now, if index == peak { 9 } else { 5 }), live(index as u64), false);
             }
             let kept = times(&timeline);
             prop_assert!(kept.len() <= MAX_POINTS);
@@ -275,7 +286,7 @@ mod tests {
         #[test]
         fn any_times_are_taken(times in prop::collection::vec(any::<u64>(), 0..3000)) {
             let mut timeline = MemoryTimeline::default();
-            times.iter().for_each(|time| timeline.add(&reading(*time, *time), live(*time)));
+            times.iter().for_each(|time| timeline.add(&reading(*time, *time), live(*time), false));
             prop_assert!(timeline.points().len() <= MAX_POINTS);
             prop_assert!(timeline.rows(7).len() <= 8);
         }
@@ -284,15 +295,18 @@ mod tests {
     #[test]
     fn what_live_blocks_explain_is_that_of_the_last_reading() {
         let mut timeline = MemoryTimeline::default();
-        timeline.add(&reading(1, 100), live(0));
+        timeline.add(&reading(1, 100), live(0), false);
         assert_eq!(timeline.explained(), None, "it has not run");
-        timeline.add(&reading(2, 400), live(100));
-        timeline.add(&reading(3, 200), live(300));
+        timeline.add(&reading(2, 400), live(100), false);
+        timeline.add(&reading(3, 200), live(300), false);
         let explained = timeline.explained().unwrap();
         assert_eq!((explained.live_bytes, explained.resident.bytes()), (300, 200));
         assert_eq!(timeline.peak().unwrap().time_ns, 2);
-        timeline
-            .add(&MemoryReading { memory: ProcessMemory::default(), ..reading(4, 0) }, live(300));
+        timeline.add(
+            &MemoryReading { memory: ProcessMemory::default(), ..reading(4, 0) },
+            live(300),
+            false,
+        );
         assert_eq!(timeline.explained(), None, "what is resident is not known");
     }
 
@@ -302,7 +316,7 @@ mod tests {
         for (time_ns, proportional_bytes) in [(1, None), (2, Some(70)), (3, None), (4, Some(90))] {
             let mut reading = reading(time_ns, 100);
             reading.memory.proportional_bytes = proportional_bytes;
-            timeline.add(&reading, live(1));
+            timeline.add(&reading, live(1), false);
         }
         let known: Vec<_> = timeline
             .points()
@@ -322,11 +336,12 @@ mod tests {
         let mut first = reading(5, 100);
         first.memory.heap_mappings =
             Some(HeapMappings { brk: sizes(40, 30), anonymous: sizes(60, 50) });
-        timeline.add(&first, live(0));
-        timeline.add(&reading(6, 170), live(60));
+        timeline.add(&first, live(0), true);
+        timeline.add(&reading(6, 170), live(60), true);
         let at_attach = timeline.at_attach().unwrap();
         assert_eq!((at_attach.time_ns, at_attach.resident_bytes), (5, Some(100)));
-        assert_eq!((at_attach.brk_mapped_bytes, at_attach.anonymous_resident_bytes), (40, 50));
+        let heap = at_attach.heap.unwrap();
+        assert_eq!((heap.brk_mapped_bytes, heap.anonymous_resident_bytes), (40, 50));
         assert_eq!(timeline.explained().unwrap().live_bytes, 60);
     }
 }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, MemoryReport, PeakReport, SiteOrder, SitesReport, SummaryReport,
-    Wrappers,
+    Analysis, LeaksReport, MemoryReport, PeakReport, ProcessesReport, SiteOrder, SitesReport,
+    SummaryReport, Wrappers,
 };
 
 /// A question to a recording.
@@ -22,19 +22,22 @@ pub enum View {
     Leaks,
     /// Whose memory was it at the peak?
     Peak,
+    /// What did each process do?
+    Processes,
     /// How much memory was there, and how much of it are live blocks?
     Memory,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
         Self::Temporary,
         Self::Leaks,
         Self::Peak,
+        Self::Processes,
         Self::Memory,
     ];
 
@@ -48,6 +51,7 @@ impl View {
             Self::Temporary => "temporary",
             Self::Leaks => "leaks",
             Self::Peak => "peak",
+            Self::Processes => "processes",
             Self::Memory => "memory",
         }
     }
@@ -62,6 +66,7 @@ impl View {
             Self::Temporary => "call chains by blocks freed with no other allocation in between",
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
+            Self::Processes => "each process and what it allocated",
             Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
         }
     }
@@ -96,6 +101,7 @@ impl View {
             }
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
+            Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
         }
     }
@@ -113,6 +119,8 @@ pub enum Report<'a> {
     Leaks(LeaksReport<'a>),
     /// To [`View::Peak`].
     Peak(PeakReport<'a>),
+    /// To [`View::Processes`].
+    Processes(ProcessesReport<'a>),
     /// To [`View::Memory`].
     Memory(MemoryReport<'a>),
 }
@@ -126,6 +134,7 @@ impl Report<'_> {
             Self::Sites(report) => report.text(),
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
+            Self::Processes(report) => report.text(),
             Self::Memory(report) => report.text(),
         }
     }

@@ -3,7 +3,7 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    ControlGroupMemory, Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller,
+    ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
     HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId, Probe,
     ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentMemory, SourceFunction, Stack,
     StackId, StackOutcome, ThreadId, Window,
@@ -236,6 +236,11 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         8 => event().prop_map(Item::Event),
         1 => counters().prop_map(Item::Counters),
         1 => window().prop_map(Item::Window),
+        1 => any::<(u32, u32, u64)>().prop_map(|(process, parent, time_ns)| Item::Fork(Fork {
+            process: ProcessId(process),
+            parent: ProcessId(parent),
+            time_ns,
+        })),
         1 => memory().prop_map(Item::Memory),
     ]
     .boxed()

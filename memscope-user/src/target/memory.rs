@@ -56,7 +56,7 @@ impl TargetProcess {
     /// Names in it may be no UTF-8. None if there is more than `max_bytes` of it.
     fn text(&self, name: &str, max_bytes: u64) -> Option<String> {
         let mut bytes = Vec::new();
-        let file = self.process().open_relative(name).ok()?;
+        let file = self.process().ok()?.open_relative(name).ok()?;
         file.take(max_bytes).read_to_end(&mut bytes).ok()?;
         let is_whole = (bytes.len() as u64) < max_bytes;
         is_whole.then(|| String::from_utf8_lossy(&bytes).into_owned())

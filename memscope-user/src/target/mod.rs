@@ -7,6 +7,7 @@
 
 mod allocator;
 mod blocks;
+mod cgroup;
 mod launch;
 mod memory;
 mod module;
@@ -15,12 +16,13 @@ mod process;
 mod site;
 
 pub use allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind};
+pub use cgroup::{ControlGroup, GroupError};
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes};
 pub use process::{
-    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open,
+    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, path_of_open,
 };
 pub use site::{
     ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, SiteReason, choose_site,

@@ -28,6 +28,7 @@ mod mmaps;
 mod oracle;
 mod overflow;
 mod peers_stacks;
+mod processes;
 mod real_programs;
 mod ring;
 mod rungs;

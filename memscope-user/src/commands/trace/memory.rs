@@ -33,10 +33,13 @@ const ROUNDS_PER_INTERVAL: u32 = 512;
 const MOST_ROUNDS_PART: u32 = 200;
 /// How often PSS is read at most.
 const LEAST_PSS_INTERVAL: Duration = Duration::from_secs(2);
-/// All readings of PSS take at most this part of the time, but for the first and the last.
+/// All readings of PSS take at most this part of the time, but for the first and the last ones.
 const MOST_PSS_PART: u32 = 1000;
-/// One that took longer is not repeated only because the trace ends.
-const LONGEST_LAST_PSS: Duration = Duration::from_millis(50);
+/// Before recording of processes that run already begins, no more is read that takes long
+/// once it has taken so long for all of them.
+const MOST_AT_ATTACH: Duration = Duration::from_millis(500);
+/// The readings of PSS at the end take at most about so long, as far as is known before.
+const MOST_AT_END: Duration = Duration::from_millis(100);
 /// How long a reading waits for the records before it.
 const RECORDS_PATIENCE_NS: u64 = 200_000_000;
 
@@ -75,7 +78,8 @@ impl Pace {
 #[derive(Debug)]
 struct PssPace {
     due: Instant,
-    took: Duration,
+    /// How long the last reading took; none if it was not read yet.
+    took: Option<Duration>,
 }
 
 impl PssPace {
@@ -85,7 +89,13 @@ impl PssPace {
         let wait = took.saturating_mul(MOST_PSS_PART).saturating_mul(targets);
         // So far away that it does not come, if there is no such time.
         let due = now.checked_add(wait.max(LEAST_PSS_INTERVAL));
-        Self { due: due.unwrap_or_else(|| now + Duration::from_secs(u32::MAX.into())), took }
+        let due = due.unwrap_or_else(|| now + Duration::from_secs(u32::MAX.into()));
+        Self { due, took: Some(took) }
+    }
+
+    /// Of a process that has just begun.
+    fn unread(now: Instant) -> Self {
+        Self { due: now + LEAST_PSS_INTERVAL, took: None }
     }
 }
 
@@ -101,6 +111,8 @@ pub(super) struct MemoryReader {
     thread: JoinHandle<()>,
     groups: ControlGroups,
     input: SyncSender<Input>,
+    /// What readings before recording began have taken.
+    at_attach: Duration,
 }
 
 impl MemoryReader {
@@ -112,26 +124,42 @@ impl MemoryReader {
             .name("memscope-memory".to_owned())
             .spawn(move || reads.run(&receiver))
             .context("cannot start a thread")?;
-        Ok(Self { orders, thread, groups, input })
+        Ok(Self { orders, thread, groups, input, at_attach: Duration::ZERO })
     }
 
     /// Reads a target's memory now, and from time to time from now on. If it ran before, also
     /// what it has in the mappings that hold blocks: what it allocated before is there.
     pub(super) fn follow(
-        &self,
+        &mut self,
         target: u16,
         process: Arc<TargetProcess>,
         has_run: bool,
     ) -> anyhow::Result<()> {
         let begun = Instant::now();
         let Some(mut memory) = process.memory(&self.groups) else { return Ok(()) };
-        memory.proportional_bytes = process.proportional_bytes();
-        let pss = PssPace::after(Instant::now(), begun.elapsed(), 1);
-        if has_run {
-            memory.heap_mappings = process.heap_mappings();
+        let mut pss = PssPace::unread(begun);
+        if self.at_attach < MOST_AT_ATTACH {
+            memory.proportional_bytes = process.proportional_bytes();
+            pss = PssPace::after(Instant::now(), begun.elapsed(), 1);
+            memory.heap_mappings = has_run.then(|| process.heap_mappings()).flatten();
         }
+        self.at_attach += begun.elapsed();
         let reading = Reading { target, time_ns: monotonic_ns(), memory };
         give(&self.input, reading).context("the collecting thread has ended")?;
+        self.order(target, process, pss)
+    }
+
+    /// Reads the memory of a process that a target has begun, or that has begun a program,
+    /// from time to time.
+    pub(super) fn follow_begun(
+        &self,
+        target: u16,
+        process: Arc<TargetProcess>,
+    ) -> anyhow::Result<()> {
+        self.order(target, process, PssPace::unread(Instant::now()))
+    }
+
+    fn order(&self, target: u16, process: Arc<TargetProcess>, pss: PssPace) -> anyhow::Result<()> {
         self.orders
             .send(Order::Follow(target, process, pss))
             .ok()
@@ -176,7 +204,12 @@ impl Reads {
                     self.followed.push(Followed { target, process, pss });
                 }
                 Ok(Order::End) => {
-                    self.round(|pss| pss.took <= LONGEST_LAST_PSS);
+                    let mut left = MOST_AT_END;
+                    self.round(|pss| {
+                        let after = pss.took.and_then(|took| left.checked_sub(took));
+                        left = after.unwrap_or(left);
+                        after.is_some()
+                    });
                     return;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -192,7 +225,7 @@ impl Reads {
     }
 
     /// Reads every target; none if nobody takes it any more. Those that are gone are forgotten.
-    fn round(&mut self, is_pss_due: impl Fn(&PssPace) -> bool) -> Option<()> {
+    fn round(&mut self, mut is_pss_due: impl FnMut(&PssPace) -> bool) -> Option<()> {
         let count = self.followed.len();
         for mut followed in std::mem::take(&mut self.followed) {
             let time_ns = monotonic_ns();

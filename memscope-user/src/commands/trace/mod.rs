@@ -8,6 +8,7 @@ mod naming;
 mod output;
 mod pause;
 mod pipeline;
+mod selected;
 mod session;
 mod status;
 mod tables;
@@ -31,6 +32,8 @@ pub use self::pause::run_guard;
 use self::{
     modules::Notice,
     output::Output,
+    pipeline::Following,
+    selected::Selected,
     session::{Recorded, Session},
     status::StatusLine,
     windows::Limit,
@@ -38,7 +41,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
-    model::{Capture, EndingReason},
+    model::{Capture, EndingReason, ProbeScope},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -72,6 +75,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     if targets.iter().any(|target| target.pid() == std::process::id()) {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }
+    let selected = Selected::find(options)?;
     let ring_bytes = ring_bytes(options)?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut kernel = Kernel::load(KernelConfig {
@@ -83,6 +87,8 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         seed,
         on_overflow: options.on_overflow,
         counts_cost: options.max_overhead.is_some(),
+        follows: options.follows(),
+        selection: selected.selection(),
     })?;
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
@@ -101,6 +107,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let begun = match begin(
         options,
         targets,
+        selected,
         kernel,
         &output,
         &capture,
@@ -124,11 +131,13 @@ struct Begun {
     session: Session,
     notices: UnboundedReceiver<Notice>,
     command: Option<RunningCommand>,
+    selected: Selected,
 }
 
 fn begin(
     options: &TraceOptions,
     targets: Vec<TargetProcess>,
+    mut selected: Selected,
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
@@ -139,15 +148,26 @@ fn begin(
     let debuginfod =
         options.debuginfod.then(|| Debuginfod::from_environment(invoker)).transpose()?;
     let file = output.file()?;
-    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, debuginfod)
+    let how = Following {
+        follows: options.follows() || options.selects(),
+        probes_everywhere: options.probe_scope() == ProbeScope::Host,
+    };
+    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, how, debuginfod)
         .with_context(|| cannot_save(output))?;
+    if options.selects() {
+        session.enable_new();
+        let found = selected.attach(&mut session)?;
+        log::info!("{found} processes are traced now");
+        session.prepare()?;
+        return Ok(Begun { session, notices, command: None, selected });
+    }
     if options.command.is_empty() {
         for target in targets {
             session.attach_running(target)?;
         }
         session.prepare()?;
         limit.map_or(Ok(()), |limit| session.limit(limit))?;
-        return Ok(Begun { session, notices, command: None });
+        return Ok(Begun { session, notices, command: None, selected });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
     let target = session.add_command(TargetProcess::open(held.pid())?)?;
@@ -162,7 +182,7 @@ fn begin(
     session.started(target)?;
     session.prepare()?;
     limit.map_or(Ok(()), |limit| session.limit(limit))?;
-    Ok(Begun { session, notices, command: Some(held.release()?) })
+    Ok(Begun { session, notices, command: Some(held.release()?), selected })
 }
 
 /// The end of a trace is asked for once or twice, see [`follow`].
@@ -219,7 +239,7 @@ async fn follow(
     begun: Begun,
     log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
-    let Begun { mut session, mut notices, mut command } = begun;
+    let Begun { mut session, mut notices, mut command, mut selected } = begun;
     set_niceness(URGENT_NICENESS);
     let mut interrupts = Interrupts::new()?;
     let mut log = watch_log(log)?;
@@ -242,12 +262,16 @@ async fn follow(
                 };
                 command_code = command_code.or(code);
                 session.target_ended(ended, code);
-                if session.live_targets() == 0 {
+                // Whatever a command leaves behind is not waited for.
+                if command.is_some() || is_over(options, &session) {
                     break EndingReason::TargetsEnded;
                 }
             }
             Some(notice) = notices.recv() => {
                 session.act_on(&with_waiting(notice, &mut notices));
+                if is_over(options, &session) {
+                    break EndingReason::TargetsEnded;
+                }
                 if notices.is_empty() {
                     session.prepare()?;
                 }
@@ -262,6 +286,7 @@ async fn follow(
             }
             () = &mut deadline => break EndingReason::Duration,
             _ = ticks.tick() => {
+                selected.look_again(&mut session)?;
                 let (counters, progress) = session.save_counters()?;
                 if progress.failure.is_some() {
                     break EndingReason::Interrupted;
@@ -281,6 +306,11 @@ async fn follow(
         command_code = Some(command.wait().context("cannot wait for the command")?);
     }
     Ok((recorded, command_code))
+}
+
+/// Whether there is nothing left to wait for.
+fn is_over(options: &TraceOptions, session: &Session) -> bool {
+    session.live_targets() == 0 && !options.selects()
 }
 
 fn next_time(wait: Option<Duration>) -> Option<Instant> {

@@ -28,18 +28,21 @@ use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::{
     memory::{HeldReadings, Reading},
-    modules::{EventFilter, Notice, SharedModules, TargetEvent, TargetView},
+    modules::{EventFilter, Notice, SharedModules, SharedProcesses, TargetEvent, TargetView},
     naming::{SymbolJob, symbolize},
     pause::Resumer,
 };
 use crate::{
-    collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
+    collect::{
+        Collector, DecodeError, Decoder, Observation, OfImage, ProcessBegin, Record, TargetStart,
+        is_fork,
+    },
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
     model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe, Window},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
-    target::MappedFile,
+    target::{MappedFile, TargetProcess},
 };
 
 /// Records handed over at once.
@@ -179,17 +182,26 @@ pub(super) struct PipelineParts<W> {
     pub(super) view: TargetView,
     pub(super) debuginfod: Option<Debuginfod>,
     pub(super) writer: Writer<W>,
+    pub(super) follow: Following,
+}
+
+/// How processes come to be targets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Following {
+    /// Whether some do so by themselves.
+    pub(super) follows: bool,
+    pub(super) probes_everywhere: bool,
 }
 
 impl<W: Write + Send + 'static> Pipeline<W> {
     pub(super) fn start(parts: PipelineParts<W>, modules: SharedModules) -> anyhow::Result<Self> {
-        let PipelineParts { ring, resumer, view, debuginfod, writer } = parts;
+        let PipelineParts { ring, resumer, view, debuginfod, writer, follow } = parts;
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
         let (after_drain, after_drain_receiver) = mpsc::channel();
         let (jobs, job_receiver) = mpsc::channel();
         let (progress_sender, progress) = watch::channel(Progress::default());
         let drain_state = Arc::new(DrainState::default());
-        let mappings = Mappings::open(&view);
+        let mappings = Mappings::open(&view, follow.follows);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
             let drain = Drain { ring, resumer, mappings, notices: view.notices.clone() };
@@ -200,7 +212,8 @@ impl<W: Write + Send + 'static> Pipeline<W> {
             move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
-            Collect::new(view, writer, jobs, progress_sender).run(&receiver)
+            let everywhere = follow.probes_everywhere;
+            Collect::new(view, everywhere, writer, jobs, progress_sender).run(&receiver)
         })?;
         Ok(Self { input, progress, drain_state, after_drain, drain, collect, symbols })
     }
@@ -257,6 +270,7 @@ struct Mappings {
     /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
     notices: UnboundedSender<Notice>,
+    processes: SharedProcesses,
     /// Targets that have generated code of which the attaching thread does not know yet.
     generating: FxHashSet<u16>,
     told_generating_at: Instant,
@@ -264,7 +278,7 @@ struct Mappings {
 }
 
 impl Mappings {
-    fn open(view: &TargetView) -> Self {
+    fn open(view: &TargetView, follows: bool) -> Self {
         let events = MmapEvents::open()
             .map_err(anyhow::Error::from)
             .inspect_err(|error| {
@@ -273,13 +287,26 @@ impl Mappings {
             .ok();
         Self {
             events,
-            filter: EventFilter::new(Arc::clone(&view.processes)),
+            filter: EventFilter::new(view.processes.clone(), follows),
             held: Vec::new(),
             told_lost: 0,
             notices: view.notices.clone(),
+            processes: view.processes.clone(),
             generating: FxHashSet::default(),
             told_generating_at: Instant::now(),
             told_at: Instant::now(),
+        }
+    }
+
+    /// A process is followed: what the kernel has told of it is a target's from now on.
+    fn follow(&mut self, begin: &ProcessBegin) {
+        let process = TargetProcess::open(begin.pid)
+            .inspect_err(|error| log::debug!("a process has ended soon: {error}"))
+            .unwrap_or_else(|_gone| TargetProcess::gone(begin.pid));
+        let target = begin.header.target;
+        self.processes.insert(target, Arc::new(process));
+        if !is_fork(begin) {
+            self.filter.claim(begin.pid, |event| self.held.push(event));
         }
     }
 
@@ -315,7 +342,7 @@ impl Mappings {
         // Each processor tells what happened on it; what happened since the first was asked
         // is kept until all have been asked again, to be told in the order of time.
         let asked_ns = super::monotonic_ns();
-        events.drain(|event| self.filter.take(&event, |event| self.held.push(event)));
+        events.drain(|event| self.filter.take(event, |event| self.held.push(event)));
         self.held.sort_by_key(TargetEvent::time_ns);
         let ready = self.held.partition_point(|event| event.time_ns() <= asked_ns);
         let mapped: Vec<TargetEvent> = self.held.drain(..ready).collect();
@@ -373,9 +400,19 @@ fn resume_if_room(resumer: Option<&Resumer>, ring: &EventRing, stop: bool) -> bo
     has_room
 }
 
-/// True if there is nobody to be told any more.
-fn tell_changed(notices: &UnboundedSender<Notice>, target: u16) -> bool {
-    notices.send(Notice::CodeChanged(target)).is_err()
+/// What the attaching thread must know of a record.
+fn notice_of(record: &Record) -> Option<Notice> {
+    Some(match record {
+        Record::CodeChanged(record) => Notice::CodeChanged(record.header.target),
+        Record::Exec(record) => Notice::Executed(record.header.target, record.header.time_ns),
+        Record::ProcessBegin(record) => Notice::Begun {
+            target: record.header.target,
+            copy_of: is_fork(record).then_some(record.parent_target),
+            time_ns: record.header.time_ns,
+        },
+        Record::ProcessExit(record) => Notice::Ended(record.header.target),
+        _ => return None,
+    })
 }
 
 /// What the draining thread works with.
@@ -413,9 +450,12 @@ impl Drain {
                     match decoded(&mut decoder, raw, &mut counts) {
                         Ok(record) => {
                             // Not by way of the collector, which may have much to do before.
-                            let changed = record.as_ref().and_then(Record::changed_code_of);
-                            if changed.is_some_and(|target| tell_changed(&notices, target)) {
-                                log::debug!("after the end: code has changed");
+                            if let Some(Record::ProcessBegin(begin)) = &record {
+                                mappings.follow(begin);
+                            }
+                            let notice = record.as_ref().and_then(notice_of);
+                            if notice.is_some_and(|notice| notices.send(notice).is_err()) {
+                                log::debug!("after the end: {notice:?}");
                             }
                             batch.extend(record);
                         }
@@ -509,12 +549,13 @@ impl<W: Write> Sink<W> {
 impl<W: Write> Collect<W> {
     fn new(
         view: TargetView,
+        probes_everywhere: bool,
         writer: Writer<W>,
         jobs: Sender<SymbolJob>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         Self {
-            collector: Collector::new(view),
+            collector: Collector::new(view).with_probes_everywhere(probes_everywhere),
             sink: Sink {
                 analyzer: Analyzer::default(),
                 writer,
