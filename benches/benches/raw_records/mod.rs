@@ -27,6 +27,9 @@ impl ProcessView for NothingToSee {
     fn observe(&mut self, _target: u16) -> Option<Observation> {
         None
     }
+    fn start_ticks(&self, _target: u16) -> Option<u64> {
+        None
+    }
     fn probes_gone(&mut self, _target: u16) {}
     fn walk_copy<'code>(
         &mut self,

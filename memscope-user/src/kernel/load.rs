@@ -131,14 +131,7 @@ impl Kernel {
             return Err(KernelError::RingSize { bytes: config.ring_bytes.into() });
         }
         check_contract()?;
-        // Before Linux 5.11 BPF memory counts against this limit; later raising it has
-        // no use, and a container may forbid it.
-        nix::sys::resource::setrlimit(
-            nix::sys::resource::Resource::RLIMIT_MEMLOCK,
-            nix::sys::resource::RLIM_INFINITY,
-            nix::sys::resource::RLIM_INFINITY,
-        )
-        .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
+        raise_memory_limit();
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
         let mut settings = settings(&config, cpus);
         let (mut loader, Parsed { types, object }) = read_all()?;
@@ -429,6 +422,14 @@ fn settings(config: &KernelConfig, cpus: u32) -> Settings {
         follows: config.follows.into(),
         selects: config.selection.bits(),
     }
+}
+
+/// Before Linux 5.11 BPF memory counts against this limit; later raising it has no use, and a
+/// container may forbid it.
+fn raise_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+        .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
 }
 
 /// What is read before anything is loaded.

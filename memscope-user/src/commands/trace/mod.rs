@@ -256,10 +256,7 @@ async fn follow(
         tokio::select! {
             ended = session.next_exit() => {
                 session.note_used();
-                let code = match &mut command {
-                    Some(command) => Some(command.wait().context("cannot wait for the command")?),
-                    None => None,
-                };
+                let code = command.as_mut().map(exit_code).transpose()?;
                 command_code = command_code.or(code);
                 session.target_ended(ended, code);
                 // Whatever a command leaves behind is not waited for.
@@ -303,9 +300,13 @@ async fn follow(
         && command_code.is_none()
         && reason == EndingReason::Duration
     {
-        command_code = Some(command.wait().context("cannot wait for the command")?);
+        command_code = Some(exit_code(command)?);
     }
     Ok((recorded, command_code))
+}
+
+fn exit_code(command: &mut RunningCommand) -> anyhow::Result<i32> {
+    command.wait().context("cannot wait for the command")
 }
 
 /// Whether there is nothing left to wait for.

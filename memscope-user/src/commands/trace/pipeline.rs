@@ -204,7 +204,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
         let mappings = Mappings::open(&view, follow.follows);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
-            let drain = Drain { ring, resumer, mappings, notices: view.notices.clone() };
+            let drain = Drain { ring, resumer, mappings };
             move || drain.run(&state, &input, &after_drain_receiver)
         })?;
         let symbols = spawn("memscope-symbols", {
@@ -295,6 +295,17 @@ impl Mappings {
             generating: FxHashSet::default(),
             told_generating_at: Instant::now(),
             told_at: Instant::now(),
+        }
+    }
+
+    /// Tells the attaching thread what it must know of a record.
+    fn note(&mut self, record: &Record) {
+        if let Record::ProcessBegin(begin) = record {
+            self.follow(begin);
+        }
+        let notice = notice_of(record);
+        if notice.is_some_and(|notice| self.notices.send(notice).is_err()) {
+            log::debug!("after the end: {notice:?}");
         }
     }
 
@@ -420,7 +431,6 @@ struct Drain {
     ring: EventRing,
     resumer: Option<Resumer>,
     mappings: Mappings,
-    notices: UnboundedSender<Notice>,
 }
 
 impl Drain {
@@ -430,7 +440,7 @@ impl Drain {
         input: &SyncSender<Input>,
         after_drain: &Receiver<Control>,
     ) -> anyhow::Result<()> {
-        let Self { mut ring, resumer, mut mappings, notices } = self;
+        let Self { mut ring, resumer, mut mappings } = self;
         super::set_niceness(super::DRAIN_NICENESS);
         ring.also_wake_by(mappings.fds())?;
         let mut decoder = Decoder::default();
@@ -450,13 +460,7 @@ impl Drain {
                     match decoded(&mut decoder, raw, &mut counts) {
                         Ok(record) => {
                             // Not by way of the collector, which may have much to do before.
-                            if let Some(Record::ProcessBegin(begin)) = &record {
-                                mappings.follow(begin);
-                            }
-                            let notice = record.as_ref().and_then(notice_of);
-                            if notice.is_some_and(|notice| notices.send(notice).is_err()) {
-                                log::debug!("after the end: {notice:?}");
-                            }
+                            record.iter().for_each(|record| mappings.note(record));
                             batch.extend(record);
                         }
                         Err(error) => {

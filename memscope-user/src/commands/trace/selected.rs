@@ -3,13 +3,14 @@
 //! What begins later the eBPF side recognises by itself, as it executes a program. Here those are
 //! found that run already, and those of control groups that the eBPF side cannot tell.
 
+use anyhow::bail;
 use rustc_hash::FxHashSet;
 
 use super::session::Session;
 use crate::{
     cli::TraceOptions,
     kernel::Selection,
-    target::{ControlGroup, GroupError, TargetProcess, all_pids},
+    target::{ControlGroup, TargetProcess, all_pids},
 };
 
 /// How often processes are looked for that were begun while others were attached.
@@ -27,7 +28,15 @@ pub(super) struct Selected {
 
 impl Selected {
     /// Looks up the control groups.
-    pub(super) fn find(options: &TraceOptions) -> Result<Self, GroupError> {
+    pub(super) fn find(options: &TraceOptions) -> anyhow::Result<Self> {
+        let names = options.comm.len() + options.exclude.len();
+        if names > Selection::MAX_COMMS || options.cgroup.len() > Selection::MAX_GROUPS {
+            bail!(
+                "no more than {} names of programs and {} control groups can be given",
+                Selection::MAX_COMMS,
+                Selection::MAX_GROUPS
+            );
+        }
         let groups = options.cgroup.iter().map(|name| ControlGroup::find(name));
         Ok(Self {
             comms: options.comm.clone(),
