@@ -130,6 +130,35 @@ fn live_blocks_of_a_command_explain_what_it_touches() {
     );
 }
 
+/// What a shell runs is read as the shell itself is, and each image has what is its own.
+#[test]
+fn children_are_read_as_they_run() {
+    let scratch = Scratch::new();
+    let program = programs::build("resident.c", Variant::Default);
+    let script = format!("{} 8 4 700; true", program.display());
+    let finished = run(&mut scratch.trace_program(&["--strict"], "/bin/sh", &["-c", &script]));
+    finished.assert_code(0);
+    let export = scratch.export();
+    export.assert_complete();
+    let name = program.to_str().unwrap();
+    let [child] = export
+        .list("processes")
+        .iter()
+        .filter(|process| process["exe"] == name)
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("one image of {name}")
+    };
+    let explained = &child["memory"]["explained"];
+    // 8 and 4, less every other of the 8.
+    assert_eq!(number(explained, "live_bytes"), 8 * MIB);
+    assert_near(number(explained, "rss_bytes"), 8 * MIB, "of the child");
+    assert_ordered(&child["memory"]);
+    let shell = &export.list("processes")[0]["memory"];
+    assert!(number(&shell["explained"], "rss_bytes") < 8 * MIB, "{shell}");
+    assert!(scratch.report("memory").stdout.contains("live blocks explain 8.00 MiB of "));
+}
+
 /// A trace of a process that is idle has readings all the same.
 #[test]
 fn an_idle_process_is_read_until_the_trace_ends() {
