@@ -110,14 +110,19 @@ pub fn source(name: &str) -> PathBuf {
 
 /// The program compiled from `source` (`"mix.c"`, `"mix.cpp"`, `"mix.rs"`, …), named `mix-c` and so on.
 pub fn build(source: &str, variant: Variant) -> PathBuf {
-    build_program(source, variant, false)
+    build_program(source, variant, None)
 }
 
 /// The same program, linked to the oracle so that it logs without LD_PRELOAD: a tracer that starts it can be given
 /// `MEMSCOPE_ORACLE_LOG` in its environment and logs nothing itself.
 pub fn build_with_oracle(source: &str, variant: Variant) -> PathBuf {
     assert_ne!(variant, Variant::Static, "a static program cannot be linked to a shared library");
-    build_program(source, variant, true)
+    build_program(source, variant, Some(&oracle_library()))
+}
+
+/// The same program, linked to an allocator of the system: a shared library or an archive.
+pub fn build_with_allocator(source: &str, library: &Path) -> PathBuf {
+    build_program(source, Variant::Default, Some(library))
 }
 
 /// `liboracle.so`, for LD_PRELOAD.
@@ -149,7 +154,7 @@ fn build_library(source: &str, variant: Variant) -> PathBuf {
     compile(command, source, variant, variant.directory(), &name)
 }
 
-fn build_program(source: &str, variant: Variant, oracle: bool) -> PathBuf {
+fn build_program(source: &str, variant: Variant, linked: Option<&Path>) -> PathBuf {
     let (stem, extension) = source.rsplit_once('.').expect("a source file has an extension");
     let path = sources().join(source);
     let mut command = match extension {
@@ -195,14 +200,21 @@ fn build_program(source: &str, variant: Variant, oracle: bool) -> PathBuf {
         let library = build_library("ctor.c", variant);
         link(&mut command, extension, &library);
     }
-    if oracle {
-        link(&mut command, extension, &oracle_library());
+    if stem == "allocators" && extension == "c" {
+        // What no library defines at link time may be preloaded.
+        command.arg("-Wl,-z,dynamic-undefined-weak");
     }
-    let directory = if oracle {
-        format!("{}-oracle", variant.directory())
-    } else {
-        variant.directory().to_owned()
-    };
+    let mut directory = variant.directory().to_owned();
+    if let Some(library) = linked {
+        link(&mut command, extension, library);
+        let name = library.file_name().expect("a library has a name").to_string_lossy();
+        // Archives do not say what they need.
+        if extension != "rs" && name.ends_with(".a") {
+            command.args(["-lstdc++", "-lm"]);
+        }
+        let of_oracle = name == "liboracle.so";
+        directory = format!("{directory}-{}", if of_oracle { "oracle" } else { &name });
+    }
     compile(command, source, variant, &directory, &format!("{stem}-{extension}"))
 }
 

@@ -86,7 +86,7 @@ pub(crate) fn find_library(name: &str) -> Option<PathBuf> {
         .iter()
         .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
         .map(|folder| folder.join(name))
-        .find(|file| name.contains(".so") && file.is_file())
+        .find(|file| (name.contains(".so") || name.ends_with(".a")) && file.is_file())
 }
 
 pub(crate) fn is_executable(file: &Path) -> bool {

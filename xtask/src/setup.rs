@@ -36,6 +36,11 @@ const TEST_TOOLS: Tools<'static> = &[
     ("bpftool", &["bpftool", "linux-tools-common"]),
     ("redis-server", &["redis-server"]),
     ("redis-benchmark", &["redis-tools"]),
+    ("libjemalloc.so.2", &["libjemalloc2"]),
+    ("libjemalloc.a", &["libjemalloc-dev"]),
+    ("libmimalloc.so.2", &["libmimalloc2.0"]),
+    ("libtcmalloc_minimal.so.4", &["libtcmalloc-minimal4", "libtcmalloc-minimal4t64"]),
+    ("libtcmalloc_minimal.a", &["libgoogle-perftools-dev"]),
 ];
 
 /// What the benchmark measures, and measures by.

@@ -1,5 +1,13 @@
 //! The functions that are probed.
 
+mod index;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub(super) use index::{Row, find};
+pub use rows::ALLOCATORS;
+
 /// What a call of a function means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionKind {
@@ -29,45 +37,44 @@ pub struct AllocatorFunction {
     /// Points to where the block's address is stored, the call returning 0 for success.
     pub result_slot: Option<u8>,
     /// Whether it calls no other function of this table, as it is written in all the
-    /// allocators that have it. If one does all the same, in place of another module's, its
-    /// inner calls are told by there being two modules.
+    /// allocators that have it and no names of their own beside it. If one does all the same,
+    /// in place of another module's, its inner calls are told by there being two modules.
     pub is_leaf: bool,
+    /// Whether an exception can leave it. The C++ unwinder finds its way by return addresses, so
+    /// that the kernel must not put its own in place of such a function's.
+    pub can_throw: bool,
 }
 
-const fn allocates(name: &'static str, size: u8) -> AllocatorFunction {
-    AllocatorFunction {
-        name,
-        kind: FunctionKind::Allocates,
-        size: Some(size),
-        count: None,
-        block: None,
-        result_slot: None,
-        is_leaf: false,
+/// Whose a name is: what follows from a module's defining it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Any allocator may define it, and a program may have a function of its own that is called
+    /// so. It counts if others can call it by that name.
+    Shared,
+    /// Any allocator may define it, and so does a library that is none and only hands calls on
+    /// (libstdc++, libc++). It counts beside an allocator, unless it hands on in plain sight.
+    Operator,
+    /// One allocator's own. It counts even if it is hidden from other modules.
+    Own,
+}
+
+/// Some rows that belong together.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator {
+    /// Whose functions they are, in words.
+    pub name: &'static str,
+    /// Whose names they have.
+    pub naming: Naming,
+    /// The rows, in parts that it has in common with others or alone.
+    pub functions: &'static [&'static [AllocatorFunction]],
+}
+
+impl Allocator {
+    /// The rows.
+    pub fn functions(&self) -> impl Iterator<Item = &'static AllocatorFunction> + use<> {
+        self.functions.iter().copied().flatten()
     }
 }
-
-/// Functions of the C library (C17 7.22.3, POSIX, and glibc's own). What C++'s
-/// operator new and Rust's default allocator call is among them.
-pub const ALLOCATOR_FUNCTIONS: &[AllocatorFunction] = &[
-    AllocatorFunction { is_leaf: true, ..allocates("malloc", 0) },
-    AllocatorFunction { is_leaf: true, count: Some(1), ..allocates("calloc", 0) },
-    AllocatorFunction { block: Some(0), ..allocates("realloc", 1) },
-    AllocatorFunction { block: Some(0), count: Some(2), ..allocates("reallocarray", 1) },
-    AllocatorFunction { result_slot: Some(0), ..allocates("posix_memalign", 2) },
-    allocates("aligned_alloc", 1),
-    allocates("memalign", 1),
-    allocates("valloc", 0),
-    allocates("pvalloc", 0),
-    AllocatorFunction {
-        name: "free",
-        kind: FunctionKind::Frees,
-        size: None,
-        count: None,
-        block: Some(0),
-        result_slot: None,
-        is_leaf: true,
-    },
-];
 
 /// Called by the dynamic loader of glibc and musl when it has changed what is mapped
 /// and before the new code runs; made for debuggers (`r_brk` in glibc's `link.h`).
@@ -79,27 +86,5 @@ pub(super) const LOADER_FUNCTION: AllocatorFunction = AllocatorFunction {
     block: None,
     result_slot: None,
     is_leaf: true,
+    can_throw: false,
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_distinct_and_make_sense() {
-        for (position, function) in ALLOCATOR_FUNCTIONS.iter().enumerate() {
-            let twin = ALLOCATOR_FUNCTIONS
-                .iter()
-                .skip(position + 1)
-                .find(|other| other.name == function.name);
-            assert_eq!(twin, None, "{} is listed twice", function.name);
-            match function.kind {
-                FunctionKind::Allocates => assert!(function.size.is_some(), "{}", function.name),
-                FunctionKind::Frees => assert!(function.block.is_some(), "{}", function.name),
-                FunctionKind::ChangesCode => panic!("{} is no allocator function", function.name),
-            }
-            let arguments = [function.size, function.count, function.block, function.result_slot];
-            assert!(arguments.iter().flatten().all(|argument| *argument <= 5), "{}", function.name);
-        }
-    }
-}

@@ -15,7 +15,7 @@ mod plan;
 mod process;
 mod site;
 
-pub use allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind};
+pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
 pub use cgroup::{ControlGroup, GroupError};
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;

@@ -54,6 +54,8 @@ pub struct FunctionCode {
     pub file_offset: u64,
     /// Its machine code, as far as its symbol says it reaches.
     pub code: Vec<u8>,
+    /// Whether no other module can call it by this name.
+    pub is_local: bool,
 }
 
 /// What a file says of itself.
@@ -88,21 +90,25 @@ impl ModuleFacts {
         let elf = object::File::parse(&blocks).map_err(ModuleError::NotElf)?;
         let code: Vec<CodeSegment> =
             elf.segments().filter_map(|segment| code_segment(&segment)).collect();
-        let mut found: BTreeMap<(u64, String), u64> = BTreeMap::new();
+        let mut found: BTreeMap<(u64, String), (u64, bool)> = BTreeMap::new();
         for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
-            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() || symbol.is_local() {
+            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
                 continue;
             }
             let Ok(name) = symbol.name() else { continue };
             // .symtab writes the version into the name.
             let name = name.split('@').next().unwrap_or(name);
             if wanted(name) {
-                found.insert((symbol.address(), name.to_owned()), symbol.size());
+                let (size, is_local) = found
+                    .entry((symbol.address(), name.to_owned()))
+                    .or_insert((symbol.size(), true));
+                *size = symbol.size();
+                *is_local &= symbol.is_local();
             }
         }
         let functions = found
             .into_iter()
-            .filter_map(|((start_svma, name), size)| {
+            .filter_map(|((start_svma, name), (size, is_local))| {
                 let segment = code.iter().find(|segment| {
                     start_svma.wrapping_sub(segment.start_svma) < segment.length_bytes
                 })?;
@@ -110,7 +116,7 @@ impl ModuleFacts {
                 let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
                 let file_offset = segment.file_offset.checked_add(inside)?;
                 let code = (&blocks).read_bytes_at(file_offset, length).ok()?.to_vec();
-                Some(FunctionCode { name, file_offset, code })
+                Some(FunctionCode { name, file_offset, code, is_local })
             })
             .collect();
         let loader_state = elf

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::{
-    allocator::{ALLOCATOR_FUNCTIONS, AllocatorFunction, FunctionKind, LOADER_FUNCTION},
-    module::ModuleFacts,
-    site::{ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site},
+    allocator::{AllocatorFunction, FunctionKind, LOADER_FUNCTION, Naming, Row, find},
+    module::{FunctionCode, ModuleFacts},
+    site::{
+        ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site,
+        first_transfer,
+    },
 };
 
 /// Whether a probe may be wanted on a function of this name.
 #[must_use]
 pub fn is_of_interest(name: &str) -> bool {
-    name == LOADER_FUNCTION.name || ALLOCATOR_FUNCTIONS.iter().any(|row| row.name == name)
+    name == LOADER_FUNCTION.name || find(name).is_some()
 }
 
 /// A probe to be attached.
@@ -36,19 +39,17 @@ pub struct PlannedProbe {
 #[must_use]
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
-    for found in &facts.functions {
-        // The loader's own first allocator is left alone: nobody frees its blocks.
-        let rows = if facts.is_loader { &[LOADER_FUNCTION] } else { ALLOCATOR_FUNCTIONS };
-        let Some(function) = rows.iter().find(|row| row.name == found.name) else {
+    for (found, function) in wanted(facts) {
+        if function.can_throw {
             continue;
-        };
-        let site = choose_site(&found.code, need_of(function), forms);
+        }
+        let site = choose_site(&found.code, need_of(&function), forms);
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
         let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
         by_offset.entry(found.file_offset).or_insert(PlannedProbe {
-            function: found_at(*function, site.places),
+            function: found_at(function, site.places),
             file_offset,
             code_file_offsets: code.map_or((file_offset, file_offset), |segment| {
                 (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
@@ -63,6 +64,58 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         FunctionKind::Allocates => 2,
     });
     probes
+}
+
+/// What of a module's functions is to be probed. Of several names the best known comes first.
+fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
+    if facts.is_loader {
+        // The loader's own first allocator is left alone: nobody frees its blocks.
+        let notices = facts.functions.iter().filter(|found| found.name == LOADER_FUNCTION.name);
+        return notices.map(|found| (found, LOADER_FUNCTION)).collect();
+    }
+    let mut rows: Vec<(&FunctionCode, Row)> = facts
+        .functions
+        .iter()
+        .filter_map(|found| find(&found.name).map(|row| (found, row)))
+        .filter(|(found, row)| row.naming == Naming::Own || !found.is_local)
+        .collect();
+    let is_allocator = rows.iter().any(|(_, row)| {
+        row.naming != Naming::Operator && row.function.kind == FunctionKind::Allocates
+    });
+    let has_own_names = rows.iter().any(|(_, row)| row.naming == Naming::Own);
+    let effects: BTreeMap<u64, Effect> =
+        rows.iter().map(|(found, row)| (found.file_offset, effect_of(row.function))).collect();
+    rows.retain(|(found, row)| match row.naming {
+        Naming::Shared => true,
+        Naming::Own => !hands_on(found, row.function, &effects),
+        Naming::Operator => is_allocator && !hands_on(found, row.function, &effects),
+    });
+    rows.sort_by_key(|(_, row)| row.number);
+    let functions = rows.into_iter().map(|(found, Row { function, .. })| {
+        let is_leaf = function.is_leaf && !has_own_names;
+        (found, AllocatorFunction { is_leaf, ..*function })
+    });
+    functions.collect()
+}
+
+/// What a call does to blocks: whether it gives one, and whether it ends one.
+type Effect = (FunctionKind, bool);
+
+fn effect_of(function: &AllocatorFunction) -> Effect {
+    (function.kind, function.block.is_some())
+}
+
+/// Whether every call of a function leads on into another one that does the same, which is probed
+/// or leads on in turn: a second probe would say nothing more, and cost as much again.
+fn hands_on(
+    found: &FunctionCode,
+    function: &AllocatorFunction,
+    effects: &BTreeMap<u64, Effect>,
+) -> bool {
+    first_transfer(&found.code)
+        .and_then(|distance| found.file_offset.checked_add_signed(distance))
+        .filter(|target| *target != found.file_offset)
+        .is_some_and(|target| effects.get(&target) == Some(&effect_of(function)))
 }
 
 /// What a probe on a function needs.
@@ -89,12 +142,11 @@ fn found_at(function: AllocatorFunction, places: ArgumentPlaces) -> AllocatorFun
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::module::FunctionCode;
 
     const OLD_KERNEL: EmulatedForms = EmulatedForms { long_nops: false };
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
-        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55] }
+        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55], is_local: false }
     }
 
     #[test]
@@ -125,5 +177,95 @@ mod tests {
         let names: Vec<&str> =
             plan_probes(&facts, OLD_KERNEL).iter().map(|probe| probe.function.name).collect();
         assert_eq!(names, ["_dl_debug_state"]);
+    }
+
+    fn names(facts: &ModuleFacts) -> Vec<&'static str> {
+        plan_probes(facts, OLD_KERNEL).iter().map(|probe| probe.function.name).collect()
+    }
+
+    #[test]
+    fn operators_are_probed_beside_an_allocator_only() {
+        let operators = [function("_ZdlPv", 0x100), function("_Znwm", 0x200)];
+        let mut facts = ModuleFacts { functions: operators.to_vec(), ..ModuleFacts::default() };
+        assert_eq!(names(&facts), [""; 0], "libstdc++");
+        facts.functions.push(function("free", 0x300));
+        assert_eq!(names(&facts), ["free"], "what only frees is no allocator");
+        facts.functions.push(function("malloc", 0x400));
+        assert_eq!(names(&facts), ["_ZdlPv", "free", "malloc"]);
+    }
+
+    /// mimalloc's, as optimised.
+    #[test]
+    fn own_names_that_hand_on_to_what_does_the_same_are_not_probed() {
+        let jump = |name: &str, file_offset, distance: u8| FunctionCode {
+            code: vec![0xe9, distance, 0, 0, 0],
+            ..function(name, file_offset)
+        };
+        let functions = vec![
+            jump("mi_malloc_aligned", 0x100, 0xfb),
+            function("mi_theap_malloc_aligned", 0x200),
+            jump("mi_free_size", 0x300, 0xfb),
+            jump("mi_realloc", 0x380, 0x7b),
+            function("mi_free", 0x400),
+        ];
+        let facts = ModuleFacts { functions, ..ModuleFacts::default() };
+        assert_eq!(names(&facts), ["mi_free", "mi_realloc", "mi_theap_malloc_aligned"]);
+    }
+
+    /// libstdc++ beside a C library, linked statically into a program.
+    #[test]
+    fn operators_that_hand_on_are_not_probed() {
+        let code = |name: &str, file_offset, code: &[u8]| FunctionCode {
+            code: code.to_vec(),
+            ..function(name, file_offset)
+        };
+        let functions = vec![
+            // push %rbx; mov %rdi,%rbx; call malloc
+            code("_Znwm", 0x100, &[0x53, 0x48, 0x89, 0xfb, 0xe8, 0xf7, 0x02, 0, 0]),
+            // jmp _Znwm
+            code("_Znam", 0x200, &[0xe9, 0xfb, 0xfe, 0xff, 0xff]),
+            // jmp free
+            code("_ZdlPv", 0x300, &[0xe9, 0xfb, 0x01, 0, 0]),
+            // test %rdi,%rdi; je +5; jmp free
+            code("_ZdaPv", 0x380, &[0x48, 0x85, 0xff, 0x74, 5, 0xe9, 0x76, 0x01, 0, 0]),
+            function("malloc", 0x400),
+            function("free", 0x500),
+        ];
+        let facts = ModuleFacts { functions, ..ModuleFacts::default() };
+        assert_eq!(names(&facts), ["_ZdaPv", "free", "malloc"], "those that decide stay");
+    }
+
+    #[test]
+    fn of_the_names_of_one_function_the_best_known_is_taken() {
+        let functions = ["_ZdaPv", "_ZdlPv", "cfree", "free", "mi_free"]
+            .map(|name| function(name, 0x100))
+            .to_vec();
+        let mut facts = ModuleFacts { functions, ..ModuleFacts::default() };
+        facts.functions.push(function("mi_malloc", 0x200));
+        assert_eq!(names(&facts), ["free", "mi_malloc"]);
+    }
+
+    #[test]
+    fn hidden_functions_count_if_nobody_else_has_such_names() {
+        let functions = ["calloc", "_Znwm", "mi_malloc", "free"].into_iter().zip(1..);
+        let functions = functions
+            .map(|(name, n)| FunctionCode { is_local: name != "free", ..function(name, n * 256) })
+            .collect();
+        let facts = ModuleFacts { functions, ..ModuleFacts::default() };
+        assert_eq!(names(&facts), ["free", "mi_malloc"]);
+    }
+
+    #[test]
+    fn what_has_names_of_its_own_beside_is_no_leaf() {
+        let leaves = |functions: &[FunctionCode]| -> Vec<&'static str> {
+            let facts = ModuleFacts { functions: functions.to_vec(), ..ModuleFacts::default() };
+            let probes = plan_probes(&facts, OLD_KERNEL);
+            let leaves = probes.iter().filter(|probe| probe.function.is_leaf);
+            leaves.map(|probe| probe.function.name).collect()
+        };
+        let mut functions = vec![function("malloc", 0x100), function("realloc", 0x200)];
+        assert_eq!(leaves(&functions), ["malloc"]);
+        functions.push(function("TCMallocInternalMalloc", 0x300));
+        assert_eq!(leaves(&functions), [""; 0], "malloc can call it");
     }
 }

@@ -163,6 +163,16 @@ fn obstacle(instruction: &Instruction, effects: &Effects) -> Option<SiteReason> 
     }
 }
 
+/// Where a function goes on every call, before anything else: the target of its first call or
+/// jump, if nothing is decided before. Positions are distances from its first instruction.
+pub(super) fn first_transfer(code: &[u8]) -> Option<i64> {
+    let transfer = Decoder::new(64, code, DecoderOptions::NONE)
+        .into_iter()
+        .find(|instruction| instruction.flow_control() != FlowControl::Next)?;
+    matches!(transfer.flow_control(), FlowControl::Call | FlowControl::UnconditionalBranch)
+        .then(|| transfer.near_branch_target().cast_signed())
+}
+
 /// An instruction of a function as text; `start` is the address of the function's first,
 /// in whatever numbering the addresses in the text are to be. None if there is none.
 #[must_use]

@@ -38,6 +38,16 @@ pub(crate) fn is_installed(program: &str) -> bool {
     })
 }
 
+/// A library of the system, by the name of its file.
+pub(crate) fn library(name: &str) -> Option<PathBuf> {
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
+        .iter()
+        .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
 /// Waits until a condition holds that nothing announces.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();

@@ -7,6 +7,7 @@
     reason = "tests: a broken expectation ends the test, in what they share as in themselves"
 )]
 
+mod allocators;
 mod attach;
 mod attach_time;
 mod bad_files;

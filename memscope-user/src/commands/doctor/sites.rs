@@ -162,6 +162,7 @@ mod tests {
             name: name.to_owned(),
             file_offset,
             code: code.to_vec(),
+            is_local: false,
         };
         ModuleFacts {
             functions: vec![

@@ -44,7 +44,8 @@ fn library(name: &str) -> &'static Library {
 
 /// As it is planned for a module that has this function only.
 fn planned(name: &str, code: Vec<u8>, forms: EmulatedForms) -> PlannedProbe {
-    let function = FunctionCode { name: name.to_owned(), file_offset: 0x1000, code };
+    let function =
+        FunctionCode { name: name.to_owned(), file_offset: 0x1000, code, is_local: false };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
     plan_probes(&facts, forms)[0]
 }

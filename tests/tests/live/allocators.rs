@@ -1,0 +1,162 @@
+//! Other allocators than the C library's, by all their names: each call of the program counts once.
+
+use std::path::{Path, PathBuf};
+
+use memscope_tests::{Figures, Variant, programs};
+
+use crate::kit::{Export, Scratch, library, number, run, skip};
+
+const ROUNDS: &str = "200";
+/// What a site has of what the program counts.
+const COUNTED: [&str; 7] = [
+    "allocations",
+    "allocated_bytes",
+    "frees",
+    "freed_bytes",
+    "failed_allocations",
+    "live_blocks",
+    "live_bytes",
+];
+
+/// How a program comes by an allocator.
+#[derive(Clone, Copy)]
+enum By {
+    Preload,
+    Linking,
+}
+
+/// Where the program's function `work` is among the callers. Allocators and the libraries around them
+/// allocate on their own account too, before main and after it.
+fn sites_of_work(export: &Export) -> impl Iterator<Item = &serde_json::Value> {
+    export.sites_of(0).filter(|site| {
+        let frames = site["frames"].as_array().unwrap();
+        frames.iter().any(|frame| {
+            frame["function"]
+                .as_str()
+                .is_some_and(|name| name == "work" || name.starts_with("work("))
+        })
+    })
+}
+
+/// Traces it from its first instruction. What is preloaded, memscope has too, and does not mind.
+fn trace(program: &Path, preloaded: Option<&Path>) -> (Figures, Export) {
+    let scratch = Scratch::new();
+    let mut command = scratch.trace_program(&["--strict"], program, &[ROUNDS]);
+    if let Some(library) = preloaded {
+        command.env("LD_PRELOAD", library);
+    }
+    let finished = run(&mut command);
+    finished.assert_code(0);
+    (Figures::parse(&finished.stdout), scratch.export())
+}
+
+fn assert_counts_once(what: &str, figures: &Figures, export: &Export) {
+    export.assert_complete();
+    for key in COUNTED {
+        let recorded: u64 = sites_of_work(export).map(|site| number(site, key)).sum();
+        assert_eq!(recorded, figures.number(key), "{key} of {what}");
+    }
+    assert!(figures.number("allocations") > 500, "{what} did something");
+    // No site has these, but what they give has a past.
+    let sites: Vec<u64> = sites_of_work(export).map(|site| number(site, "site")).collect();
+    let blocks = export.blocks();
+    let reallocated = blocks.iter().filter(|block| {
+        sites.contains(&block.site) && block.chain_allocated_ns < block.allocated_ns
+    });
+    assert_eq!(reallocated.count() as u64, figures.number("reallocations"), "{what}");
+    assert_eq!(export.total("unknown_frees"), 0, "{what}");
+    assert_eq!(export.total("unseen_ends"), 0, "{what}");
+    let stacks = &export.0["stacks"];
+    assert_eq!(number(stacks, "truncated"), 0, "{what}: {stacks}");
+    eprintln!(
+        "{what}: {} allocations of {} bytes, {} frees, {} reallocations, {} failed: equal",
+        figures.number("allocations"),
+        figures.number("allocated_bytes"),
+        figures.number("frees"),
+        figures.number("reallocations"),
+        figures.number("failed_allocations"),
+    );
+}
+
+/// `names`: whose own functions the C program is to find.
+fn assert_allocator(source: &str, file: &str, how: By, names: Option<&str>) {
+    let what = format!(
+        "{source}, {} {file}",
+        if matches!(how, By::Preload) { "preloading" } else { "linked to" }
+    );
+    let Some(library) = library(file) else {
+        return skip(&what, "it is not installed");
+    };
+    let (program, preloaded): (PathBuf, _) = match how {
+        By::Preload => (programs::build(source, Variant::Default), Some(library.as_path())),
+        By::Linking => (programs::build_with_allocator(source, &library), None),
+    };
+    let (figures, export) = trace(&program, preloaded);
+    if let Some(names) = names {
+        assert_eq!(figures.text("names"), names, "{what}");
+    }
+    assert_counts_once(&what, &figures, &export);
+}
+
+fn assert_in_c_and_cpp(file: &str, how: By, names: &str) {
+    assert_allocator("allocators.c", file, how, Some(names));
+    assert_allocator("allocators.cpp", file, how, None);
+}
+
+#[test]
+fn the_c_librarys_own() {
+    for source in ["allocators.c", "allocators.cpp"] {
+        let (figures, export) = trace(&programs::build(source, Variant::Default), None);
+        // libstdc++'s nothrow operators make an exception of a failure, which is a block.
+        if source.ends_with(".c") {
+            assert_counts_once(source, &figures, &export);
+        }
+        let probed = export.0["processes"][0]["allocators"].as_array().unwrap();
+        assert_eq!(probed.len(), 1, "libstdc++'s operators are not probed: {probed:?}");
+    }
+}
+
+#[test]
+fn jemalloc_preloaded() {
+    assert_in_c_and_cpp("libjemalloc.so.2", By::Preload, "jemalloc");
+}
+
+#[test]
+fn jemalloc_linked() {
+    assert_in_c_and_cpp("libjemalloc.so.2", By::Linking, "jemalloc");
+}
+
+#[test]
+fn jemalloc_in_the_program() {
+    assert_in_c_and_cpp("libjemalloc.a", By::Linking, "jemalloc");
+}
+
+#[test]
+fn jemalloc_as_rusts_global_allocator() {
+    assert_allocator("allocators.rs", "libjemalloc.so.2", By::Linking, None);
+}
+
+#[test]
+fn mimalloc_preloaded() {
+    assert_in_c_and_cpp("libmimalloc.so.2", By::Preload, "mimalloc");
+}
+
+#[test]
+fn mimalloc_linked() {
+    assert_in_c_and_cpp("libmimalloc.so.2", By::Linking, "mimalloc");
+}
+
+#[test]
+fn tcmalloc_preloaded() {
+    assert_in_c_and_cpp("libtcmalloc_minimal.so.4", By::Preload, "tcmalloc");
+}
+
+#[test]
+fn tcmalloc_linked() {
+    assert_in_c_and_cpp("libtcmalloc_minimal.so.4", By::Linking, "tcmalloc");
+}
+
+#[test]
+fn tcmalloc_in_the_program() {
+    assert_in_c_and_cpp("libtcmalloc_minimal.a", By::Linking, "tcmalloc");
+}
