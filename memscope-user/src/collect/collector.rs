@@ -14,7 +14,8 @@ use super::{
 };
 use crate::model::{
     CountedAllocations, EndReason, Event, Fork, Frame, FrameId, FreeCaller, Item, Location,
-    ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
+    MemoryReading, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
+    StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -355,6 +356,21 @@ impl<V: ProcessView> Collector<V> {
         let stack = self.stacks.of_event(process, stack, |stack| give(Item::Stack(stack)));
         let counted = CountedAllocations { process, stack, time_ns, allocations, bytes };
         give(Item::Counted(counted));
+    }
+
+    /// The memory of a target was read at a moment. To be said before any later record of it is
+    /// taken.
+    pub fn memory_read(
+        &mut self,
+        target: u16,
+        time_ns: u64,
+        memory: ProcessMemory,
+        mut give: impl FnMut(Item),
+    ) {
+        if let Some(target) = self.targets.get(&target).filter(|target| !target.ended) {
+            let process = target.process.id;
+            give(Item::Memory(MemoryReading { process, time_ns, memory }));
+        }
     }
 
     /// How many ranges of code were forgotten for want of room, of all targets.

@@ -21,7 +21,8 @@ use crate::{
     lifetimes::Windows,
     model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
     reports::{
-        Analysis, Budget, Estimate, ProcessSums, SiteRow, Trust, check, end_name, started_at,
+        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, ProcessSums, SiteRow, Trust, check,
+        end_name, started_at,
     },
     store::Damage,
 };
@@ -85,6 +86,8 @@ struct ProcessJson<'a> {
     from_start: bool,
     probed_late: bool,
     observed_from_monotonic_ns: u64,
+    /// None if it was not read.
+    memory: Option<MemoryJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -421,6 +424,10 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
         from_start: process.from_start,
         probed_late: process.probed_late,
         observed_from_monotonic_ns: process.observed_from_ns,
+        memory: analysis.memory.get(&process.id).map(|timeline| {
+            let points: Vec<&MemoryPoint> = timeline.points().iter().collect();
+            MemoryJson::of(timeline, &points)
+        }),
     }
 }
 

@@ -170,12 +170,12 @@ impl Site {
 }
 
 impl Resident {
-    fn add(&mut self, weight: Weight) {
+    pub(super) fn add(&mut self, weight: Weight) {
         self.blocks = self.blocks.wrapping_add(weight.blocks);
         self.bytes = self.bytes.wrapping_add(weight.bytes);
     }
 
-    fn subtract(&mut self, weight: Weight) {
+    pub(super) fn subtract(&mut self, weight: Weight) {
         self.blocks = self.blocks.wrapping_sub(weight.blocks);
         self.bytes = self.bytes.wrapping_sub(weight.bytes);
     }

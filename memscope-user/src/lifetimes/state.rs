@@ -1,7 +1,7 @@
 use hashbrown::{HashMap, HashSet, HashTable};
 use rustc_hash::FxBuildHasher;
 
-use super::sites::SiteKey;
+use super::sites::{Resident, SiteKey};
 use crate::model::{ProcessId, ThreadId};
 
 /// A map that tells how much memory it takes.
@@ -38,6 +38,8 @@ pub(super) struct ProcessState {
     pub(super) id: ProcessId,
     /// Places of its live blocks, by their addresses.
     pub(super) live: HashTable<u32>,
+    /// Their sums.
+    pub(super) resident: Resident,
     /// Indices of its threads.
     pub(super) threads: Map<ThreadId, u32>,
     pub(super) in_flight: Map<ThreadId, InFlight>,
@@ -53,6 +55,7 @@ impl ProcessState {
         Self {
             id,
             live: HashTable::new(),
+            resident: Resident::default(),
             threads: Map::default(),
             in_flight: Map::default(),
             inherited: HashSet::default(),
@@ -125,6 +128,11 @@ impl Actors {
     }
 
     /// A process, if it is known.
+    pub(super) fn process(&self, process: ProcessId) -> Option<&ProcessState> {
+        self.processes.get(*self.process_indices.get(&process)? as usize)
+    }
+
+    /// The same, to be changed.
     pub(super) fn process_mut(&mut self, process: ProcessId) -> Option<&mut ProcessState> {
         let index = *self.process_indices.get(&process)?;
         self.processes.get_mut(index as usize)

@@ -8,7 +8,7 @@ use super::{
     block::{Block, LiveBlock, LossWindow, Totals},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
-    sites::{Site, SiteKey, SiteSums, Sites},
+    sites::{Resident, Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
     windows::Windows,
 };
@@ -202,6 +202,7 @@ impl Tracker {
                 let address_avma = blocks.address_avma(place);
                 let block = blocks.take(place);
                 blocks.release(place);
+                state.resident.subtract(block.weight);
                 add(&mut self.totals.unseen_ends, block.weight.blocks);
                 add(&mut self.totals.unseen_end_bytes, block.weight.bytes);
                 self.sites.end_unseen(&block);
@@ -263,6 +264,7 @@ impl Tracker {
             ordinal,
         };
         self.blocks.put(place, address_avma, &block);
+        self.actors.processes[by.process_index].resident.add(weight);
         add(&mut self.totals.allocations, weight.blocks);
         add(&mut self.totals.allocated_bytes, weight.bytes);
         self.sites.begin(site, time_ns, weight);
@@ -276,6 +278,7 @@ impl Tracker {
         let address_avma = self.blocks.address_avma(place);
         let block = self.blocks.take(place);
         let process = &mut self.actors.processes[by.process_index];
+        process.resident.subtract(block.weight);
         let mover = process.in_flight.iter_mut().find(|(thread, in_flight)| {
             **thread != by.thread
                 && in_flight.old_address_avma == address_avma
@@ -296,7 +299,7 @@ impl Tracker {
         self.end(mover, address_avma, block, time_ns, ended);
     }
 
-    /// A known block ends.
+    /// A known block ends, which is no longer among the live ones.
     fn end(
         &mut self,
         by: By,
@@ -327,6 +330,7 @@ impl Tracker {
             .find_entry(hash_of(address_avma), |place| blocks.address_avma(*place) == address_avma);
         let (place, _) = found.ok()?.remove();
         let block = self.blocks.take(place);
+        process.resident.subtract(block.weight);
         self.blocks.release(place);
         Some(block)
     }
@@ -422,6 +426,12 @@ impl Tracker {
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         self.sites.resident().bytes
+    }
+
+    /// What is live in a process now, or was when it ended.
+    #[must_use]
+    pub fn live_of(&self, process: ProcessId) -> Resident {
+        self.actors.process(process).map_or(Resident::default(), |state| state.resident)
     }
 
     /// All sites, in the order in which they were first seen.

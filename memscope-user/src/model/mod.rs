@@ -9,9 +9,13 @@
 
 mod event;
 mod ids;
+mod memory;
 
 pub use event::{Event, FreeCaller};
 pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
+pub use memory::{
+    ControlGroupMemory, HeapMappings, MappedMemory, MemoryReading, ProcessMemory, ResidentMemory,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +52,8 @@ pub enum Item {
     Window(Window),
     /// A process was begun by another one, as its copy.
     Fork(Fork),
+    /// How much memory a process had at some moment. What happened until then is before it.
+    Memory(MemoryReading),
 }
 
 /// One image of one process: exec begins a new one.

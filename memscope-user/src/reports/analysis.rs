@@ -5,7 +5,7 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use super::processes::sums_by_process;
+use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
     lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals, Tracker, Windows},
     model::{
@@ -66,7 +66,8 @@ impl Definitions {
             | Item::ExactCounts(_)
             | Item::Counted(_)
             | Item::Window(_)
-            | Item::Fork(_) => {}
+            | Item::Fork(_)
+            | Item::Memory(_) => {}
         }
     }
 }
@@ -78,6 +79,7 @@ pub struct Analyzer {
     tracker: Tracker,
     counters: Option<Counters>,
     exact: Option<ExactCounts>,
+    memory: BTreeMap<ProcessId, MemoryTimeline>,
     last_event_ns: u64,
 }
 
@@ -107,6 +109,13 @@ impl Analyzer {
             Item::Window(window) => {
                 self.last_event_ns = self.last_event_ns.max(window.end_ns);
                 self.tracker.end_window(window, ended);
+            }
+            Item::Memory(reading) => {
+                self.last_event_ns = self.last_event_ns.max(reading.time_ns);
+                let live = self.tracker.live_of(reading.process);
+                let process = self.definitions.processes.get(&reading.process);
+                let has_run = process.is_some_and(|process| !process.from_start);
+                self.memory.entry(reading.process).or_default().add(reading, live, has_run);
             }
             _ => {}
         }
@@ -164,6 +173,7 @@ impl Analyzer {
             definitions: self.definitions,
             counters: self.counters,
             exact: self.exact,
+            memory: self.memory,
             capture,
             end,
             ended_at_ns,
@@ -205,6 +215,8 @@ pub struct Analysis {
     pub counters: Option<Counters>,
     /// What it counted of all calls while it sampled; none in full mode.
     pub exact: Option<ExactCounts>,
+    /// How much memory processes had over time.
+    pub memory: BTreeMap<ProcessId, MemoryTimeline>,
     /// When the targets were observed, if a budget was to be kept: what it has cost, and what
     /// numbers were scaled by.
     pub windows: Windows,

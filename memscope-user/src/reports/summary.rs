@@ -7,6 +7,7 @@ use super::{
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
+    memory::{explained_text, largest},
     origin::{self, ProcessName},
     peak::peak_after_ns,
     row::SiteRow,
@@ -19,7 +20,7 @@ use crate::{
 /// Sites shown per question.
 const TOP: usize = 3;
 /// Most lines about processes.
-const MAX_PROCESS_LINES: usize = 3;
+const MAX_PROCESS_LINES: usize = 2;
 /// What shares are counted in.
 const MILLION: u64 = 1_000_000;
 /// The terminal's width.
@@ -68,6 +69,11 @@ pub struct SummaryReport<'a> {
     pub exact_calls: Option<u64>,
     /// Sum of the sizes they asked for.
     pub exact_bytes: Option<u64>,
+    /// Resident bytes of the process with most of them, at the last reading; none if they were
+    /// not read. `report --view memory` has all.
+    pub resident_bytes: Option<u64>,
+    /// What was live in that process then.
+    pub resident_live_bytes: Option<u64>,
     /// The sites with most bytes live at the end.
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
@@ -86,6 +92,7 @@ impl<'a> SummaryReport<'a> {
         let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP), wrappers).rows;
         most_live.retain(|row| row.live_blocks > 0);
         let processes = analysis.definitions.processes.keys();
+        let largest = largest(analysis);
         Self {
             recording,
             started_at: origin::started_at(&analysis.capture),
@@ -107,6 +114,8 @@ impl<'a> SummaryReport<'a> {
             estimate: Estimate::of_all(analysis),
             exact_calls: analysis.exact.as_ref().map(ExactCounts::calls),
             exact_bytes: analysis.exact.as_ref().map(ExactCounts::bytes),
+            resident_bytes: largest.as_ref().map(|(.., explained)| explained.resident.bytes()),
+            resident_live_bytes: largest.as_ref().map(|(.., explained)| explained.live_bytes),
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
@@ -122,6 +131,7 @@ impl<'a> SummaryReport<'a> {
         line!(out, "{}", cut(&text::harmless(self.recording), WIDTH));
         self.tell_processes(&mut out);
         self.tell_numbers(&mut out);
+        self.tell_memory(&mut out);
         if self.allocations == 0 {
             let hits =
                 self.probe_hits.map_or_else(|| "an unknown number of".to_owned(), text::count);
@@ -152,6 +162,31 @@ impl<'a> SummaryReport<'a> {
         if shown < all {
             line!(out, "             and {} more", all - shown);
         }
+    }
+
+    /// Of one process, as pages that several share cannot be summed up.
+    fn tell_memory(&self, out: &mut String) {
+        let Some((process, timeline, explained)) = largest(self.analysis) else { return };
+        let title = match process.pid {
+            Some(pid) if self.processes.len() > 1 => format!("pid {pid}"),
+            _ => "memory".to_owned(),
+        };
+        let estimate = self.estimate.as_ref();
+        let told = match timeline.at_attach() {
+            None => format!("live blocks explain {}", explained_text(&explained, estimate)),
+            Some(attach) => {
+                let before =
+                    attach.resident_bytes.map_or_else(|| "unknown".to_owned(), text::bytes);
+                let now_bytes = explained.resident.bytes();
+                format!(
+                    "RSS was {before}, is {}; new blocks explain {} ({})",
+                    text::bytes(now_bytes),
+                    live_bytes_about(explained.live_bytes, estimate),
+                    text::percent(explained.live_bytes, now_bytes)
+                )
+            }
+        };
+        line!(out, "{}", cut(&format!("  {title:<10} {told}"), WIDTH));
     }
 
     fn tell_numbers(&self, out: &mut String) {

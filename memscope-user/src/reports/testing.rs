@@ -192,13 +192,18 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
     let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
     let mut windows = trace.windows.into_iter().peekable();
+    let mut readings = trace.readings.into_iter().peekable();
     for (position, event) in trace.events.into_iter().enumerate() {
         while let Some((_, window)) = windows.next_if(|(after, _)| *after == position) {
             items.push(Item::Window(window));
         }
+        while let Some((_, reading)) = readings.next_if(|(after, _)| *after == position) {
+            items.push(Item::Memory(reading));
+        }
         items.push(Item::Event(event));
     }
     items.extend(windows.map(|(_, window)| Item::Window(window)));
+    items.extend(readings.map(|(_, reading)| Item::Memory(reading)));
     items.extend(ends);
     let recorded = recorded as u64;
     let lost: u64 = definer.lost.iter().map(|(_, count)| count).sum();

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, PeakReport, ProcessesReport, SiteOrder, SitesReport, SummaryReport,
-    Wrappers,
+    Analysis, LeaksReport, MemoryReport, PeakReport, ProcessesReport, SiteOrder, SitesReport,
+    SummaryReport, Wrappers,
 };
 
 /// A question to a recording.
@@ -24,11 +24,13 @@ pub enum View {
     Peak,
     /// What did each process do?
     Processes,
+    /// How much memory was there, and how much of it are live blocks?
+    Memory,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
@@ -36,6 +38,7 @@ impl View {
         Self::Leaks,
         Self::Peak,
         Self::Processes,
+        Self::Memory,
     ];
 
     /// What `--view` calls it.
@@ -49,6 +52,7 @@ impl View {
             Self::Leaks => "leaks",
             Self::Peak => "peak",
             Self::Processes => "processes",
+            Self::Memory => "memory",
         }
     }
 
@@ -63,6 +67,7 @@ impl View {
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
             Self::Processes => "each process and what it allocated",
+            Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
         }
     }
 
@@ -73,7 +78,7 @@ impl View {
     }
 
     /// Answers the question. `recording` is what the recording is called, such as
-    /// its path; `top` limits the number of sites. With folded wrappers, sites that differ
+    /// its path; `top` limits the number of sites, or of moments. With folded wrappers, sites that differ
     /// in nothing else are one.
     #[must_use]
     pub fn report<'a>(
@@ -97,6 +102,7 @@ impl View {
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
             Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
+            Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
         }
     }
 }
@@ -115,6 +121,8 @@ pub enum Report<'a> {
     Peak(PeakReport<'a>),
     /// To [`View::Processes`].
     Processes(ProcessesReport<'a>),
+    /// To [`View::Memory`].
+    Memory(MemoryReport<'a>),
 }
 
 impl Report<'_> {
@@ -127,6 +135,7 @@ impl Report<'_> {
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
             Self::Processes(report) => report.text(),
+            Self::Memory(report) => report.text(),
         }
     }
 }

@@ -3,9 +3,10 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
-    LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
-    Stack, StackId, StackOutcome, ThreadId, Window,
+    ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
+    HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId, Probe,
+    ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentMemory, SourceFunction, Stack,
+    StackId, StackOutcome, ThreadId, Window,
 };
 
 /// Few ids, so that items refer to each other.
@@ -154,6 +155,35 @@ fn window() -> BoxedStrategy<Window> {
         .boxed()
 }
 
+fn memory() -> BoxedStrategy<MemoryReading> {
+    let bytes = || option::of(any::<u64>());
+    let resident = option::of(any::<[u64; 3]>());
+    let group = option::of((text(), bytes()));
+    let mapped = |mapped_bytes, resident_bytes| MappedMemory { mapped_bytes, resident_bytes };
+    let heap = option::of(any::<[u64; 4]>().prop_map(move |of| HeapMappings {
+        brk: mapped(of[0], of[1]),
+        anonymous: mapped(of[2], of[3]),
+    }));
+    (id(), any::<u64>(), resident, (bytes(), bytes(), bytes()), group, heap)
+        .prop_map(|(process, time_ns, resident, numbers, group, heap_mappings)| MemoryReading {
+            process: ProcessId(process),
+            time_ns,
+            memory: ProcessMemory {
+                resident: resident.map(|of| ResidentMemory {
+                    anonymous_bytes: of[0],
+                    file_bytes: of[1],
+                    shared_bytes: of[2],
+                }),
+                peak_resident_bytes: numbers.0,
+                swapped_bytes: numbers.1,
+                proportional_bytes: numbers.2,
+                control_group: group.map(|(path, bytes)| ControlGroupMemory { path, bytes }),
+                heap_mappings,
+            },
+        })
+        .boxed()
+}
+
 fn frame() -> BoxedStrategy<Frame> {
     (id(), id(), any::<u64>(), any::<bool>())
         .prop_map(|(id, whose, place, mapped)| Frame {
@@ -211,6 +241,7 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
             parent: ProcessId(parent),
             time_ns,
         })),
+        1 => memory().prop_map(Item::Memory),
     ]
     .boxed()
 }

@@ -9,6 +9,7 @@ mod allocator;
 mod blocks;
 mod cgroup;
 mod launch;
+mod memory;
 mod module;
 mod plan;
 mod process;
@@ -17,6 +18,7 @@ mod site;
 pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
 pub use cgroup::{ControlGroup, GroupError};
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
+pub use memory::ControlGroups;
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes};
 pub use process::{

@@ -142,7 +142,7 @@ impl TargetProcess {
         })
     }
 
-    fn process(&self) -> Result<&Process, ProcError> {
+    pub(super) fn process(&self) -> Result<&Process, ProcError> {
         self.process.as_ref().ok_or(ProcError::NotFound(None))
     }
 

@@ -24,6 +24,7 @@ mod images;
 mod kit;
 mod laws;
 mod leaks;
+mod memory;
 mod mmaps;
 mod oracle;
 mod overflow;

@@ -661,3 +661,24 @@ fn stacks_walked_by_old_tables_are_trusted_where_nothing_has_changed() {
         "another library lies there"
     );
 }
+
+#[test]
+fn memory_is_that_of_the_image_that_runs_then() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let read = |bench: &mut Bench, target, time_ns| {
+        let mut items = Vec::new();
+        let memory = ProcessMemory { swapped_bytes: Some(time_ns), ..ProcessMemory::default() };
+        bench.collector.memory_read(target, time_ns, memory, |item| items.push(item));
+        items
+    };
+    let reading = |process, time_ns| {
+        let memory = ProcessMemory { swapped_bytes: Some(time_ns), ..ProcessMemory::default() };
+        [Item::Memory(MemoryReading { process: ProcessId(process), time_ns, memory })]
+    };
+    assert_eq!(read(&mut bench, TARGET, 5), reading(0, 5));
+    bench.take(&exec(1, 6, 0));
+    assert_eq!(read(&mut bench, TARGET, 7), reading(1, 7));
+    assert_eq!(read(&mut bench, TARGET + 1, 8), [], "there is no such target");
+    bench.collector.end_target(TARGET, 9, Some(0), |_| {});
+    assert_eq!(read(&mut bench, TARGET, 9), [], "it has ended");
+}

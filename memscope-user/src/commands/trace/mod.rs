@@ -2,6 +2,7 @@
 
 mod budget;
 mod copies;
+mod memory;
 mod modules;
 mod naming;
 mod output;

@@ -27,6 +27,7 @@ use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::{
+    memory::{HeldReadings, Reading},
     modules::{EventFilter, Notice, SharedModules, SharedProcesses, TargetEvent, TargetView},
     naming::{SymbolJob, symbolize},
     pause::Resumer,
@@ -81,12 +82,18 @@ pub(super) enum Control {
     DefineProbe(Probe),
     StartTarget(TargetStart),
     Seen(u16, Observation),
-    EndTarget { target: u16, time_ns: u64, status: Option<i32> },
+    EndTarget {
+        target: u16,
+        time_ns: u64,
+        status: Option<i32>,
+    },
     ProbedLate(u16),
     Counters(Counters),
     ExactCounts(ExactCounts),
     Overflows(Vec<OverflowCount>),
     Window(Window),
+    /// Of a target at some moment, told at once: it waits for the records before it.
+    Memory(Box<Reading>),
     NoMoreRecords,
 }
 
@@ -500,6 +507,7 @@ impl Drain {
 struct Collect<W> {
     collector: Collector<TargetView>,
     sink: Sink<W>,
+    readings: HeldReadings,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
@@ -559,6 +567,7 @@ impl<W: Write> Collect<W> {
                 events: 0,
                 failure: None,
             },
+            readings: HeldReadings::default(),
             progress,
             flushed_at: Instant::now(),
         }
@@ -568,10 +577,8 @@ impl<W: Write> Collect<W> {
         loop {
             match input.recv_timeout(FLUSH_INTERVAL) {
                 Ok(Input::Records(records)) => {
+                    self.records(&records);
                     let sink = &mut self.sink;
-                    for record in &records {
-                        self.collector.take(record, |item| sink.take(&item));
-                    }
                     // Soon, so that a new image's allocator is probed early.
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
@@ -613,6 +620,36 @@ impl<W: Write> Collect<W> {
         }
     }
 
+    /// Takes records, and the readings that come in between.
+    fn records(&mut self, records: &[Record]) {
+        let mut rest = records;
+        loop {
+            let next = self.readings.within(rest);
+            let (now, later) =
+                rest.split_at(next.as_ref().map_or(rest.len(), |(before, _)| *before));
+            let sink = &mut self.sink;
+            for record in now {
+                self.collector.take(record, |item| sink.take(&item));
+            }
+            let Some((_, reading)) = next else { return };
+            self.memory_read(reading);
+            rest = later;
+        }
+    }
+
+    fn memory_read(&mut self, reading: Reading) {
+        let Reading { target, time_ns, memory } = reading;
+        let sink = &mut self.sink;
+        self.collector.memory_read(target, time_ns, memory, |item| sink.take(&item));
+    }
+
+    /// No record of what happened until now will come any more.
+    fn give_readings(&mut self) {
+        while let Some(reading) = self.readings.next() {
+            self.memory_read(reading);
+        }
+    }
+
     fn mapped(&mut self, events: Vec<TargetEvent>) {
         for event in events {
             match event {
@@ -630,6 +667,16 @@ impl<W: Write> Collect<W> {
     }
 
     fn control(&mut self, control: Control) {
+        // What lived in a window is not followed on when it has ended.
+        let ends = |control: &Control| {
+            matches!(
+                control,
+                Control::EndTarget { .. } | Control::Window(_) | Control::NoMoreRecords
+            )
+        };
+        if ends(&control) {
+            self.give_readings();
+        }
         let (collector, sink) = (&mut self.collector, &mut self.sink);
         match control {
             Control::DefineProbe(probe) => collector.define_probe(probe, |item| sink.take(&item)),
@@ -654,6 +701,7 @@ impl<W: Write> Collect<W> {
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
             Control::Window(window) => sink.take(&Item::Window(window)),
+            Control::Memory(reading) => self.readings.hold(*reading),
             Control::NoMoreRecords => {
                 sink.jobs = None;
             }
@@ -663,6 +711,9 @@ impl<W: Write> Collect<W> {
     /// What is done from time to time: save, tell how things stand.
     fn publish(&mut self) {
         self.flushed_at = Instant::now();
+        while let Some(reading) = self.readings.overdue(super::monotonic_ns()) {
+            self.memory_read(reading);
+        }
         let sink = &mut self.sink;
         sink.flush();
         self.progress.send_replace(Progress {

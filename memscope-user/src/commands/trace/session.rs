@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     budget::Overhead,
     copies::FrameInfos,
+    memory::MemoryReader,
     modules::{
         LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
         observation_of, probed_modules_of,
@@ -68,6 +69,7 @@ enum Known {
 pub(super) struct Session {
     kernel: Kernel,
     pipeline: Pipeline<File>,
+    memory: MemoryReader,
     modules: SharedModules,
     processes: SharedProcesses,
     /// Those that have not ended.
@@ -124,12 +126,14 @@ impl Session {
         let writer = Writer::new(output, capture)?;
         let parts = PipelineParts { ring, resumer, view, debuginfod, writer, follow: how };
         let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
+        let memory = MemoryReader::start(pipeline.input.clone())?;
         let cache = TableCache::open()
             .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
             .ok();
         let session = Self {
             kernel,
             pipeline,
+            memory,
             modules,
             processes,
             targets: FxHashMap::default(),
@@ -170,6 +174,10 @@ impl Session {
         if let Some(state) = self.targets.get_mut(&target) {
             state.runs_since_ns = Some(monotonic_ns());
         }
+        // As late as can be, so that all that is older than the first event is in it.
+        if let Some(state) = self.targets.get(&target) {
+            self.memory.follow(target, Arc::clone(&state.process), true)?;
+        }
         self.enable(target);
         Ok(())
     }
@@ -190,6 +198,9 @@ impl Session {
     pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
         let target = self.add_started(process, Known::Named, true)?;
         let target = target.context("the command is traced already")?;
+        if let Some(state) = self.targets.get(&target) {
+            self.memory.follow(target, Arc::clone(&state.process), false)?;
+        }
         self.enable(target);
         Ok(target)
     }
@@ -269,6 +280,7 @@ impl Session {
         let Some(process) = self.processes.get(target) else { return Ok(()) };
         let parent = copy_of.and_then(|parent| self.targets.get(&parent));
         let is_probed = self.scope == ProbeScope::Host;
+        self.memory.follow_begun(target, Arc::clone(&process))?;
         let (attached, allocators) = parent
             .filter(|_| is_probed)
             .map(|parent| (parent.attached.clone(), parent.allocators))
@@ -524,7 +536,7 @@ impl Session {
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
         let observed = self.observed();
         let windowed = self.windowed.take();
-        let Self { mut kernel, pipeline, guard, .. } = self;
+        let Self { mut kernel, pipeline, memory, guard, .. } = self;
         kernel.disable_all();
         let ended_at_ns = monotonic_ns();
         let patience = Instant::now();
@@ -533,6 +545,7 @@ impl Session {
         }
         // A process that was begun meanwhile can have been given what its parent had before.
         kernel.disable_all();
+        memory.finish()?;
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters(state.received())?;
             counters.in_flight = kernel.calls_in_flight()?;

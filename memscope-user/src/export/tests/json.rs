@@ -150,6 +150,30 @@ const LIMITED: &str = "
     1 malloc 300 = 0x10 @a
     window 10 90 1";
 
+const MEMORY: &str = "
+    !late
+    !process 2 worker
+    memory 1 anon 4000 file 900 shmem 90 pss 3000 swap 0 peak 5000 group 7000 brk 600 mapped 4000
+    1 malloc 300 = 0x10 @a
+    memory 1 anon 5000 file 900 shmem 90 swap 10 peak 5990 group 8000";
+
+#[test]
+fn json_of_memory_over_time() {
+    let json = json(MEMORY, true);
+    let memory = &json["processes"][0]["memory"];
+    assert_eq!(json["processes"][1]["memory"], Value::Null);
+    assert_eq!((&memory["reading_count"], &memory["peak_rss_bytes"]), (&2.into(), &5990.into()));
+    let (first, last) = (&memory["points"][0], &memory["points"][1]);
+    assert_eq!(first["rss_bytes"], serde_json::json!({"anon": 4000, "file": 900, "shmem": 90}));
+    assert_eq!((&first["live_bytes"], &last["live_bytes"]), (&0.into(), &300.into()));
+    assert_eq!((&last["pss_bytes"], &last["pss_time_ns"]), (&3000.into(), &first["time_ns"]));
+    let group = serde_json::json!({"path": "/system.slice/server", "bytes": 8000});
+    assert_eq!((&last["cgroup"], &last["swap_bytes"]), (&group, &10.into()));
+    assert_eq!(memory["explained"]["rss_bytes"], 5990);
+    assert_eq!(memory["explained"]["live_bytes"], 300);
+    assert_eq!(memory["at_attach"]["anonymous_resident_bytes"], 2000);
+}
+
 #[test]
 fn what_was_counted_of_lost_allocations_is_in_the_sums_and_never_live() {
     let json =
@@ -238,6 +262,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     paths(&json(RICH, true), "", &mut found);
     paths(&json(SAMPLED, true), "", &mut found);
     paths(&json(LIMITED, true), "", &mut found);
+    paths(&json(MEMORY, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
