@@ -149,6 +149,26 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     product ^ product >> 29
 }
 
+/// Pages that one step of the kernel makes resident, or takes away, at most: those that one page
+/// table has (`PTRS_PER_PTE`).
+pub const MAX_PAGES_AT_ONCE: i64 = 512;
+
+/// By how many pages a counter of memory was changed on a CPU, given what this CPU had and has yet
+/// to add to the sum, and by what the sum was found changed. The latter is another CPU's doing, too,
+/// if that adds its part in the same moment; then there is still no more than one step's.
+#[must_use]
+#[inline(always)]
+pub const fn counted_pages(before: i64, now: i64, added: i64) -> i64 {
+    let pages = now.wrapping_sub(before).wrapping_add(added);
+    if pages > MAX_PAGES_AT_ONCE {
+        MAX_PAGES_AT_ONCE
+    } else if pages < -MAX_PAGES_AT_ONCE {
+        -MAX_PAGES_AT_ONCE
+    } else {
+        pages
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

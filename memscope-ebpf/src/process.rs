@@ -25,7 +25,7 @@ use crate::{
 /// The traced process that the current thread belongs to, if any, and what has changed
 /// in it.
 #[inline(always)]
-fn current_target() -> Option<(u32, *mut Epoch)> {
+pub(crate) fn current_target() -> Option<(u32, *mut Epoch)> {
     let process = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the map's values are written by the collector and never freed while
     // the program reads them (RCU).
@@ -34,7 +34,7 @@ fn current_target() -> Option<(u32, *mut Epoch)> {
 }
 
 #[inline(always)]
-fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
+pub(crate) fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
     Header {
         kind,
         padding: 0,

@@ -2,11 +2,11 @@ use std::sync::Arc;
 
 use memscope_common::record::{
     self, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC,
-    KIND_FREE, KIND_LOSS, KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
-    KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY,
-    KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA,
-    MAX_THREAD_NUMBER, ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree,
-    StackCopy, StackHeader, ThreadExit, ThreadNumber,
+    KIND_FREE, KIND_LOSS, KIND_MASK, KIND_PAGE_FAULT, KIND_REALLOCATION_BEGIN,
+    KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
+    KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES,
+    MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, PageFault, ProcessExec, ReallocationBegin,
+    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
 };
 use zerocopy::FromBytes;
 
@@ -84,6 +84,8 @@ pub enum Record {
     ThreadExit(ThreadExit),
     /// Libraries were mapped or unmapped.
     CodeChanged(CodeChanged),
+    /// A page fault was handled.
+    PageFault(PageFault),
 }
 
 /// A stack with its frames, innermost first.
@@ -120,6 +122,7 @@ impl Record {
             Self::Exec(record) => record.header.time_ns,
             Self::ThreadExit(record) => record.header.time_ns,
             Self::CodeChanged(record) => record.header.time_ns,
+            Self::PageFault(record) => record.header.time_ns,
         }
     }
 }
@@ -332,6 +335,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_EXEC => whole(bytes).map(Record::Exec),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
+        KIND_PAGE_FAULT => whole(bytes).map(Record::PageFault),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(DecodeError::Length { kind, bytes: bytes.len() })

@@ -18,7 +18,7 @@ use crate::{
         Kernel, KernelConfig, MeasuredHits, features, held_map_bytes, kernel_and_arch,
         missing_capabilities,
     },
-    model::{OnOverflow, StackMode},
+    model::{Observes, OnOverflow, StackMode},
     target::{
         CodeMapping, FileIdentity, MappedFile, ModuleFacts, TargetError, TargetProcess,
         is_of_interest,
@@ -94,6 +94,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         seed: 0,
         on_overflow: OnOverflow::Count,
         counts_cost: false,
+        observes: Observes::Allocations,
     });
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     // Its probes are removed at the end, when all is said.

@@ -18,10 +18,10 @@ use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS, NO_ARGUMENT,
-        ProbeSurroundings, Settings, Target, ThreadState,
+        COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION,
+        COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
+        NO_ARGUMENT, ProbeSurroundings, Settings, Target, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -33,6 +33,7 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::{self, kernel_offsets},
     overflow::Overflows,
+    pages,
     plain::Plain,
     probe_programs::{
         self, CODE_CHANGED, ENTRY, FREE, Prepared, ProbePoints, ProbePrograms, RETURN, SESSION,
@@ -44,7 +45,7 @@ use super::{
     types::{KERNEL_BTF, KernelTypes},
 };
 use crate::{
-    model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
+    model::{AttachMethod, Counters, LossCause, Observes, OnOverflow, ProbeId, StackMode},
     target::{FunctionKind, PlannedProbe},
 };
 
@@ -72,6 +73,8 @@ pub struct KernelConfig {
     pub on_overflow: OnOverflow,
     /// Whether it is counted what probes cost the targets.
     pub counts_cost: bool,
+    /// What is observed.
+    pub observes: Observes,
 }
 
 /// What to attach to: the functions of one file in one process.
@@ -103,6 +106,7 @@ pub struct Kernel {
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
+    pub(super) observes: Observes,
     targets: Array<MapData, Plain<Target>>,
     tables: KernelTables,
 }
@@ -136,6 +140,7 @@ impl Kernel {
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
         let settings = settings(config, cpus);
         let (mut loader, Parsed { types, object }) = read_all()?;
+        let page_offsets = pages::offsets(config.observes, &types)?;
         let mut ebpf = loader
             .btf(None)
             .map_max_entries("EVENTS", config.ring_bytes)
@@ -144,6 +149,7 @@ impl Kernel {
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
             .override_global("SETTINGS", &Plain(settings), true)
+            .override_global("PAGE_OFFSETS", &Plain(page_offsets), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
         let prepared = Prepared::new(object, &ebpf, &types)?;
@@ -152,6 +158,10 @@ impl Kernel {
         prepared.attach_tracepoints(&mut programs)?;
         if config.counts_cost {
             Self::load_sampler(&mut ebpf)?;
+        }
+        let mut attached = Attached::new(config.counts_cost);
+        if config.observes == Observes::PageFaults {
+            pages::attach(&mut ebpf, &mut attached)?;
         }
         let targets = take_map(&mut ebpf, "TARGETS")?;
         let tables = KernelTables::new(&mut ebpf)?;
@@ -166,15 +176,22 @@ impl Kernel {
             ebpf,
             method,
             programs,
-            attached: Attached::new(config.counts_cost),
+            attached,
             surroundings,
             cookies,
             sampling,
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
+            observes: config.observes,
             targets,
             tables,
         })
+    }
+
+    /// What is observed of the targets.
+    #[must_use]
+    pub fn observes(&self) -> Observes {
+        self.observes
     }
 
     /// How probes are attached.
@@ -245,7 +262,11 @@ impl Kernel {
         }
         self.attached.remember(request);
         self.link(request, &[CODE_CHANGED])?;
-        if self.attached.is_open() { self.link(request, &OF_BLOCKS) } else { Ok(()) }
+        if self.attached.is_open() && self.observes == Observes::Allocations {
+            self.link(request, &OF_BLOCKS)
+        } else {
+            Ok(())
+        }
     }
 
     /// Attaches those of the probes that run these programs.
@@ -407,6 +428,7 @@ impl Kernel {
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
             (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
+            (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
         ];
         // A call is hit at its entry and at its return, if that is seen.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
@@ -486,7 +508,8 @@ struct Parsed {
 fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
     std::thread::scope(|scope| {
         let making = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
-        let wanted: Vec<_> = offsets::TYPES.into_iter().chain(probe_programs::TYPES).collect();
+        let wanted: Vec<_> =
+            offsets::TYPES.into_iter().chain(probe_programs::TYPES).chain(pages::TYPES).collect();
         let types = KernelTypes::find(&wanted)
             .map_err(|source| KernelError::Types { path: KERNEL_BTF, source })?;
         let object = Object::parse(OBJECT).map_err(|error| KernelError::Object(error.into()))?;

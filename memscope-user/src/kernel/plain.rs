@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
-        Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Settings, Target,
+        Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey, PageCpu,
+        PageOffsets, ProbeSurroundings, Sampling, Settings, Target,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -30,6 +30,8 @@ plain!(
     ExactCounters,
     Overflow,
     OverflowKey,
+    PageCpu,
+    PageOffsets,
     Epoch,
     KernelOffsets
 );

@@ -14,6 +14,7 @@ mod frames;
 mod layout;
 mod leaks;
 mod origin;
+mod pages;
 mod peak;
 mod row;
 mod sites;
@@ -37,6 +38,7 @@ pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_c
 pub(crate) use layout::cut;
 pub use leaks::LeaksReport;
 pub use origin::{ProcessName, started_at};
+pub use pages::{PageRow, PagesReport};
 pub use peak::PeakReport;
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};

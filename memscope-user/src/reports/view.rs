@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport, Wrappers};
+use super::{
+    Analysis, LeaksReport, PagesReport, PeakReport, SiteOrder, SitesReport, SummaryReport, Wrappers,
+};
 
 /// A question to a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +21,21 @@ pub enum View {
     Leaks,
     /// Whose memory was it at the peak?
     Peak,
+    /// What has made resident memory grow?
+    Pages,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] =
-        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
+    pub const ALL: [Self; 7] = [
+        Self::Summary,
+        Self::Sites,
+        Self::Allocated,
+        Self::Temporary,
+        Self::Leaks,
+        Self::Peak,
+        Self::Pages,
+    ];
 
     /// What `--view` calls it.
     #[must_use]
@@ -36,6 +47,7 @@ impl View {
             Self::Temporary => "temporary",
             Self::Leaks => "leaks",
             Self::Peak => "peak",
+            Self::Pages => "pages",
         }
     }
 
@@ -49,6 +61,9 @@ impl View {
             Self::Temporary => "call chains by blocks freed with no other allocation in between",
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
+            Self::Pages => {
+                "call chains by what became resident in their page faults (trace --pages)"
+            }
         }
     }
 
@@ -82,6 +97,7 @@ impl View {
             }
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
+            Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
         }
     }
 }
@@ -98,6 +114,8 @@ pub enum Report<'a> {
     Leaks(LeaksReport<'a>),
     /// To [`View::Peak`].
     Peak(PeakReport<'a>),
+    /// To [`View::Pages`].
+    Pages(PagesReport<'a>),
 }
 
 impl Report<'_> {
@@ -109,6 +127,7 @@ impl Report<'_> {
             Self::Sites(report) => report.text(),
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
+            Self::Pages(report) => report.text(),
         }
     }
 }

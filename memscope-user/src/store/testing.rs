@@ -4,9 +4,20 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
     Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
-    LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
-    Stack, StackId, StackOutcome, ThreadId, Window,
+    LossCause, Module, ModuleId, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId,
+    ResidentBytes, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
 };
+
+fn page_sums() -> BoxedStrategy<PageSums> {
+    let resident = || {
+        any::<(u64, u64, u64)>().prop_map(|(anonymous, file, shared)| ResidentBytes {
+            anonymous,
+            file,
+            shared,
+        })
+    };
+    (resident(), resident()).prop_map(|(elsewhere, gone)| PageSums { elsewhere, gone }).boxed()
+}
 
 /// Few ids, so that items refer to each other.
 fn id() -> BoxedStrategy<u32> {
@@ -25,7 +36,7 @@ fn text() -> BoxedStrategy<String> {
 fn event() -> BoxedStrategy<Event> {
     let common = (id(), id(), any::<u64>(), address());
     let begin = (any::<u64>(), id(), id(), address(), prop_oneof![3 => Just(0), 1 => any::<u64>()]);
-    (0..6, common, begin, any::<bool>())
+    (0..7, common, begin, any::<bool>())
         .prop_map(
             |(
                 kind,
@@ -67,6 +78,19 @@ fn event() -> BoxedStrategy<Event> {
                         interval_bytes,
                     },
                     4 => Event::ThreadExit { process, thread, time_ns },
+                    5 => Event::PageFault {
+                        process,
+                        thread,
+                        time_ns,
+                        address_avma,
+                        stack,
+                        resident: ResidentBytes {
+                            anonymous: size_bytes,
+                            file: other,
+                            shared: interval_bytes,
+                        },
+                        is_major: allocator,
+                    },
                     _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
                 }
             },
@@ -206,6 +230,7 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         8 => event().prop_map(Item::Event),
         1 => counters().prop_map(Item::Counters),
         1 => window().prop_map(Item::Window),
+        1 => page_sums().prop_map(Item::PageSums),
     ]
     .boxed()
 }

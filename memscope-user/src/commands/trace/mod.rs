@@ -37,7 +37,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
-    model::{Capture, EndingReason},
+    model::{Capture, EndingReason, Observes},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -82,6 +82,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         seed,
         on_overflow: options.on_overflow,
         counts_cost: options.max_overhead.is_some(),
+        observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
     })?;
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
@@ -349,7 +350,9 @@ fn conclude(
         let failure = anyhow::Error::new(failure);
         return Err(failure.context(cannot_save(output)));
     }
-    let nothing = analysis.totals.allocations == 0 && analysis.totals.frees == 0;
+    let nothing = analysis.totals.allocations == 0
+        && analysis.totals.frees == 0
+        && analysis.fault_totals.faults == 0;
     if options.strict && (nothing || !analysis.is_complete()) {
         return Ok(ExitCode::from(EXIT_INCOMPLETE));
     }

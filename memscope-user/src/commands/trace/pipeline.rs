@@ -34,7 +34,7 @@ use super::{
 use crate::{
     collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
-    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe, Window},
+    model::{Counters, Event, ExactCounts, FrameSymbols, Item, PageSums, Probe, Window},
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -82,6 +82,7 @@ pub(super) enum Control {
     ProbedLate(u16),
     Counters(Counters),
     ExactCounts(ExactCounts),
+    PageSums(PageSums),
     Overflows(Vec<OverflowCount>),
     Window(Window),
     NoMoreRecords,
@@ -608,6 +609,7 @@ impl<W: Write> Collect<W> {
                 }
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
+            Control::PageSums(sums) => sink.take(&Item::PageSums(sums)),
             Control::Window(window) => sink.take(&Item::Window(window)),
             Control::NoMoreRecords => {
                 sink.jobs = None;

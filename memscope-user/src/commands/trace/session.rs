@@ -31,7 +31,7 @@ use super::{
 use crate::{
     collect::TargetStart,
     kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS},
-    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
+    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId, Observes},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
@@ -122,6 +122,7 @@ impl Session {
             guard,
             windowed: None,
         };
+        session.tell_page_sums()?;
         Ok((session, notices))
     }
 
@@ -135,7 +136,7 @@ impl Session {
         let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
             bail!("target {target} is not there");
         };
-        if state.allocators == 0 {
+        if state.allocators == 0 && self.kernel.observes() == Observes::Allocations {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
@@ -197,6 +198,7 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index, Arc::clone(&process));
         self.kernel.watch_process(index, pid)?;
+        self.kernel.observe_faults(pid)?;
         if let Some(guard) = &mut self.guard {
             guard.watch(pid, process.start_ticks())?;
         }
@@ -238,7 +240,9 @@ impl Session {
             self.tell(Control::Seen(target, seen))?;
         }
         for module in &new {
-            if self.defined.insert(module.module.id) {
+            if self.kernel.observes() == Observes::Allocations
+                && self.defined.insert(module.module.id)
+            {
                 for definition in module.definitions() {
                     self.tell(Control::DefineProbe(definition))?;
                 }
@@ -252,7 +256,10 @@ impl Session {
         let state = self.targets.iter().find(|state| state.index == target);
         let single = state.is_some_and(|state| state.allocators == 1);
         self.kernel.set_single_allocator(target, single)?;
-        if running && new.iter().any(|module| module.is_allocator()) {
+        if running
+            && self.kernel.observes() == Observes::Allocations
+            && new.iter().any(|module| module.is_allocator())
+        {
             self.tell(Control::ProbedLate(target))?;
         }
         Ok(new.len())
@@ -380,7 +387,15 @@ impl Session {
         if let Some(exact) = self.kernel.exact_counts()? {
             self.tell(Control::ExactCounts(exact))?;
         }
+        self.tell_page_sums()?;
         Ok((counters, self.pipeline.progress.borrow().clone()))
+    }
+
+    fn tell_page_sums(&self) -> anyhow::Result<()> {
+        match self.kernel.page_sums()? {
+            Some(sums) => self.tell(Control::PageSums(sums)),
+            None => Ok(()),
+        }
     }
 
     fn observed(&self) -> Vec<Observed> {
@@ -451,7 +466,9 @@ impl Session {
             let window =
                 windowed.map(|windowed| windowed.finish(&kernel, &observed)).transpose()?;
             let overflows = Control::Overflows(kernel.take_overflows()?);
-            let counts = exact.into_iter().chain([overflows, Control::Counters(counters)]);
+            let pages = kernel.page_sums()?.map(Control::PageSums);
+            let counts = exact.into_iter().chain(pages);
+            let counts = counts.chain([overflows, Control::Counters(counters)]);
             Ok(window.map(Control::Window).into_iter().chain(counts).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
