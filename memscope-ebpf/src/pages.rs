@@ -175,21 +175,19 @@ fn changed(
     if !is_own && of_task != 0 || !is_own && target.is_some() {
         return None;
     }
-    // SAFETY: a map value of this CPU; the index is below the array's length.
-    let (elsewhere, gone) =
-        unsafe { (&raw mut (*cpu).elsewhere_pages[kind], &raw mut (*cpu).gone_pages[kind]) };
     if pages < 0 {
-        emit::add(gone, pages.unsigned_abs());
+        // SAFETY: a map value of this CPU; the index is below the array's length.
+        emit::add(unsafe { &raw mut (*cpu).gone_pages[kind] }, pages.unsigned_abs());
         return None;
     }
     if !is_own || !is_enabled(target?.0) {
-        emit::add(elsewhere, pages as u64);
+        add_elsewhere(cpu, kind, pages as u64);
         return None;
     }
     // SAFETY: the helpers give the current task and the place of its registers.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const c_void;
     let Some(state) = threads::known_or_made(threads::find(registers), registers) else {
-        emit::add(elsewhere, pages as u64);
+        add_elsewhere(cpu, kind, pages as u64);
         return None;
     };
     // SAFETY: this thread's own map value.
@@ -220,10 +218,15 @@ fn faults_of(offsets: &PageOffsets, task: u64) -> u64 {
 #[inline(always)]
 fn leave(state: &mut ThreadState, cpu: *mut PageCpu) {
     for kind in 0..RESIDENT_KINDS {
-        // SAFETY: a map value of this CPU; the index is below the array's length.
-        emit::add(unsafe { &raw mut (*cpu).elsewhere_pages[kind] }, state.resident_pages[kind]);
+        add_elsewhere(cpu, kind, state.resident_pages[kind]);
         emit::clear(&mut state.resident_pages[kind]);
     }
+}
+
+#[inline(always)]
+fn add_elsewhere(cpu: *mut PageCpu, kind: usize, pages: u64) {
+    // SAFETY: a map value of this CPU; the index is below the array's length.
+    emit::add(unsafe { &raw mut (*cpu).elsewhere_pages[kind] }, pages);
 }
 
 /// A page fault was handled.
@@ -289,8 +292,23 @@ pub(crate) fn faulted(context: &PerfEventContext, is_major: bool) -> Option<()> 
         resident_pages,
         is_major: u16::from(is_major),
     };
-    emit::send(record, COUNTER_LOST_PAGE_FAULT);
+    if !emit::send(record, COUNTER_LOST_PAGE_FAULT) {
+        let cpu = PAGE_CPUS.get_ptr_mut(0)?;
+        for kind in 0..RESIDENT_KINDS {
+            add_elsewhere(cpu, kind, u64::from(resident_pages[kind]));
+        }
+    }
     Some(())
+}
+
+/// The current thread ends, or what is left of it runs another image.
+#[inline(always)]
+pub(crate) fn forget(state: &mut ThreadState) {
+    if offsets().known != 0
+        && let Some(cpu) = PAGE_CPUS.get_ptr_mut(0)
+    {
+        leave(state, cpu);
+    }
 }
 
 /// Begins to follow the counters of a traced process's memory. What is being counted now is not

@@ -24,6 +24,7 @@ use crate::{
     alloc::is_unrecorded,
     emit,
     maps::{MOVED_THREADS, NEW_WALK, THREADS, WALKS},
+    pages,
 };
 
 /// Places that a new thread tries to get.
@@ -156,6 +157,8 @@ pub(crate) fn forget(context: &BtfTracePointContext) {
         emit::lose(COUNTER_RETURN_NOT_SEEN);
         debug!(context, "thread {} ended inside an allocator call", context.pid());
     }
+    // SAFETY: this thread's own state.
+    pages::forget(unsafe { &mut *state });
     // These are there for some threads only.
     WALKS.remove(identity).ok();
     MOVED_THREADS.remove(identity).ok();

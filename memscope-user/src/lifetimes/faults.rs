@@ -37,6 +37,7 @@ impl FaultSums {
 pub(super) struct Faults {
     sites: Vec<FaultSite>,
     places: Map<SiteKey, u32>,
+    totals: FaultSums,
 }
 
 impl Faults {
@@ -48,14 +49,20 @@ impl Faults {
                 *place.insert((self.sites.len() - 1) as u32)
             }
         };
+        let fault = FaultSums { faults: 1, major_faults: is_major.into(), resident };
+        self.totals.add(&fault);
         if let Some(site) = self.sites.get_mut(place as usize) {
-            site.sums.add(&FaultSums { faults: 1, major_faults: is_major.into(), resident });
+            site.sums.add(&fault);
         }
     }
 
     /// In the order in which they were first seen.
     pub(super) fn sites(&self) -> &[FaultSite] {
         &self.sites
+    }
+
+    pub(super) fn totals(&self) -> FaultSums {
+        self.totals
     }
 
     pub(super) fn held_bytes(&self) -> usize {

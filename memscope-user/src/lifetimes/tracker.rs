@@ -6,7 +6,7 @@ use rustc_hash::FxBuildHasher;
 use super::{
     Weight,
     block::{Block, LiveBlock, LossWindow, Totals},
-    faults::{FaultSite, Faults},
+    faults::{FaultSite, FaultSums, Faults},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
     sites::{Site, SiteKey, SiteSums, Sites},
@@ -416,6 +416,12 @@ impl Tracker {
     #[must_use]
     pub fn fault_sites(&self) -> &[FaultSite] {
         self.faults.sites()
+    }
+
+    /// All page faults together.
+    #[must_use]
+    pub fn fault_totals(&self) -> FaultSums {
+        self.faults.totals()
     }
 
     /// The stretches in which records are missing, at most the first few thousand.

@@ -118,6 +118,12 @@ impl Analyzer {
         &self.tracker
     }
 
+    /// What page faults have made resident; none if these are not observed.
+    #[must_use]
+    pub fn faulted_bytes(&self) -> Option<u64> {
+        self.page_sums.map(|_| self.tracker.fault_totals().resident.total())
+    }
+
     /// Everything that was found, given what the recording says of itself.
     #[must_use]
     pub fn finish(self, capture: Capture, end: RecordingEnd) -> Analysis {
@@ -140,13 +146,11 @@ impl Analyzer {
                 .wrapping_add(site.sums.allocations.wrapping_add(site.sums.failed_allocations));
         }
         let fault_sites = self.tracker.fault_sites().to_vec();
-        let mut fault_totals = FaultSums::default();
         for site in &fault_sites {
             let stack = self.definitions.stacks.get(&site.key.stack);
             let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
             let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
             *count = count.wrapping_add(site.sums.faults);
-            fault_totals.add(&site.sums);
         }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
@@ -169,7 +173,7 @@ impl Analyzer {
             exact: self.exact,
             page_sums: self.page_sums,
             fault_sites,
-            fault_totals,
+            fault_totals: self.tracker.fault_totals(),
             capture,
             end,
             ended_at_ns,

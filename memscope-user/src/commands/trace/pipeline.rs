@@ -93,6 +93,8 @@ pub(super) enum Control {
 pub(super) struct Progress {
     pub(super) events: u64,
     pub(super) resident_bytes: u64,
+    /// Made resident by page faults; none if these are not observed.
+    pub(super) faulted_bytes: Option<u64>,
     pub(super) written_bytes: u64,
     /// Why the recording cannot go on.
     pub(super) failure: Option<Arc<StoreError>>,
@@ -625,6 +627,7 @@ impl<W: Write> Collect<W> {
         self.progress.send_replace(Progress {
             events: sink.events,
             resident_bytes: sink.analyzer.tracker().resident_bytes(),
+            faulted_bytes: sink.analyzer.faulted_bytes(),
             written_bytes: sink.writer.written_bytes(),
             failure: sink.failure.clone(),
         });
