@@ -534,10 +534,10 @@ pub struct PageOffsets {
     pub counter_of_cpus: u32,
     /// The union in `bpf_array` that has `pptrs`.
     pub array_values: u32,
+    /// When a CPU's part has become so much, it adds it (`percpu_counter_batch`).
+    pub batch: u32,
     /// 1 if the others are known.
     pub known: u32,
-    /// Zero.
-    pub padding: u32,
 }
 const _: () = assert!(size_of::<PageOffsets>() == 40);
 

@@ -54,8 +54,8 @@ static PAGE_OFFSETS: PageOffsets = PageOffsets {
     counter_sum: 0,
     counter_of_cpus: 0,
     array_values: 0,
+    batch: 0,
     known: 0,
-    padding: 0,
 };
 
 /// `MM_SWAPENTS`: what it counts is not resident.
@@ -138,16 +138,21 @@ pub(crate) fn counted(context: &RawTracePointContext) -> Option<()> {
         }
         core::mem::replace(&mut (*on_cpu).not_added[counter & (MEMORY_COUNTERS - 1)], now)
     };
-    let mut added = 0;
+    let mut pages = now.wrapping_sub(before);
     if now == 0 {
         // Perhaps it has added its part.
         let sums = MEMORIES.get_ptr_mut(memory)?;
         let sum: i64 = kernel(place.wrapping_add(u64::from(offsets.counter_sum)));
         // SAFETY: a map value; the index is below the array's length.
-        let known = unsafe { &mut (*sums).sums[counter & (MEMORY_COUNTERS - 1)] };
-        added = sum.wrapping_sub(core::mem::replace(known, sum));
+        let known = unsafe { &raw mut (*sums).sums[counter & (MEMORY_COUNTERS - 1)] };
+        // SAFETY: as above.
+        let changed = sum.wrapping_sub(unsafe { read_volatile(known) });
+        if changed != 0 {
+            let counted = counted_pages(before, now, changed, i64::from(offsets.batch));
+            emit::add(known.cast(), counted.added as u64);
+            pages = counted.pages;
+        }
     }
-    let pages = counted_pages(before, now, added);
     let kind = match counter {
         0 => RESIDENT_FILE,
         1 => RESIDENT_ANONYMOUS,

@@ -9,6 +9,7 @@ use aya::{
         PerfEvent, ProgramError, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
+    util::online_cpus,
 };
 use memscope_common::{
     control::{PageCpu, PageOffsets},
@@ -35,6 +36,9 @@ const FAULTS: [(&str, SoftwareEvent); 2] =
 pub(super) const TYPES: [(Kind, &str); 3] =
     [(Kind::Struct, "mm_struct"), (Kind::Struct, "percpu_counter"), (Kind::Struct, "bpf_array")];
 
+/// Least part that a CPU adds to a counter.
+const MIN_BATCH: u32 = 32;
+
 /// How often the threads of a process are listed for those that began meanwhile.
 const MAX_LISTINGS: usize = 64;
 
@@ -50,6 +54,9 @@ pub(super) fn offsets(
         let what = "its lockdown lets no program read how much memory a process has";
         return Err(KernelError::Unsupported { what });
     }
+    // `compute_batch_value`, lib/percpu_counter.c.
+    let cpus = online_cpus().map_err(|(_file, error)| KernelError::Cpus(error))?;
+    let batch = (2 * cpus.len() as u32).max(MIN_BATCH);
     let of_task = |member| types.member_offset("task_struct", member);
     let found = || {
         Some(PageOffsets {
@@ -62,8 +69,8 @@ pub(super) fn offsets(
             counter_of_cpus: types.member_offset("percpu_counter", "counters")?,
             // The union has no name, and comes behind this pointer.
             array_values: types.member_offset("bpf_array", "aux")? + size_of::<u64>() as u32,
+            batch,
             known: 1,
-            padding: 0,
         })
     };
     found().ok_or(KernelError::Unsupported {

@@ -26,6 +26,7 @@ mod leaks;
 mod mmaps;
 mod oracle;
 mod overflow;
+mod pages;
 mod peers_stacks;
 mod real_programs;
 mod ring;
