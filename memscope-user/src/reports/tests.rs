@@ -9,6 +9,7 @@ use crate::{
     store::RecordingEnd,
 };
 
+mod pages;
 mod sampling;
 mod trust;
 mod windows;
