@@ -1,5 +1,7 @@
 //! What the collector tells the eBPF programs, and what they count for it.
 
+use crate::record::RESIDENT_KINDS;
+
 /// Most processes of a trace: entries of the map of [`Target`]s. No index is given twice, and 16
 /// bits have room for no more.
 pub const MAX_TARGETS: u32 = (1 << 16) - 1;
@@ -434,8 +436,10 @@ pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
 pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
 /// No room to remember a block that was drawn: it is not recorded.
 pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
+/// No room in the ring buffer for a page fault.
+pub const COUNTER_LOST_PAGE_FAULT: u32 = 11;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 11;
+pub const COUNTER_COUNT: u32 = 12;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -527,9 +531,13 @@ pub struct ThreadState {
     pub target_plus_1: u64,
     /// The probed instruction of the outermost call that was entered last.
     pub entry_avma: u64,
+    /// Pages that became resident, and that no page fault has told of yet.
+    pub resident_pages: [u64; RESIDENT_KINDS],
+    /// How many page faults the thread had had by then.
+    pub faults_before: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 21;
+pub const THREAD_WORDS: usize = 25;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor
@@ -559,6 +567,80 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () = assert!(size_of::<WalkState>() == 136 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+
+/// Where the running kernel keeps what it counts of a process's memory: byte offsets, from its BTF.
+/// A counter is a sum, and what each CPU has yet to add to it (`struct percpu_counter`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageOffsets {
+    /// `task_struct.mm`
+    pub task_memory: u32,
+    /// `task_struct.min_flt`
+    pub task_minor_faults: u32,
+    /// `task_struct.maj_flt`
+    pub task_major_faults: u32,
+    /// `mm_struct.rss_stat`, one counter for each kind.
+    pub memory_counters: u32,
+    /// From one counter to the next.
+    pub counter_bytes: u32,
+    /// `percpu_counter.count`
+    pub counter_sum: u32,
+    /// `percpu_counter.counters`
+    pub counter_of_cpus: u32,
+    /// The union in `bpf_array` that has `pptrs`.
+    pub array_values: u32,
+    /// When a CPU's part has become so much, it adds it (`percpu_counter_batch`).
+    pub batch: u32,
+    /// 1 if the others are known.
+    pub known: u32,
+}
+const _: () = assert!(size_of::<PageOffsets>() == 40);
+
+/// Counters of a process's memory (`NR_MM_COUNTERS`): files, anonymous, swapped out, shared.
+pub const MEMORY_COUNTERS: usize = 4;
+
+/// Processes whose counters are followed, at most.
+pub const MAX_MEMORIES: u32 = 1 << 12;
+
+/// What a CPU had yet to add to the counters of a process's memory, when it was looked at last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryOnCpu {
+    /// By counter.
+    pub not_added: [i64; MEMORY_COUNTERS],
+    /// 1 if they are known.
+    pub known: u64,
+}
+const _: () = assert!(size_of::<MemoryOnCpu>() == 40);
+
+/// The counters of a process's memory without what CPUs have yet to add.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemorySums {
+    /// By counter.
+    pub sums: [i64; MEMORY_COUNTERS],
+}
+const _: () = assert!(size_of::<MemorySums>() == 32);
+
+/// What is known of a CPU where memory is followed, and what is counted on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCpu {
+    /// Where the memory of this CPU begins: what is added to the address of something that each
+    /// CPU has. 0 if it is not known.
+    pub begin: u64,
+    /// The address of this.
+    pub own: u64,
+    /// The address of its map.
+    pub map: u64,
+    /// Zero.
+    pub padding: u64,
+    /// Pages that became resident in no page fault.
+    pub elsewhere_pages: [u64; RESIDENT_KINDS],
+    /// Pages that were given back or taken away.
+    pub gone_pages: [u64; RESIDENT_KINDS],
+}
+const _: () = assert!(size_of::<PageCpu>() == 80);
 
 /// What one CPU counts.
 #[repr(C)]

@@ -49,6 +49,8 @@ pub const KIND_MASK: u8 = 0xf;
 pub const KIND_PROCESS_BEGIN: u8 = 16;
 /// A traced process has ended: [`ProcessExit`].
 pub const KIND_PROCESS_EXIT: u8 = 17;
+/// A page fault was handled: [`PageFault`].
+pub const KIND_PAGE_FAULT: u8 = 24;
 
 /// Stacks are numbered below this. Numbers from its half on stand for one event only, and
 /// are used again.
@@ -498,3 +500,36 @@ pub struct CodeChanged {
     pub header: Header,
 }
 const _: () = assert!(size_of::<CodeChanged>() == 16);
+
+/// A page fault of a traced process, after it was handled, and what the process has become larger
+/// by in memory while that was done.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    /// Kind, process and time.
+    pub header: Header,
+    /// What was accessed.
+    pub address_avma: u64,
+    /// Number of the stack; its frames came in an earlier [`StackHeader`]. 0: lost.
+    pub stack: u32,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Pages that became resident, by the `RESIDENT_` constants.
+    pub resident_pages: [u16; RESIDENT_KINDS],
+    /// 1 if it had to wait for a disk or for another thread (`maj_flt` counts it).
+    pub is_major: u16,
+}
+const _: () = assert!(size_of::<PageFault>() == 40);
+
+/// Kinds of resident pages: each is in one of three counters of its process.
+pub const RESIDENT_KINDS: usize = 3;
+/// Pages of files.
+pub const RESIDENT_FILE: usize = 0;
+/// Pages of the process alone.
+pub const RESIDENT_ANONYMOUS: usize = 1;
+/// Pages of shared memory.
+pub const RESIDENT_SHARED: usize = 2;

@@ -313,6 +313,7 @@ fn stack_of(state: &mut ThreadState, registers: &pt_regs, header: Header) -> u32
     let caller = unsafe {
         CallerRegisters {
             return_avma,
+            returns: 1,
             sp_avma: read_volatile(&raw const registers.rsp),
             rbp: read_volatile(&raw const registers.rbp),
             rbx: read_volatile(&raw const registers.rbx),

@@ -13,6 +13,7 @@ mod hit;
 mod maps;
 mod memo;
 mod overflow;
+mod pages;
 mod process;
 mod sample;
 mod sent;
@@ -25,8 +26,10 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_attach_cookie,
-    macros::{btf_tracepoint, perf_event, uprobe, uretprobe},
-    programs::{BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext},
+    macros::{btf_tracepoint, perf_event, raw_tracepoint, uprobe, uretprobe},
+    programs::{
+        BtfTracePointContext, PerfEventContext, ProbeContext, RawTracePointContext, RetProbeContext,
+    },
 };
 use memscope_common::{CONTRACT_VERSION, control::Cookie};
 
@@ -105,6 +108,27 @@ fn work_sampled(context: PerfEventContext) -> u32 {
 #[btf_tracepoint(function = "sched_process_fork")]
 fn process_fork(context: BtfTracePointContext) -> i32 {
     process::fork(&context);
+    0
+}
+
+/// A counter of a process's memory has changed.
+#[raw_tracepoint(tracepoint = "rss_stat")]
+fn memory_counted(context: RawTracePointContext) -> i32 {
+    pages::counted(&context);
+    0
+}
+
+/// A page fault that had not to wait was handled.
+#[perf_event]
+fn minor_fault(context: PerfEventContext) -> u32 {
+    pages::faulted(&context, false);
+    0
+}
+
+/// A page fault that had to wait was handled.
+#[perf_event]
+fn major_fault(context: PerfEventContext) -> u32 {
+    pages::faulted(&context, true);
     0
 }
 

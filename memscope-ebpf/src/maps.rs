@@ -7,13 +7,14 @@ use aya_ebpf::{
     btf_maps::ArrayOfMaps,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
 };
 use memscope_common::{
     control::{
         COMM_BYTES, Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, Group,
-        KNOWN_COOKIES, MAX_GROUPS, MAX_TARGETS, MAX_THREADS, MEMOS, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkMemo, WalkState,
+        KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS, MAX_THREADS, MEMOS, MemoryOnCpu,
+        MemorySums, Overflow, OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot, Target,
+        ThreadState, WalkMemo, WalkState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -211,3 +212,18 @@ pub(crate) static RULE_CACHE: Array<RuleCache> = Array::with_max_entries(1, BPF_
 /// rate (the generic cell rate algorithm, ITU-T I.371).
 #[map]
 pub(crate) static COPY_TIMES: Array<u64> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// What CPUs have yet to add to the counters of a process's memory (`mm_struct`), by its address;
+/// see `pages`. Full: the one used least recently is forgotten, and looked at anew.
+#[map]
+pub(crate) static MEMORY_CPUS: LruPerCpuHashMap<u64, MemoryOnCpu> =
+    LruPerCpuHashMap::with_max_entries(MAX_MEMORIES, 0);
+
+/// These counters, by the same address. Full: as above.
+#[map]
+pub(crate) static MEMORIES: LruHashMap<u64, MemorySums> =
+    LruHashMap::with_max_entries(MAX_MEMORIES, 0);
+
+/// What is known of each CPU for them, and what became of pages. One element.
+#[map]
+pub(crate) static PAGE_CPUS: PerCpuArray<PageCpu> = PerCpuArray::with_max_entries(1, 0);

@@ -77,13 +77,13 @@ fn word_of(process: u32) -> Option<u32> {
 /// The traced process that the current thread belongs to, if any, and what has changed
 /// in it.
 #[inline(always)]
-fn current_target() -> Option<(u32, *mut Epoch)> {
+pub(crate) fn current_target() -> Option<(u32, *mut Epoch)> {
     let target = u32::from(hit::current_target()?);
     Some((target, EPOCHS.get_ptr_mut(target)?))
 }
 
 #[inline(always)]
-fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
+pub(crate) fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
     Header {
         kind,
         padding: 0,

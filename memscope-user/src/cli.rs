@@ -93,6 +93,9 @@ pub struct TraceOptions {
     /// Spend no more than this share of the targets' processor time (5%): sample, and observe them in windows of time
     #[arg(long, value_name = "PERCENT", value_parser = percentage, conflicts_with_all = ["selected", "probes"])]
     pub max_overhead: Option<Percentage>,
+    /// Observe page faults instead of allocators: what makes resident memory grow, and from where
+    #[arg(long, conflicts_with_all = ["sample", "max_overhead", "on_overflow", "attach_by"])]
+    pub pages: bool,
     /// Draw the sample by this number, not by the clock
     #[arg(long, value_name = "NUMBER", requires = "drawn")]
     pub seed: Option<u32>,
@@ -149,7 +152,7 @@ pub struct ExportOptions {
     /// Every single block as well (json)
     #[arg(long)]
     pub blocks: bool,
-    /// What makes a call chain wide (collapsed, flamegraph) [default: allocated-bytes]
+    /// What makes a call chain wide (collapsed, flamegraph) [default: allocated-bytes; resident-bytes of page faults]
     #[arg(long, value_name = "WEIGHT", value_parser = weights())]
     pub weight: Option<Weight>,
 }
@@ -385,6 +388,9 @@ mod tests {
             "memscope trace --max-overhead 101% --pid 1",
             "memscope trace --max-overhead NaN --pid 1",
             "memscope trace --max-overhead much --pid 1",
+            "memscope trace --pages --sample 512KiB --pid 1",
+            "memscope trace --pages --max-overhead 5% --pid 1",
+            "memscope trace --pages --on-overflow pause --pid 1",
             "memscope trace --ring-buffer big --pid 1",
             "memscope export f",
             "memscope export f --format xml",
@@ -404,6 +410,8 @@ mod tests {
             "memscope trace --max-overhead 5% --seed 1 --pid 1",
             "memscope trace --max-overhead 0.5 --sample 4KiB --pid 1",
             "memscope trace --sample 4KiB --seed 1 --pid 1",
+            "memscope trace --pages --stacks caller --pid 1",
+            "memscope report f --view pages",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
             "memscope report f --show-wrappers",

@@ -151,7 +151,7 @@ impl RawRecords {
                 Raw::Large(record.as_bytes().to_vec())
             }
             // The workload has none of these; one would be missed in its result.
-            Event::ThreadExit { .. } | Event::Loss { .. } => return,
+            Event::ThreadExit { .. } | Event::Loss { .. } | Event::PageFault { .. } => return,
         };
         self.records.push(raw);
     }

@@ -2,8 +2,8 @@ use memscope_common::record::{
     self, BEGUN_BY_EXEC, BEGUN_BY_FORK, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE,
     OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED,
     OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE,
-    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD,
-    STACK_USED_FRAME_POINTERS,
+    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, RESIDENT_ANONYMOUS,
+    RESIDENT_FILE, RESIDENT_SHARED, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -15,7 +15,7 @@ use super::{
 use crate::model::{
     CountedAllocations, EndReason, Event, Fork, Frame, FrameId, FreeCaller, Item, Location,
     MemoryReading, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
-    StackOutcome, ThreadId,
+    ResidentBytes, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -26,6 +26,9 @@ const LOOK_AGAIN_NS: u64 = 100_000_000;
 /// is followed.
 const MAX_EARLY_TARGETS: usize = 256;
 const MAX_EARLY_RANGES: usize = 256;
+
+/// The kernel counts resident memory in pages, which have this size on x86-64.
+const PAGE_BYTES: u64 = 4096;
 
 /// A process that is to be followed from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -411,6 +414,7 @@ impl<V: ProcessView> Collector<V> {
                     time_ns: record.header.time_ns,
                 })
             }
+            Record::PageFault(record) => self.page_fault(record, give),
             Record::CodeChanged(record) => {
                 self.process_of(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
@@ -482,6 +486,31 @@ impl<V: ProcessView> Collector<V> {
             stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
             probe: self.probe(record.header.probe)?,
             interval_bytes: record.interval_bytes,
+        })
+    }
+
+    fn page_fault(
+        &mut self,
+        record: &record::PageFault,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Event> {
+        let process = self.process_of(&record.header, give)?;
+        let bytes = |kind: usize| {
+            let pages = record.resident_pages.get(kind).copied().unwrap_or(0);
+            u64::from(pages) * PAGE_BYTES
+        };
+        Some(Event::PageFault {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            address_avma: record.address_avma,
+            stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
+            resident: ResidentBytes {
+                anonymous: bytes(RESIDENT_ANONYMOUS),
+                file: bytes(RESIDENT_FILE),
+                shared: bytes(RESIDENT_SHARED),
+            },
+            is_major: record.is_major != 0,
         })
     }
 

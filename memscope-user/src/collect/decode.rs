@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
 use memscope_common::record::{
-    self, BEGUN_BY_FORK, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED,
-    KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT,
-    KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
-    KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER,
-    Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ProcessBegin, ProcessExec,
-    ProcessExit, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
-    StackHeader, ThreadExit, ThreadNumber,
+    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION,
+    KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK, KIND_PAGE_FAULT,
+    KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
+    KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY,
+    KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA,
+    MAX_THREAD_NUMBER, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
+    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
 };
 use zerocopy::FromBytes;
 
@@ -89,6 +89,8 @@ pub enum Record {
     ThreadExit(ThreadExit),
     /// Libraries were mapped or unmapped.
     CodeChanged(CodeChanged),
+    /// A page fault was handled.
+    PageFault(PageFault),
 }
 
 /// A stack with its frames, innermost first.
@@ -127,6 +129,7 @@ impl Record {
             Self::ProcessExit(record) => record.header.time_ns,
             Self::ThreadExit(record) => record.header.time_ns,
             Self::CodeChanged(record) => record.header.time_ns,
+            Self::PageFault(record) => record.header.time_ns,
         }
     }
 }
@@ -135,6 +138,12 @@ impl Record {
 #[must_use]
 pub const fn is_fork(begin: &ProcessBegin) -> bool {
     begin.begun_by == BEGUN_BY_FORK
+}
+
+/// The target that has begun a process, if one has.
+#[must_use]
+pub fn parent_of(begin: &ProcessBegin) -> Option<u16> {
+    (begin.begun_by != BEGUN_BY_EXEC).then_some(begin.parent_target)
 }
 
 /// Why bytes are no record.
@@ -335,6 +344,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_PROCESS_EXIT => whole(bytes).map(Record::ProcessExit),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
+        KIND_PAGE_FAULT => whole(bytes).map(Record::PageFault),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(DecodeError::Length { kind, bytes: bytes.len() })

@@ -14,5 +14,6 @@ pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, Walke
 pub use collector::{Collector, CopiedStacks, TargetStart};
 pub use decode::{
     Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames, is_fork,
+    parent_of,
 };
 pub use memscope_common::record::ProcessBegin;

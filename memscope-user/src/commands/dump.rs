@@ -10,7 +10,7 @@ use crate::{
     cli::FileOptions,
     model::{
         Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, MappedMemory,
-        MemoryReading, Probe, Process, ResidentMemory, Stack, Window,
+        MemoryReading, Probe, Process, ResidentBytes, ResidentMemory, Stack, Window,
     },
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
@@ -98,7 +98,18 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             fork.process, fork.parent, fork.time_ns
         ),
         Item::Memory(reading) => write_memory(out, reading, started_at_ns),
+        Item::PageSums(sums) => writeln!(
+            out,
+            "page-sums elsewhere={} gone={}",
+            resident_text(&sums.elsewhere),
+            resident_text(&sums.gone)
+        ),
     }
+}
+
+/// Bytes: `anonymous/file/shared`.
+fn resident_text(resident: &ResidentBytes) -> String {
+    format!("{}/{}/{}", resident.anonymous, resident.file, resident.shared)
 }
 
 fn write_probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
@@ -275,5 +286,13 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
             "loss +{at_ns} from=+{} lost={lost_count}",
             first_lost_ns.wrapping_sub(started_at_ns).cast_signed()
         ),
+        Event::PageFault { process, thread, address_avma, stack, resident, is_major, .. } => {
+            writeln!(
+                out,
+                "page-fault +{at_ns} process={process} thread={thread} address={address_avma:#x} resident={} stack={stack}{}",
+                resident_text(&resident),
+                if is_major { " major" } else { "" }
+            )
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod fields;
+mod pages;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use crate::{
     store::Damage,
 };
 use blocks::Blocks;
+use pages::PagesJson;
 
 #[derive(Serialize)]
 struct Document<'a, B> {
@@ -43,6 +45,8 @@ struct Document<'a, B> {
     exact: Option<ExactJson>,
     /// None unless the trace was limited.
     budget: Option<BudgetJson>,
+    /// None unless page faults were observed.
+    pages: Option<PagesJson<'a>>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -59,6 +63,8 @@ struct CaptureJson<'a> {
     kernel: &'a str,
     arch: &'a str,
     mode: &'static str,
+    /// `allocations` or `pages`.
+    events: &'static str,
     sampling_interval_bytes: Option<u64>,
     stacks: &'static str,
     command: Option<&'a [String]>,
@@ -291,6 +297,7 @@ pub fn export_json(
         counters: analysis.counters.as_ref().map(counters),
         exact: analysis.exact.as_ref().map(ExactJson::of),
         budget: BudgetJson::of(&trust, &analysis.windows),
+        pages: PagesJson::of(analysis),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,
@@ -317,6 +324,7 @@ fn capture<'a>(analysis: &Analysis, capture: &'a Capture) -> CaptureJson<'a> {
         duration_ns: analysis.duration_ns(),
         kernel: &capture.kernel,
         arch: &capture.arch,
+        events: analysis.observed().name(),
         mode: if analysis.is_sampled() { "sampled" } else { "full" },
         sampling_interval_bytes: capture.sampling_interval_bytes,
         stacks: capture.stacks.name(),

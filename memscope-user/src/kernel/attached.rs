@@ -54,6 +54,11 @@ impl Attached {
         self.is_open
     }
 
+    /// What is taken off at the end only.
+    pub(super) fn push_lasting(&mut self, link: Link) {
+        self.lasting.push(link);
+    }
+
     pub(super) fn push(&mut self, program: &str, link: Link) {
         let links = if program == CODE_CHANGED { &mut self.lasting } else { &mut self.of_blocks };
         links.push(link);

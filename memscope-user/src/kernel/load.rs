@@ -18,10 +18,10 @@ use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS, NO_ARGUMENT,
-        ProbeSurroundings, Settings, ThreadState,
+        COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION,
+        COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
+        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -33,6 +33,7 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::{self, kernel_offsets},
     overflow::Overflows,
+    pages,
     plain::Plain,
     probe_programs::{
         self, CODE_CHANGED, ENTRY, FREE, Prepared, ProbePoints, ProbePrograms, RETURN, SESSION,
@@ -45,7 +46,7 @@ use super::{
     types::{KERNEL_BTF, KernelTypes},
 };
 use crate::{
-    model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
+    model::{AttachMethod, Counters, LossCause, Observes, OnOverflow, ProbeId, StackMode},
     target::{FunctionKind, PlannedProbe},
 };
 
@@ -77,6 +78,8 @@ pub struct KernelConfig {
     pub follows: bool,
     /// What else does.
     pub selection: Selection,
+    /// What is observed.
+    pub observes: Observes,
 }
 
 /// What to attach to: the functions of one file.
@@ -108,6 +111,7 @@ pub struct Kernel {
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
+    pub(super) observes: Observes,
     pub(super) targets: Targets,
     pub(super) tables: KernelTables,
     tells_exits: bool,
@@ -136,12 +140,8 @@ impl Kernel {
         let mut settings = settings(&config, cpus);
         let (mut loader, Parsed { types, object }) = read_all()?;
         let task_offsets = offsets::task_offsets(&types);
-        if config.follows && task_offsets.known == 0 {
-            log::warn!(
-                "children are not followed: this kernel does not let it be seen how processes begin and end"
-            );
-            settings.follows = 0;
-        }
+        settings.follows = u32::from(config.follows && can_follow(task_offsets.known));
+        let page_offsets = pages::offsets(config.observes, &types)?;
         let mut ebpf = loader
             .btf(None)
             .map_max_entries("EVENTS", config.ring_bytes)
@@ -151,6 +151,7 @@ impl Kernel {
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
             .override_global("TASK_OFFSETS", &Plain(task_offsets), true)
             .override_global("SETTINGS", &Plain(settings), true)
+            .override_global("PAGE_OFFSETS", &Plain(page_offsets), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
         let prepared = Prepared::new(object, &ebpf, &types)?;
@@ -159,6 +160,10 @@ impl Kernel {
         prepared.attach_tracepoints(&mut programs, settings.follows != 0)?;
         if config.counts_cost {
             Self::load_sampler(&mut ebpf)?;
+        }
+        let mut attached = Attached::new(config.counts_cost);
+        if config.observes == Observes::PageFaults {
+            pages::attach(&mut ebpf, &mut attached)?;
         }
         config.selection.tell(&mut ebpf)?;
         let targets = Targets::new(&mut ebpf)?;
@@ -174,16 +179,23 @@ impl Kernel {
             ebpf,
             method,
             programs,
-            attached: Attached::new(config.counts_cost),
+            attached,
             surroundings,
             cookies,
             sampling,
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
+            observes: config.observes,
             targets,
             tables,
             tells_exits: task_offsets.known != 0,
         })
+    }
+
+    /// What is observed of the targets.
+    #[must_use]
+    pub fn observes(&self) -> Observes {
+        self.observes
     }
 
     /// Whether a record tells that a process has ended.
@@ -243,7 +255,11 @@ impl Kernel {
         }
         self.attached.remember(request);
         self.link(request, &[CODE_CHANGED])?;
-        if self.attached.is_open() { self.link(request, &OF_BLOCKS) } else { Ok(()) }
+        if self.attached.is_open() && self.observes == Observes::Allocations {
+            self.link(request, &OF_BLOCKS)
+        } else {
+            Ok(())
+        }
     }
 
     /// Attaches those of the probes that run these programs.
@@ -354,6 +370,7 @@ impl Kernel {
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
             (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
+            (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
         ];
         // A call is hit at its entry and at its return, if that is seen.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
@@ -424,6 +441,16 @@ fn settings(config: &KernelConfig, cpus: u32) -> Settings {
     }
 }
 
+/// Says so if it cannot.
+fn can_follow(known: u32) -> bool {
+    if known == 0 {
+        log::warn!(
+            "children are not followed: this kernel does not let it be seen how processes begin and end"
+        );
+    }
+    known != 0
+}
+
 /// Before Linux 5.11 BPF memory counts against this limit; later raising it has no use, and a
 /// container may forbid it.
 fn raise_memory_limit() {
@@ -443,7 +470,8 @@ struct Parsed {
 fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
     std::thread::scope(|scope| {
         let making = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
-        let wanted: Vec<_> = offsets::TYPES.into_iter().chain(probe_programs::TYPES).collect();
+        let wanted: Vec<_> =
+            offsets::TYPES.into_iter().chain(probe_programs::TYPES).chain(pages::TYPES).collect();
         let types = KernelTypes::find(&wanted)
             .map_err(|source| KernelError::Types { path: KERNEL_BTF, source })?;
         let object = Object::parse(OBJECT).map_err(|error| KernelError::Object(error.into()))?;

@@ -13,6 +13,7 @@ mod load;
 mod mmap_events;
 mod offsets;
 mod overflow;
+mod pages;
 mod plain;
 mod probe_programs;
 mod ring;
@@ -102,6 +103,26 @@ pub enum KernelError {
         count: usize,
         /// In which process.
         whose: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Page faults of a process cannot be observed.
+    #[error("cannot observe the page faults of thread {thread} of process {pid}")]
+    PageFaults {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        thread: u32,
+        /// Why.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// The threads of a process cannot be listed.
+    #[error("cannot list the threads of process {pid}")]
+    Threads {
+        /// The process.
+        pid: u32,
         /// Why.
         #[source]
         source: io::Error,

@@ -22,8 +22,7 @@ const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 /// (`bpf_tracing_func_proto`, kernel/trace/bpf_trace.c, `LOCKDOWN_BPF_READ_KERNEL`). The
 /// offsets are constants to its verifier: with all of them 0 it never comes to that call.
 pub(super) fn kernel_offsets(types: Option<&KernelTypes<'_>>) -> KernelOffsets {
-    let lockdown = std::fs::read_to_string(LOCKDOWN).unwrap_or_default();
-    if !may_read_kernel(&lockdown) {
+    if !may_read_kernel() {
         log::debug!("{LOCKDOWN} lets no program read the kernel's memory");
         return KernelOffsets::default();
     }
@@ -46,8 +45,7 @@ pub(super) fn kernel_offsets(types: Option<&KernelTypes<'_>>) -> KernelOffsets {
 /// Where the running kernel keeps what is asked of its tasks; all 0 as in [`kernel_offsets`].
 /// Then no child can be followed.
 pub(super) fn task_offsets(types: &KernelTypes<'_>) -> TaskOffsets {
-    let lockdown = std::fs::read_to_string(LOCKDOWN).unwrap_or_default();
-    if !may_read_kernel(&lockdown) {
+    if !may_read_kernel() {
         return TaskOffsets::default();
     }
     let of_task = |member| types.member_offset("task_struct", member);
@@ -72,19 +70,24 @@ pub(super) fn task_offsets(types: &KernelTypes<'_>) -> TaskOffsets {
     })
 }
 
-fn may_read_kernel(lockdown: &str) -> bool {
+/// Whether programs may read the kernel's memory.
+pub(super) fn may_read_kernel() -> bool {
+    lets_read_kernel(&std::fs::read_to_string(LOCKDOWN).unwrap_or_default())
+}
+
+fn lets_read_kernel(lockdown: &str) -> bool {
     !lockdown.contains("[confidentiality]")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::may_read_kernel;
+    use super::lets_read_kernel;
 
     #[test]
     fn only_the_strictest_lockdown_forbids_to_read_the_kernel() {
-        assert!(!may_read_kernel("none integrity [confidentiality]\n"));
-        assert!(may_read_kernel("none [integrity] confidentiality\n"));
-        assert!(may_read_kernel("[none] integrity confidentiality\n"));
-        assert!(may_read_kernel(""), "it does not say");
+        assert!(!lets_read_kernel("none integrity [confidentiality]\n"));
+        assert!(lets_read_kernel("none [integrity] confidentiality\n"));
+        assert!(lets_read_kernel("[none] integrity confidentiality\n"));
+        assert!(lets_read_kernel(""), "it does not say");
     }
 }

@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
         Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Group, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Settings, TaskOffsets,
+        PageCpu, PageOffsets, ProbeSurroundings, Sampling, Settings, TaskOffsets,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -31,6 +31,8 @@ plain!(
     ExactCounters,
     Overflow,
     OverflowKey,
+    PageCpu,
+    PageOffsets,
     Epoch,
     KernelOffsets
 );

@@ -225,7 +225,9 @@ fn data_of(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::ArrayOfMaps(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuLruHashMap(data)
         | Map::RingBuf(data)
         | Map::Unsupported(data) => Some(data),
         _ => None,

@@ -6,6 +6,7 @@ use rustc_hash::FxBuildHasher;
 use super::{
     Weight,
     block::{Block, LiveBlock, LossWindow, Totals},
+    faults::{FaultSite, FaultSums, Faults},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
     sites::{Resident, Site, SiteKey, SiteSums, Sites},
@@ -28,6 +29,7 @@ pub struct Tracker {
     begun: u64,
     loss_windows: Vec<LossWindow>,
     windows: Windows,
+    faults: Faults,
 }
 
 fn hash_of(address_avma: u64) -> u64 {
@@ -70,6 +72,9 @@ impl Tracker {
                     let (from_ns, until_ns) = (first_lost_ns, time_ns);
                     self.loss_windows.push(LossWindow { from_ns, until_ns, lost_count });
                 }
+            }
+            Event::PageFault { process, stack, resident, is_major, .. } => {
+                self.faults.count(SiteKey { process, stack }, resident, is_major);
             }
         }
     }
@@ -447,6 +452,18 @@ impl Tracker {
         sites
     }
 
+    /// Page faults by site, in the order in which these were first seen.
+    #[must_use]
+    pub fn fault_sites(&self) -> &[FaultSite] {
+        self.faults.sites()
+    }
+
+    /// All page faults together.
+    #[must_use]
+    pub fn fault_totals(&self) -> FaultSums {
+        self.faults.totals()
+    }
+
     /// The stretches in which records are missing, at most the first few thousand.
     #[must_use]
     pub fn loss_windows(&self) -> &[LossWindow] {
@@ -503,6 +520,7 @@ impl Tracker {
         self.blocks.held_bytes()
             + self.actors.held_bytes()
             + self.sites.held_bytes()
+            + self.faults.held_bytes()
             + self.loss_windows.capacity() * size_of::<LossWindow>()
             + self.windows.list.capacity() * size_of::<Window>()
     }

@@ -54,6 +54,9 @@ pub enum Item {
     Fork(Fork),
     /// How much memory a process had at some moment. What happened until then is before it.
     Memory(MemoryReading),
+    /// What became of resident memory beside page faults; only where these are observed, and then
+    /// before all of them. Later ones replace earlier ones.
+    PageSums(PageSums),
 }
 
 /// One image of one process: exec begins a new one.
@@ -440,6 +443,63 @@ pub struct Window {
     pub is_last: bool,
 }
 
+/// Bytes that are resident, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResidentBytes {
+    /// Of the process alone: heap, stacks, written copies of files' pages.
+    pub anonymous: u64,
+    /// Pages of files.
+    pub file: u64,
+    /// Pages of shared memory.
+    pub shared: u64,
+}
+
+impl ResidentBytes {
+    /// All kinds together.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        // A forged recording can have more than a u64 holds.
+        self.anonymous.wrapping_add(self.file).wrapping_add(self.shared)
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        self.anonymous = self.anonymous.wrapping_add(others.anonymous);
+        self.file = self.file.wrapping_add(others.file);
+        self.shared = self.shared.wrapping_add(others.shared);
+    }
+}
+
+/// What became of the targets' resident memory beside their page faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageSums {
+    /// What became resident in no page fault that was told.
+    pub elsewhere: ResidentBytes,
+    /// What was given back or taken away, but for the end of a process.
+    pub gone: ResidentBytes,
+}
+
+/// What is observed of the targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Observes {
+    /// Calls of allocators.
+    #[default]
+    Allocations,
+    /// Page faults.
+    PageFaults,
+}
+
+impl Observes {
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allocations => "allocations",
+            Self::PageFaults => "pages",
+        }
+    }
+}
+
 /// What is done when records come faster than they can be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnOverflow {
@@ -484,11 +544,13 @@ pub enum LossCause {
     MalformedRecord,
     /// No room to remember a block that was drawn.
     SampleTableFull,
+    /// No room in the ring buffer for a page fault.
+    RingFullPageFault,
 }
 
 impl LossCause {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFullAllocation,
         Self::RingFullFree,
         Self::RingFullReallocation,
@@ -499,6 +561,7 @@ impl LossCause {
         Self::ResultUnreadable,
         Self::MalformedRecord,
         Self::SampleTableFull,
+        Self::RingFullPageFault,
     ];
 
     /// Name in exports.
@@ -515,6 +578,7 @@ impl LossCause {
             Self::ResultUnreadable => "result_unreadable",
             Self::MalformedRecord => "malformed_record",
             Self::SampleTableFull => "sample_table_full",
+            Self::RingFullPageFault => "ring_full_page_fault",
         }
     }
 }

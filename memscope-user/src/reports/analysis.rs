@@ -7,11 +7,14 @@ use rustc_hash::FxHashMap;
 
 use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals, Tracker, Windows},
+    lifetimes::{
+        Block, FaultSite, FaultSums, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals,
+        Tracker, Windows,
+    },
     model::{
         Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
-        Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
-        StackOutcome,
+        Observes, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack,
+        StackId, StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -67,7 +70,8 @@ impl Definitions {
             | Item::Counted(_)
             | Item::Window(_)
             | Item::Fork(_)
-            | Item::Memory(_) => {}
+            | Item::Memory(_)
+            | Item::PageSums(_) => {}
         }
     }
 }
@@ -80,6 +84,7 @@ pub struct Analyzer {
     counters: Option<Counters>,
     exact: Option<ExactCounts>,
     memory: BTreeMap<ProcessId, MemoryTimeline>,
+    page_sums: Option<PageSums>,
     last_event_ns: u64,
 }
 
@@ -97,6 +102,7 @@ impl Analyzer {
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
             Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
+            Item::PageSums(sums) => self.page_sums = Some(*sums),
             Item::Counted(counted) => {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
@@ -131,6 +137,12 @@ impl Analyzer {
         &self.tracker
     }
 
+    /// What page faults have made resident; none if these are not observed.
+    #[must_use]
+    pub fn faulted_bytes(&self) -> Option<u64> {
+        self.page_sums.map(|_| self.tracker.fault_totals().resident.total())
+    }
+
     /// Everything that was found, given what the recording says of itself.
     #[must_use]
     pub fn finish(self, capture: Capture, end: RecordingEnd) -> Analysis {
@@ -151,6 +163,13 @@ impl Analyzer {
             let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
             *count = count
                 .wrapping_add(site.sums.allocations.wrapping_add(site.sums.failed_allocations));
+        }
+        let fault_sites = self.tracker.fault_sites().to_vec();
+        for site in &fault_sites {
+            let stack = self.definitions.stacks.get(&site.key.stack);
+            let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
+            let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
+            *count = count.wrapping_add(site.sums.faults);
         }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
@@ -174,6 +193,9 @@ impl Analyzer {
             counters: self.counters,
             exact: self.exact,
             memory: self.memory,
+            page_sums: self.page_sums,
+            fault_sites,
+            fault_totals: self.tracker.fault_totals(),
             capture,
             end,
             ended_at_ns,
@@ -209,7 +231,7 @@ pub struct Analysis {
     pub live_ages: FxHashMap<u32, LiveAge>,
     /// What the sampled blocks tell; none if none was sampled.
     pub sampled: Option<Sampled>,
-    /// How many allocations have a stack of each outcome.
+    /// How many allocations, or page faults, have a stack of each outcome.
     pub stack_outcomes: BTreeMap<StackOutcome, u64>,
     /// What the kernel side counted; none if the recording was cut before it said so.
     pub counters: Option<Counters>,
@@ -217,6 +239,12 @@ pub struct Analysis {
     pub exact: Option<ExactCounts>,
     /// How much memory processes had over time.
     pub memory: BTreeMap<ProcessId, MemoryTimeline>,
+    /// What became of resident memory beside page faults; none if these were not observed.
+    pub page_sums: Option<PageSums>,
+    /// Page faults, per process and stack.
+    pub fault_sites: Vec<FaultSite>,
+    /// All of them together.
+    pub fault_totals: FaultSums,
     /// When the targets were observed, if a budget was to be kept: what it has cost, and what
     /// numbers were scaled by.
     pub windows: Windows,
@@ -244,6 +272,15 @@ impl Analysis {
         self.ended_at_ns.saturating_sub(self.capture.started_at_ns)
     }
 
+    /// What was observed of the targets.
+    #[must_use]
+    pub fn observed(&self) -> Observes {
+        match self.page_sums {
+            Some(_) => Observes::PageFaults,
+            None => Observes::Allocations,
+        }
+    }
+
     /// Whether the numbers are estimates.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
@@ -269,7 +306,7 @@ impl Analysis {
             && self.totals.unseen_ends == 0
             && self.totals.marked_losses == 0
             && !self.windows.has_gaps()
-            && !self.definitions.probes.is_empty()
+            && (self.page_sums.is_some() || !self.definitions.probes.is_empty())
             && !self.definitions.processes.values().any(|process| process.probed_late)
     }
 }

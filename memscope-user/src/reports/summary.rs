@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Estimate, SiteOrder, SitesReport, Trust, Wrappers,
+    Analysis, Bounds, Estimate, PagesReport, ResolvedFrame, SiteOrder, SitesReport, Trust,
+    Wrappers,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
@@ -78,6 +79,8 @@ pub struct SummaryReport<'a> {
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
     pub most_allocated: Vec<SiteRow<'a>>,
+    /// What page faults tell; none if allocations were observed.
+    pub pages: Option<PagesReport<'a>>,
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
@@ -119,6 +122,7 @@ impl<'a> SummaryReport<'a> {
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
+            pages: analysis.page_sums.map(|_| PagesReport::of(analysis, Some(TOP))),
             trust: Trust::of(analysis),
             analysis,
         }
@@ -130,6 +134,15 @@ impl<'a> SummaryReport<'a> {
         let mut out = String::new();
         line!(out, "{}", cut(&text::harmless(self.recording), WIDTH));
         self.tell_processes(&mut out);
+        self.tell_when(&mut out);
+        if let Some(pages) = &self.pages {
+            pages.tell_sums(&mut out);
+            out.push('\n');
+            tell_chains(&mut out, "Most made resident", pages);
+            let gap = if pages.rows.is_empty() { "" } else { "\n" };
+            line!(out, "{gap}{}", self.trust.sentence);
+            return out;
+        }
         self.tell_numbers(&mut out);
         self.tell_memory(&mut out);
         if self.allocations == 0 {
@@ -189,8 +202,7 @@ impl<'a> SummaryReport<'a> {
         line!(out, "{}", cut(&format!("  {title:<10} {told}"), WIDTH));
     }
 
-    fn tell_numbers(&self, out: &mut String) {
-        let estimate = self.estimate.as_ref();
+    fn tell_when(&self, out: &mut String) {
         let when = self.started_at.split('.').next().unwrap_or_default();
         line!(
             out,
@@ -198,6 +210,10 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
+    }
+
+    fn tell_numbers(&self, out: &mut String) {
+        let estimate = self.estimate.as_ref();
         if let Some(budget) = self.trust.budget {
             let percent = |ppm: u64| text::percent(ppm, MILLION);
             line!(
@@ -290,9 +306,31 @@ fn tell_sites(
             text::percent(bytes, all_bytes),
             counted(blocks, "block")
         );
-        let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
-        let frame = row.frames.get(title_position(&row.frames));
-        let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
-        line!(out, "{numbers} {}", cut(&title, room));
+        tell_row(out, &numbers, &row.frames, title_position(&row.frames));
     }
+}
+
+/// As [`tell_sites`], of page faults.
+fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
+    if pages.rows.is_empty() {
+        return;
+    }
+    line!(out, "{heading}");
+    for row in &pages.rows {
+        let numbers = format!(
+            "  {:>9} {:>7} in {:<14}",
+            text::bytes(row.resident_bytes),
+            text::percent(row.resident_bytes, pages.resident_bytes),
+            counted(row.faults, "fault")
+        );
+        tell_row(out, &numbers, &row.frames, 0);
+    }
+}
+
+/// Numbers, and the frame that they are shown by.
+fn tell_row(out: &mut String, numbers: &str, frames: &[ResolvedFrame<'_>], title: usize) {
+    let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
+    let frame = frames.get(title);
+    let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
+    line!(out, "{numbers} {}", cut(&title, room));
 }

@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod memory;
+mod pages;
 mod sampling;
 mod trust;
 mod windows;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, MemoryReport, PeakReport, ProcessesReport, SiteOrder, SitesReport,
-    SummaryReport, Wrappers,
+    Analysis, LeaksReport, MemoryReport, PagesReport, PeakReport, ProcessesReport, SiteOrder,
+    SitesReport, SummaryReport, Wrappers,
 };
 
 /// A question to a recording.
@@ -26,11 +26,13 @@ pub enum View {
     Processes,
     /// How much memory was there, and how much of it are live blocks?
     Memory,
+    /// What has made resident memory grow?
+    Pages,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
@@ -39,6 +41,7 @@ impl View {
         Self::Peak,
         Self::Processes,
         Self::Memory,
+        Self::Pages,
     ];
 
     /// What `--view` calls it.
@@ -53,6 +56,7 @@ impl View {
             Self::Peak => "peak",
             Self::Processes => "processes",
             Self::Memory => "memory",
+            Self::Pages => "pages",
         }
     }
 
@@ -68,6 +72,9 @@ impl View {
             Self::Peak => "blocks live when the program had most memory, by call chain",
             Self::Processes => "each process and what it allocated",
             Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
+            Self::Pages => {
+                "call chains by what became resident in their page faults (trace --pages)"
+            }
         }
     }
 
@@ -103,6 +110,7 @@ impl View {
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
             Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
+            Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
         }
     }
 }
@@ -123,6 +131,8 @@ pub enum Report<'a> {
     Processes(ProcessesReport<'a>),
     /// To [`View::Memory`].
     Memory(MemoryReport<'a>),
+    /// To [`View::Pages`].
+    Pages(PagesReport<'a>),
 }
 
 impl Report<'_> {
@@ -136,6 +146,7 @@ impl Report<'_> {
             Self::Peak(report) => report.text(),
             Self::Processes(report) => report.text(),
             Self::Memory(report) => report.text(),
+            Self::Pages(report) => report.text(),
         }
     }
 }

@@ -4,10 +4,21 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
     ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
-    HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId, Probe,
-    ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentMemory, SourceFunction, Stack,
-    StackId, StackOutcome, ThreadId, Window,
+    HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId,
+    PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
+    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
 };
+
+fn page_sums() -> BoxedStrategy<PageSums> {
+    let resident = || {
+        any::<(u64, u64, u64)>().prop_map(|(anonymous, file, shared)| ResidentBytes {
+            anonymous,
+            file,
+            shared,
+        })
+    };
+    (resident(), resident()).prop_map(|(elsewhere, gone)| PageSums { elsewhere, gone }).boxed()
+}
 
 /// Few ids, so that items refer to each other.
 fn id() -> BoxedStrategy<u32> {
@@ -26,7 +37,7 @@ fn text() -> BoxedStrategy<String> {
 fn event() -> BoxedStrategy<Event> {
     let common = (id(), id(), any::<u64>(), address());
     let begin = (any::<u64>(), id(), id(), address(), prop_oneof![3 => Just(0), 1 => any::<u64>()]);
-    (0..6, common, begin, any::<bool>())
+    (0..7, common, begin, any::<bool>())
         .prop_map(
             |(
                 kind,
@@ -68,6 +79,19 @@ fn event() -> BoxedStrategy<Event> {
                         interval_bytes,
                     },
                     4 => Event::ThreadExit { process, thread, time_ns },
+                    5 => Event::PageFault {
+                        process,
+                        thread,
+                        time_ns,
+                        address_avma,
+                        stack,
+                        resident: ResidentBytes {
+                            anonymous: size_bytes,
+                            file: other,
+                            shared: interval_bytes,
+                        },
+                        is_major: allocator,
+                    },
                     _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
                 }
             },
@@ -242,6 +266,7 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
             time_ns,
         })),
         1 => memory().prop_map(Item::Memory),
+        1 => page_sums().prop_map(Item::PageSums),
     ]
     .boxed()
 }

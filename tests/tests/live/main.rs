@@ -28,6 +28,7 @@ mod memory;
 mod mmaps;
 mod oracle;
 mod overflow;
+mod pages;
 mod peers_stacks;
 mod processes;
 mod real_programs;

@@ -41,7 +41,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
-    model::{Capture, EndingReason, ProbeScope},
+    model::{Capture, EndingReason, Observes},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -89,6 +89,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         counts_cost: options.max_overhead.is_some(),
         follows: options.follows(),
         selection: selected.selection(),
+        observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
     })?;
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
@@ -150,7 +151,8 @@ fn begin(
     let file = output.file()?;
     let how = Following {
         follows: options.follows() || options.selects(),
-        probes_everywhere: options.probe_scope() == ProbeScope::Host,
+        scope: options.probe_scope(),
+        observes: kernel.observes(),
     };
     let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, how, debuginfod)
         .with_context(|| cannot_save(output))?;
@@ -381,7 +383,9 @@ fn conclude(
         let failure = anyhow::Error::new(failure);
         return Err(failure.context(cannot_save(output)));
     }
-    let nothing = analysis.totals.allocations == 0 && analysis.totals.frees == 0;
+    let nothing = analysis.totals.allocations == 0
+        && analysis.totals.frees == 0
+        && analysis.fault_totals.faults == 0;
     if options.strict && (nothing || !analysis.is_complete()) {
         return Ok(ExitCode::from(EXIT_INCOMPLETE));
     }

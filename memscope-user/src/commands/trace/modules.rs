@@ -320,12 +320,14 @@ pub(super) enum Notice {
     CodeChanged(u16),
     /// This target executes another program, since this moment.
     Executed(u16, u64),
-    /// The kernel side follows a process by itself; whose copy it is, if it is one.
+    /// The kernel side follows a process by itself.
     Begun {
         /// The target.
         target: u16,
-        /// Of which target.
-        copy_of: Option<u16>,
+        /// The target that has begun it, if one has.
+        parent: Option<u16>,
+        /// Whether it is a copy of that.
+        is_copy: bool,
         /// Since when.
         time_ns: u64,
     },

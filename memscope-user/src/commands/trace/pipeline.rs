@@ -35,10 +35,13 @@ use super::{
 use crate::{
     collect::{
         Collector, DecodeError, Decoder, Observation, OfImage, ProcessBegin, Record, TargetStart,
-        is_fork,
+        is_fork, parent_of,
     },
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
-    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe, Window},
+    model::{
+        Counters, Event, ExactCounts, FrameSymbols, Item, Observes, PageSums, Probe, ProbeScope,
+        Window,
+    },
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
@@ -90,6 +93,7 @@ pub(super) enum Control {
     ProbedLate(u16),
     Counters(Counters),
     ExactCounts(ExactCounts),
+    PageSums(PageSums),
     Overflows(Vec<OverflowCount>),
     Window(Window),
     /// Of a target at some moment, told at once: it waits for the records before it.
@@ -102,6 +106,8 @@ pub(super) enum Control {
 pub(super) struct Progress {
     pub(super) events: u64,
     pub(super) resident_bytes: u64,
+    /// Made resident by page faults; none if these are not observed.
+    pub(super) faulted_bytes: Option<u64>,
     pub(super) written_bytes: u64,
     /// Why the recording cannot go on.
     pub(super) failure: Option<Arc<StoreError>>,
@@ -190,7 +196,16 @@ pub(super) struct PipelineParts<W> {
 pub(super) struct Following {
     /// Whether some do so by themselves.
     pub(super) follows: bool,
-    pub(super) probes_everywhere: bool,
+    pub(super) scope: ProbeScope,
+    pub(super) observes: Observes,
+}
+
+impl Following {
+    /// Whether a child is observed from its beginning. Page faults are: the kernel has children
+    /// inherit what they are counted by.
+    fn has_children_whole(self) -> bool {
+        self.scope == ProbeScope::Host || self.observes == Observes::PageFaults
+    }
 }
 
 impl<W: Write + Send + 'static> Pipeline<W> {
@@ -212,7 +227,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
             move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
-            let everywhere = follow.probes_everywhere;
+            let everywhere = follow.has_children_whole();
             Collect::new(view, everywhere, writer, jobs, progress_sender).run(&receiver)
         })?;
         Ok(Self { input, progress, drain_state, after_drain, drain, collect, symbols })
@@ -418,7 +433,8 @@ fn notice_of(record: &Record) -> Option<Notice> {
         Record::Exec(record) => Notice::Executed(record.header.target, record.header.time_ns),
         Record::ProcessBegin(record) => Notice::Begun {
             target: record.header.target,
-            copy_of: is_fork(record).then_some(record.parent_target),
+            is_copy: is_fork(record),
+            parent: parent_of(record),
             time_ns: record.header.time_ns,
         },
         Record::ProcessExit(record) => Notice::Ended(record.header.target),
@@ -700,6 +716,7 @@ impl<W: Write> Collect<W> {
                 }
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
+            Control::PageSums(sums) => sink.take(&Item::PageSums(sums)),
             Control::Window(window) => sink.take(&Item::Window(window)),
             Control::Memory(reading) => self.readings.hold(*reading),
             Control::NoMoreRecords => {
@@ -719,6 +736,7 @@ impl<W: Write> Collect<W> {
         self.progress.send_replace(Progress {
             events: sink.events,
             resident_bytes: sink.analyzer.tracker().resident_bytes(),
+            faulted_bytes: sink.analyzer.faulted_bytes(),
             written_bytes: sink.writer.written_bytes(),
             failure: sink.failure.clone(),
         });

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     collect::TargetStart,
     kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS},
-    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId, ProbeScope},
+    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId, Observes, ProbeScope},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
@@ -137,13 +137,14 @@ impl Session {
             modules,
             processes,
             targets: FxHashMap::default(),
-            scope: if how.probes_everywhere { ProbeScope::Host } else { ProbeScope::Targets },
+            scope: how.scope,
             probed_since_ns: FxHashMap::default(),
             own: TargetProcess::own_file(),
             tables: Tables::new(cache),
             guard,
             windowed: None,
         };
+        session.tell_page_sums()?;
         Ok((session, notices))
     }
 
@@ -153,7 +154,8 @@ impl Session {
         let target = self.add(process, Known::Named)?;
         let Some(target) = target else { bail!("process {pid} is traced already") };
         self.begin_running(target)?;
-        if self.targets.get(&target).is_some_and(|state| state.allocators == 0) {
+        let has_none = self.targets.get(&target).is_some_and(|state| state.allocators == 0);
+        if has_none && self.kernel.observes() == Observes::Allocations {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
@@ -243,6 +245,7 @@ impl Session {
         if !self.kernel.watch_process(index, pid)? {
             return Ok(None);
         }
+        self.kernel.observe_faults(pid)?;
         let process = Arc::new(process);
         self.processes.insert(index, Arc::clone(&process));
         self.tell(Control::StartTarget(TargetStart {
@@ -276,19 +279,27 @@ impl Session {
     }
 
     /// The kernel side has begun to follow a process.
-    fn begun(&mut self, target: u16, copy_of: Option<u16>, time_ns: u64) -> anyhow::Result<()> {
+    fn begun(
+        &mut self,
+        target: u16,
+        parent: Option<u16>,
+        is_copy: bool,
+        time_ns: u64,
+    ) -> anyhow::Result<()> {
         let Some(process) = self.processes.get(target) else { return Ok(()) };
-        let parent = copy_of.and_then(|parent| self.targets.get(&parent));
-        let is_probed = self.scope == ProbeScope::Host;
+        if parent.is_none() {
+            // A child has inherited it.
+            self.kernel.observe_faults(process.pid())?;
+        }
+        let is_whole = is_copy && self.scope == ProbeScope::Host;
+        let parent = parent.filter(|_| is_whole).and_then(|parent| self.targets.get(&parent));
         self.memory.follow_begun(target, Arc::clone(&process))?;
-        let (attached, allocators) = parent
-            .filter(|_| is_probed)
-            .map(|parent| (parent.attached.clone(), parent.allocators))
-            .unwrap_or_default();
+        let (attached, allocators) =
+            parent.map(|parent| (parent.attached.clone(), parent.allocators)).unwrap_or_default();
         let exit = None;
         let runs_since_ns = Some(time_ns);
         self.keep(target, Target { process, exit, attached, allocators, runs_since_ns })?;
-        if copy_of.is_some() && is_probed {
+        if is_whole {
             // It has what its parent has, its tables too.
             return Ok(());
         }
@@ -318,7 +329,8 @@ impl Session {
                 state.attached.insert(module.module.id);
                 state.allocators += usize::from(module.is_allocator());
             }
-            is_late |= module.is_allocator()
+            is_late |= self.kernel.observes() == Observes::Allocations
+                && module.is_allocator()
                 && runs_since_ns.is_some_and(|runs_since_ns| probed_since_ns > runs_since_ns);
         }
         let single = self.targets.get(&target).is_some_and(|state| state.allocators == 1);
@@ -338,7 +350,7 @@ impl Session {
     ) -> anyhow::Result<u64> {
         let id = module.module.id;
         let known = self.probed_since_ns.get(&id).copied();
-        if known.is_none() {
+        if known.is_none() && self.kernel.observes() == Observes::Allocations {
             for definition in module.definitions() {
                 self.tell(Control::DefineProbe(definition))?;
             }
@@ -372,7 +384,9 @@ impl Session {
                     self.kernel.forget_probes(target);
                     self.attach_new_modules(target).map(drop)
                 }
-                Notice::Begun { target, copy_of, time_ns } => self.begun(target, copy_of, time_ns),
+                Notice::Begun { target, parent, is_copy, time_ns } => {
+                    self.begun(target, parent, is_copy, time_ns)
+                }
                 Notice::Ended(target) => {
                     // Of a process that was named the status may be known better.
                     if self.targets.get(&target).is_some_and(|state| state.exit.is_none()) {
@@ -490,7 +504,15 @@ impl Session {
         if let Some(exact) = self.kernel.exact_counts()? {
             self.tell(Control::ExactCounts(exact))?;
         }
+        self.tell_page_sums()?;
         Ok((counters, self.pipeline.progress.borrow().clone()))
+    }
+
+    fn tell_page_sums(&self) -> anyhow::Result<()> {
+        match self.kernel.page_sums()? {
+            Some(sums) => self.tell(Control::PageSums(sums)),
+            None => Ok(()),
+        }
     }
 
     fn observed(&self) -> Vec<Observed> {
@@ -562,7 +584,9 @@ impl Session {
             let window =
                 windowed.map(|windowed| windowed.finish(&kernel, &observed)).transpose()?;
             let overflows = Control::Overflows(kernel.take_overflows()?);
-            let counts = exact.into_iter().chain([overflows, Control::Counters(counters)]);
+            let pages = kernel.page_sums()?.map(Control::PageSums);
+            let counts = exact.into_iter().chain(pages);
+            let counts = counts.chain([overflows, Control::Counters(counters)]);
             Ok(window.map(Control::Window).into_iter().chain(counts).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;

@@ -13,7 +13,7 @@ use crate::{
     model::{Ending, EndingReason, Item, StackOutcome},
     reports::{
         BlockFate, analyze, replay_blocks,
-        testing::{ENDED_AT_NS, STARTED_AT_NS, analysis, capture, items},
+        testing::{ENDED_AT_NS, FAULTS, STARTED_AT_NS, analysis, capture, items},
     },
     store::{Reader, StoreError, Writer},
 };
@@ -263,6 +263,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     paths(&json(SAMPLED, true), "", &mut found);
     paths(&json(LIMITED, true), "", &mut found);
     paths(&json(MEMORY, true), "", &mut found);
+    paths(&json(FAULTS, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
@@ -321,7 +322,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["loss"]["lost_events"], 3);
     assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
     assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
-    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 11);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 12);
     assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);
@@ -399,6 +400,21 @@ fn json_adds_up() {
 fn blocks_come_only_when_asked_for() {
     assert_eq!(json(RICH, false).get("blocks"), None);
     assert_eq!(json("", true)["blocks"], serde_json::json!([]));
+}
+
+#[test]
+fn json_of_page_faults() {
+    let json = json(FAULTS, false);
+    assert_eq!(json["capture"]["events"], "pages");
+    assert_eq!(json["totals"]["allocations"], 0);
+    let pages = &json["pages"];
+    assert_eq!((&pages["faults"], &pages["major_faults"]), (&5.into(), &1.into()));
+    assert_eq!(pages["resident"]["bytes"], (2 << 20) + 4096 + 65_536 + 4096);
+    assert_eq!(pages["resident"]["shared_bytes"], 4096);
+    assert_eq!(pages["elsewhere"]["bytes"], 8192);
+    assert_eq!(pages["gone"]["anonymous_bytes"], 4096);
+    assert_eq!(pages["chains"][0]["resident_bytes"], (2 << 20) + 4096);
+    assert_eq!(json["stacks"]["complete"], 5);
 }
 
 #[test]
