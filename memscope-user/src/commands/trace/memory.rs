@@ -1,7 +1,8 @@
 //! Reads how much memory the targets have, beside what is recorded of them.
 //!
 //! A thread of its own does, as a reading can take long: for PSS the kernel walks through all
-//! pages of a process. What a reading takes is measured, and decides when the next one is made.
+//! pages of a process. What readings take is measured, in processor time of the thread that makes
+//! them, and decides when the next ones are made.
 
 use std::{
     collections::VecDeque,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::time::{ClockId, clock_gettime};
 
 use super::{
     monotonic_ns,
@@ -49,6 +51,12 @@ pub(super) struct Reading {
     pub(super) target: u16,
     pub(super) time_ns: u64,
     pub(super) memory: ProcessMemory,
+}
+
+/// Processor time of the calling thread.
+fn used() -> Duration {
+    // Fails only for a clock that does not exist.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// When memory is read.
@@ -135,15 +143,15 @@ impl MemoryReader {
         process: Arc<TargetProcess>,
         has_run: bool,
     ) -> anyhow::Result<()> {
-        let begun = Instant::now();
+        let used_before = used();
         let Some(mut memory) = process.memory(&self.groups) else { return Ok(()) };
-        let mut pss = PssPace::unread(begun);
+        let mut pss = PssPace::unread(Instant::now());
         if self.at_attach < MOST_AT_ATTACH {
             memory.proportional_bytes = process.proportional_bytes();
-            pss = PssPace::after(Instant::now(), begun.elapsed(), 1);
+            pss = PssPace::after(Instant::now(), used().saturating_sub(used_before), 1);
             memory.heap_mappings = has_run.then(|| process.heap_mappings()).flatten();
         }
-        self.at_attach += begun.elapsed();
+        self.at_attach += used().saturating_sub(used_before);
         let reading = Reading { target, time_ns: monotonic_ns(), memory };
         give(&self.input, reading).context("the collecting thread has ended")?;
         self.order(target, process, pss)
@@ -213,11 +221,12 @@ impl Reads {
                     return;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let begun = Instant::now();
+                    let (begun, used_before) = (Instant::now(), used());
                     if self.round(|pss| pss.due <= begun).is_none() {
                         return;
                     }
-                    next = Instant::now() + pace.after_round(begun.elapsed());
+                    let took = used().saturating_sub(used_before);
+                    next = Instant::now() + pace.after_round(took);
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -231,9 +240,10 @@ impl Reads {
             let time_ns = monotonic_ns();
             let Some(mut memory) = followed.process.memory(&self.groups) else { continue };
             if is_pss_due(&followed.pss) {
-                let begun = Instant::now();
+                let used_before = used();
                 memory.proportional_bytes = followed.process.proportional_bytes();
-                followed.pss = PssPace::after(Instant::now(), begun.elapsed(), count);
+                let took = used().saturating_sub(used_before);
+                followed.pss = PssPace::after(Instant::now(), took, count);
             }
             give(&self.input, Reading { target: followed.target, time_ns, memory })?;
             self.followed.push(followed);
