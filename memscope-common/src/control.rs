@@ -230,6 +230,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 28..32  argument: result slot bits 32..48  target
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
+/// bit  50      an exception can leave it: its return is seen at its `ret` instructions
 /// bits 52..64  where in its page the probed instruction is
 /// ```
 ///
@@ -289,6 +290,20 @@ impl Cookie {
     #[inline(always)]
     pub const fn is_stepped(self) -> bool {
         self.0 >> 49 & 1 != 0
+    }
+
+    /// The same, of a function that an exception can leave.
+    #[must_use]
+    pub const fn of_throwing(self) -> Self {
+        Self(self.0 | 1 << 50)
+    }
+
+    /// Whether an exception can leave the function: then it has no return probe, and what it
+    /// returns is seen at the instruction by which it does.
+    #[must_use]
+    #[inline(always)]
+    pub const fn can_throw(self) -> bool {
+        self.0 >> 50 & 1 != 0
     }
 
     /// The same, at an instruction that lies there in a file or in memory.
@@ -450,6 +465,10 @@ pub struct ThreadState {
     pub freed_block_avma: u64,
     /// Probe id of that free.
     pub freed_probe: u64,
+    /// Stack pointer at its entry.
+    pub freed_sp_avma: u64,
+    /// Where it returns to.
+    pub freed_return_avma: u64,
     /// Identity of the stack sent last.
     pub last_stack: u64,
     /// Its number.
@@ -472,9 +491,13 @@ pub struct ThreadState {
     pub target_plus_1: u64,
     /// The probed instruction of the outermost call that was entered last.
     pub entry_avma: u64,
+    /// Where the outermost call returns to, if an exception can leave it, else 0.
+    pub return_avma: u64,
+    /// Number of the stack that such a call was made from; 0 if nothing of it is recorded.
+    pub stack: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 21;
+pub const THREAD_WORDS: usize = 25;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

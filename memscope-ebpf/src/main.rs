@@ -55,7 +55,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
         alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        u32::from(alloc::entered(&entry, state).is_none())
+        u32::from(alloc::entered::<false>(&entry, state).is_none())
     };
     cost::end(begun_ns);
     result
@@ -65,7 +65,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
 #[uprobe]
 fn allocation_entered(context: ProbeContext) -> u32 {
     let begun_ns = cost::begin();
-    alloc::entered(&context, threads::find(context.as_ptr()));
+    alloc::entered::<false>(&context, threads::find(context.as_ptr()));
     cost::end(begun_ns);
     0
 }
@@ -78,6 +78,39 @@ fn allocation_returned(context: RetProbeContext) -> u32 {
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
     alloc::returned(&context, threads::find(context.as_ptr()), cookie);
     cost::end(begun_ns);
+    0
+}
+
+/// Entry of operator new and its like, which an exception can leave. They have no return probe,
+/// as the unwinder of exceptions finds no way through the kernel's return address.
+#[uprobe]
+fn throwing_entered(context: ProbeContext) -> u32 {
+    let begun_ns = cost::begin();
+    alloc::entered::<true>(&context, threads::find(context.as_ptr()));
+    cost::end(begun_ns);
+    0
+}
+
+/// An instruction by which these return.
+#[uprobe]
+fn throwing_exited(context: ProbeContext) -> u32 {
+    let begun_ns = cost::begin();
+    alloc::exited(&context);
+    cost::end(begun_ns);
+    0
+}
+
+/// Entry of what makes C++ exceptions.
+#[uprobe]
+fn exception_thrown(context: ProbeContext) -> u32 {
+    alloc::thrown(&context);
+    0
+}
+
+/// Entry of what every handler of a C++ exception calls first.
+#[uprobe]
+fn exception_caught(context: ProbeContext) -> u32 {
+    alloc::caught(&context);
     0
 }
 

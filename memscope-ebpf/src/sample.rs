@@ -65,6 +65,12 @@ fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
     true
 }
 
+/// Whether nothing of the call under way would have been recorded.
+#[inline(always)]
+pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
+    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
+}
+
 /// Counts a call that asks for a block.
 #[inline(always)]
 fn count(size_bytes: u64) {

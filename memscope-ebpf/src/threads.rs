@@ -21,9 +21,9 @@ use memscope_common::control::{
 };
 
 use crate::{
-    alloc::is_unrecorded,
     emit,
     maps::{MOVED_THREADS, NEW_WALK, THREADS, WALKS},
+    sample::is_unrecorded,
 };
 
 /// Places that a new thread tries to get.

@@ -7,6 +7,7 @@
 
 mod allocator;
 mod blocks;
+mod exits;
 mod launch;
 mod module;
 mod plan;
@@ -14,6 +15,7 @@ mod process;
 mod site;
 
 pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
+pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes};

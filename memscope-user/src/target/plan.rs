@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    allocator::{AllocatorFunction, FunctionKind, LOADER_FUNCTION, Naming, Row, find},
+    allocator::{
+        AllocatorFunction, EXCEPTION_FUNCTIONS, EXIT, FunctionKind, LOADER_FUNCTION, Naming, Row,
+        find,
+    },
     module::{FunctionCode, ModuleFacts},
     site::{
         ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site,
@@ -14,7 +17,11 @@ use super::{
 /// Whether a probe may be wanted on a function of this name.
 #[must_use]
 pub fn is_of_interest(name: &str) -> bool {
-    name == LOADER_FUNCTION.name || find(name).is_some()
+    name == LOADER_FUNCTION.name || exception_function(name).is_some() || find(name).is_some()
+}
+
+fn exception_function(name: &str) -> Option<AllocatorFunction> {
+    EXCEPTION_FUNCTIONS.into_iter().find(|function| function.name == name)
 }
 
 /// A probe to be attached.
@@ -40,26 +47,41 @@ pub struct PlannedProbe {
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for (found, function) in wanted(facts) {
-        if function.can_throw {
+        let exits = facts.exits.get(&found.file_offset);
+        let exits = exits.and_then(|exits| exits.as_ref().ok()).map_or(&[][..], Vec::as_slice);
+        // What it gives would not be seen.
+        if function.can_throw && exits.is_empty() {
             continue;
         }
         let site = choose_site(&found.code, need_of(&function), forms);
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
-        let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
-        by_offset.entry(found.file_offset).or_insert(PlannedProbe {
-            function: found_at(function, site.places),
-            file_offset,
-            code_file_offsets: code.map_or((file_offset, file_offset), |segment| {
+        let planned = |function, file_offset, site| {
+            let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
+            let code_file_offsets = code.map_or((file_offset, file_offset), |segment| {
                 (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
-            }),
+            });
+            PlannedProbe { function, file_offset, code_file_offsets, site }
+        };
+        if function.can_throw {
+            for exit in exits {
+                by_offset.entry(*exit).or_insert(planned(EXIT, *exit, ProbeSite::EXIT));
+            }
+        }
+        by_offset.entry(found.file_offset).or_insert(planned(
+            found_at(function, site.places),
+            file_offset,
             site,
-        });
+        ));
     }
     let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
     probes.sort_by_key(|probe| match probe.function.kind {
-        FunctionKind::Frees | FunctionKind::ChangesCode => 0,
+        FunctionKind::Frees
+        | FunctionKind::ChangesCode
+        | FunctionKind::Throws
+        | FunctionKind::Catches
+        | FunctionKind::Exits => 0,
         FunctionKind::Allocates if probe.function.block.is_some() => 1,
         FunctionKind::Allocates => 2,
     });
@@ -95,7 +117,9 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
         let is_leaf = function.is_leaf && !has_own_names;
         (found, AllocatorFunction { is_leaf, ..*function })
     });
-    functions.collect()
+    let of_exceptions =
+        facts.functions.iter().filter_map(|found| Some((found, exception_function(&found.name)?)));
+    functions.chain(of_exceptions).collect()
 }
 
 /// What a call does to blocks: whether it gives one, and whether it ends one.

@@ -95,7 +95,7 @@ impl AllocatorDiagnosis {
     pub(super) fn of(path: &str, facts: &ModuleFacts, costs: Option<HitCosts>) -> Option<Self> {
         let probes: Vec<ProbeDiagnosis> = plan_probes(facts, EmulatedForms::of_this_kernel())
             .iter()
-            .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
+            .filter(|probe| probe.function.kind.is_of_blocks())
             .map(|probe| ProbeDiagnosis::of(probe, facts, costs))
             .collect();
         let cost = |name| probes.iter().find(|probe| probe.function == name)?.cost_ns;

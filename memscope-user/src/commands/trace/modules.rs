@@ -82,10 +82,7 @@ impl LoadedModule {
 
     /// What the recording says of the probes that events refer to.
     pub(super) fn definitions(&self) -> impl Iterator<Item = Probe> {
-        let of_blocks = self
-            .probes
-            .iter()
-            .filter(|(_, probe)| probe.function.kind != FunctionKind::ChangesCode);
+        let of_blocks = self.probes.iter().filter(|(_, probe)| probe.function.kind.is_of_blocks());
         of_blocks.map(|(id, planned)| Probe {
             id: *id,
             function: planned.function.name.to_owned(),
