@@ -166,16 +166,7 @@ pub(crate) fn entered<const CAN_THROW: bool>(
         return Some(());
     }
     state.entry_avma = entry_avma;
-    state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
-    let arguments = hit.cookie.arguments();
-    let size_bytes = argument(context, arguments.size);
-    state.size_bytes = if arguments.count == NO_ARGUMENT {
-        size_bytes
-    } else {
-        product_bytes(size_bytes, argument(context, arguments.count))
-    };
-    state.block_avma = argument(context, arguments.block);
-    state.sp_avma = sp_avma;
+    note_arguments(context, state, &hit, sp_avma);
     if emit::settings().samples != 0 {
         let target = hit.cookie.target();
         state.follow = sample::decide(state, target, state.size_bytes, state.block_avma);
@@ -188,7 +179,6 @@ pub(crate) fn entered<const CAN_THROW: bool>(
             state.block_avma = 0;
         }
     }
-    state.result_slot_avma = argument(context, arguments.result_slot);
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
     emit::clear(&mut state.return_avma);
@@ -206,6 +196,22 @@ pub(crate) fn entered<const CAN_THROW: bool>(
         note_caller(context, state, &hit);
     }
     Some(())
+}
+
+/// Notes what a call is given.
+#[inline(always)]
+fn note_arguments(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) {
+    state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
+    let arguments = hit.cookie.arguments();
+    let size_bytes = argument(context, arguments.size);
+    state.size_bytes = if arguments.count == NO_ARGUMENT {
+        size_bytes
+    } else {
+        product_bytes(size_bytes, argument(context, arguments.count))
+    };
+    state.block_avma = argument(context, arguments.block);
+    state.result_slot_avma = argument(context, arguments.result_slot);
+    state.sp_avma = sp_avma;
 }
 
 /// Notes who calls a function that can throw. Its end tells no more: where it returns is inside
@@ -589,14 +595,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
             sp_avma: registers.rsp,
             return_avma,
         };
-        let before = FreeCall {
-            block_avma: state.freed_block_avma,
-            probe: state.freed_probe,
-            sp_avma: state.freed_sp_avma,
-            return_avma: state.freed_return_avma,
-        };
         let is_nested = !matches!(place_of(context, state, &hit, registers.rsp), Place::Outermost);
-        if is_nested || call.is_part_of(&before) {
+        if is_nested || call.is_part_of(&freed_before(state)) {
             emit::count(COUNTER_NESTED);
             return None;
         }
@@ -626,6 +626,17 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     overflow::pause_if_needed(hit.cookie.target());
     Some(())
+}
+
+/// The free before, if it still matters.
+#[inline(always)]
+fn freed_before(state: &ThreadState) -> FreeCall {
+    FreeCall {
+        block_avma: state.freed_block_avma,
+        probe: state.freed_probe,
+        sp_avma: state.freed_sp_avma,
+        return_avma: state.freed_return_avma,
+    }
 }
 
 /// Whether the probed function was called by code of its own module.

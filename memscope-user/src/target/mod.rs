@@ -18,7 +18,7 @@ pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Nami
 pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
-pub use plan::{PlannedProbe, is_of_interest, plan_probes};
+pub use plan::{PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
     CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open,
 };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    ExitObstacle,
     allocator::{
         AllocatorFunction, EXCEPTION_FUNCTIONS, EXIT, FunctionKind, LOADER_FUNCTION, Naming, Row,
         find,
@@ -86,6 +87,14 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         FunctionKind::Allocates => 2,
     });
     probes
+}
+
+/// Functions that would be probed, if it could be said where they return.
+#[must_use]
+pub fn unseen_functions(facts: &ModuleFacts) -> Vec<(&'static str, ExitObstacle)> {
+    let obstacle = |found: &FunctionCode| facts.exits.get(&found.file_offset)?.as_ref().err();
+    let unseen = wanted(facts).into_iter().filter(|(_, function)| function.can_throw);
+    unseen.filter_map(|(found, function)| Some((function.name, *obstacle(found)?))).collect()
 }
 
 /// What of a module's functions is to be probed. Of several names the best known comes first.
@@ -267,6 +276,38 @@ mod tests {
         let mut facts = ModuleFacts { functions, ..ModuleFacts::default() };
         facts.functions.push(function("mi_malloc", 0x200));
         assert_eq!(names(&facts), ["free", "mi_malloc"]);
+    }
+
+    #[test]
+    fn what_can_throw_is_probed_where_it_begins_and_where_it_returns() {
+        let mut facts = ModuleFacts {
+            functions: vec![
+                function("malloc", 0x100),
+                function("_Znwm", 0x200),
+                function("_Znam", 0x300),
+                function("_ZnwmSt11align_val_t", 0x400),
+                function("__cxa_begin_catch", 0x500),
+                function("__cxa_allocate_exception", 0x600),
+            ],
+            ..ModuleFacts::default()
+        };
+        let of_exceptions = ["__cxa_begin_catch", "__cxa_allocate_exception"];
+        let with = |others: &[&'static str]| [&of_exceptions, others].concat();
+        assert_eq!(names(&facts), with(&["malloc"]), "where they return is not known");
+        facts.exits = BTreeMap::from([
+            (0x200, Ok(vec![0x210, 0x220])),
+            (0x300, Ok(vec![0x220, 0x310])),
+            (0x400, Err(ExitObstacle::JumpsAnywhere(0x410))),
+        ]);
+        let probes = plan_probes(&facts, OLD_KERNEL);
+        let exits = probes.iter().filter(|probe| probe.function.kind == FunctionKind::Exits);
+        let exits: Vec<u64> = exits.map(|probe| probe.file_offset).collect();
+        assert_eq!(exits, [0x210, 0x220, 0x310], "each once, before the entries");
+        let entries = probes.iter().filter(|probe| probe.function.can_throw);
+        let entries: Vec<&str> = entries.map(|probe| probe.function.name).collect();
+        assert_eq!(entries, ["_Znwm", "_Znam"]);
+        let unseen = [("_ZnwmSt11align_val_t", ExitObstacle::JumpsAnywhere(0x410))];
+        assert_eq!(unseen_functions(&facts), unseen);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     target::{
         CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
         ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
+        unseen_functions,
     },
 };
 
@@ -151,6 +152,9 @@ impl ModuleCache {
             }
             None => ModuleFacts::default(),
         };
+        for (function, obstacle) in unseen_functions(&facts) {
+            log::warn!("blocks of {function} in {path} are not recorded: {obstacle}");
+        }
         let module = Module {
             id: ModuleId(self.by_id.len() as u32),
             path: path.to_owned(),

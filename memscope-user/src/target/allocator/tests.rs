@@ -70,6 +70,7 @@ fn table_of(allocator: &Allocator) -> String {
         let shown = |argument: Option<u8>| argument.map_or(String::new(), |n| format!(" {n}"));
         let result = match (row.kind, row.result_slot) {
             (FunctionKind::Frees, _) => String::new(),
+            (_, None) if row.can_throw => " return value, or an exception".to_owned(),
             (_, None) => " return value".to_owned(),
             (_, Some(slot)) => format!(" stored where argument {slot} points, if it returns 0"),
         };
