@@ -19,7 +19,7 @@ use memscope_ebpf::may_unmap;
 use crate::{
     emit,
     maps::{EPOCHS, PROCESSES, TARGETS},
-    threads,
+    pages, threads,
 };
 
 /// The traced process that the current thread belongs to, if any, and what has changed
@@ -53,6 +53,7 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     let (target, epoch) = current_target()?;
     // SAFETY: as above; exec leaves one thread, so nobody else writes it.
     unsafe { (*epoch).image += 1 };
+    pages::replaced();
     let old_thread: i32 = context.arg(1);
     let leader = (bpf_get_current_pid_tgid() >> 32) as i32;
     let record = ProcessExec {
