@@ -598,6 +598,8 @@ const _: () = assert!(size_of::<WalkState>() == 136 + 8 * WINDOW_WORDS + size_of
 pub struct PageOffsets {
     /// `task_struct.mm`
     pub task_memory: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
     /// `task_struct.min_flt`
     pub task_minor_faults: u32,
     /// `task_struct.maj_flt`
@@ -616,8 +618,10 @@ pub struct PageOffsets {
     pub batch: u32,
     /// 1 if the others are known.
     pub known: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<PageOffsets>() == 40);
+const _: () = assert!(size_of::<PageOffsets>() == 48);
 
 /// Counters of a process's memory (`NR_MM_COUNTERS`): files, anonymous, swapped out, shared.
 pub const MEMORY_COUNTERS: usize = 4;

@@ -47,6 +47,7 @@ use crate::{
 #[unsafe(no_mangle)]
 static PAGE_OFFSETS: PageOffsets = PageOffsets {
     task_memory: 0,
+    task_flags: 0,
     task_minor_faults: 0,
     task_major_faults: 0,
     memory_counters: 0,
@@ -56,10 +57,14 @@ static PAGE_OFFSETS: PageOffsets = PageOffsets {
     array_values: 0,
     batch: 0,
     known: 0,
+    padding: 0,
 };
 
 /// `MM_SWAPENTS`: what it counts is not resident.
 const SWAPPED_OUT: usize = 2;
+
+/// `PF_KTHREAD`: the task is a thread of the kernel.
+const IS_KERNEL_THREAD: u32 = 0x0020_0000;
 
 /// More CPUs than any kernel has (`NR_CPUS`).
 const MAX_CPUS: u32 = 1 << 13;
@@ -175,10 +180,13 @@ fn changed(
     let of_task: u64 = kernel(task.wrapping_add(u64::from(offsets.task_memory)));
     let target = process::current_target();
     let is_own = of_task == memory && target.is_some();
-    // Others than the process itself and the kernel's own threads are not asked about: what they
-    // change of it is what they do as they begin or end.
-    if !is_own && of_task != 0 || !is_own && target.is_some() {
-        return None;
+    if !is_own {
+        // What other processes change of it they do as they begin or end, and it can be the memory of
+        // another process by now.
+        let flags: u32 = kernel(task.wrapping_add(u64::from(offsets.task_flags)));
+        if flags & IS_KERNEL_THREAD == 0 {
+            return None;
+        }
     }
     if pages < 0 {
         // SAFETY: a map value of this CPU; the index is below the array's length.
@@ -316,16 +324,43 @@ pub(crate) fn forget(state: &mut ThreadState) {
     }
 }
 
-/// Begins to follow the counters of a traced process's memory. What is being counted now is not
-/// known yet.
+/// The current process, which is traced, runs a new image, in new memory.
+#[inline(always)]
+pub(crate) fn replaced() {
+    let offsets = offsets();
+    if offsets.known != 0 {
+        // Where its counters are, another process's may have been.
+        follow(memory_of_task(&offsets), &offsets);
+    }
+}
+
+/// A traced process has begun a copy of itself, whose memory this is.
+#[inline(always)]
+pub(crate) fn forked(memory: u64) {
+    let offsets = offsets();
+    if offsets.known != 0 {
+        follow(memory, &offsets);
+    }
+}
+
+#[inline(always)]
+fn memory_of_task(offsets: &PageOffsets) -> u64 {
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() };
+    kernel(task.wrapping_add(u64::from(offsets.task_memory)))
+}
+
+/// Begins to follow the counters of a process's memory, if it is traced. What is being counted now
+/// is not known yet.
 #[inline(always)]
 fn begin(memory: u64, offsets: &PageOffsets) -> Option<()> {
     process::current_target()?;
-    // SAFETY: the helper takes nothing.
-    let task = unsafe { bpf_get_current_task() };
-    if kernel::<u64>(task.wrapping_add(u64::from(offsets.task_memory))) != memory {
-        return None;
-    }
+    if memory_of_task(offsets) == memory { follow(memory, offsets) } else { None }
+}
+
+/// Follows the counters of a process's memory from now on.
+#[inline(always)]
+fn follow(memory: u64, offsets: &PageOffsets) -> Option<()> {
     let mut sums = MemorySums { sums: [0; MEMORY_COUNTERS] };
     for counter in 0..MEMORY_COUNTERS {
         let place = counter_place(offsets, memory, counter);

@@ -30,7 +30,7 @@ use crate::{
     maps::{
         COMMS, EPOCHS, GROUPS, NEW_TARGET, NUMBER_OF_TARGETS, NUMBERS, PROCESSES, SPACES, TARGETS,
     },
-    threads,
+    pages, threads,
 };
 
 /// Written by the loader.
@@ -119,6 +119,7 @@ pub(crate) fn fork(context: &BtfTracePointContext) -> Option<()> {
         }
         return None;
     }
+    pages::forked(childs);
     begin(process, Some(parent & PROCESS_TARGET), BEGUN_BY_FORK)
 }
 
@@ -189,11 +190,16 @@ pub(crate) fn exec(context: &BtfTracePointContext) -> Option<()> {
     threads::forget(context);
     let process = current_process();
     let Some(word) = word_of(process) else {
-        return if is_selected() { begin(process, None, BEGUN_BY_EXEC) } else { None };
+        if !is_selected() {
+            return None;
+        }
+        pages::replaced();
+        return begin(process, None, BEGUN_BY_EXEC);
     };
     if is_excluded() {
         return leave(process, word);
     }
+    pages::replaced();
     if word & PROCESS_BORROWS != 0 {
         return begin(process, Some(word & PROCESS_TARGET), BEGUN_BY_CHILD_EXEC);
     }

@@ -61,6 +61,7 @@ pub(super) fn offsets(
     let found = || {
         Some(PageOffsets {
             task_memory: of_task("mm")?,
+            task_flags: of_task("flags")?,
             task_minor_faults: of_task("min_flt")?,
             task_major_faults: of_task("maj_flt")?,
             memory_counters: types.array_offset("mm_struct", "rss_stat", "percpu_counter")?,
@@ -71,6 +72,7 @@ pub(super) fn offsets(
             array_values: types.member_offset("bpf_array", "aux")? + size_of::<u64>() as u32,
             batch,
             known: 1,
+            padding: 0,
         })
     };
     found().ok_or(KernelError::Unsupported {

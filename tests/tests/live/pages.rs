@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use memscope_tests::{Figures, Variant, programs};
@@ -122,6 +123,69 @@ fn what_finds_no_room_is_counted_and_its_growth_is_not_lost() {
     let known = known_growth(&Figures::parse(&finished.stdout));
     let grown = number(&report, "resident_bytes") + number(&report, "elsewhere_bytes");
     assert_close("with what was lost", grown, known.values().sum());
+}
+
+/// The least that a figure of a program was in three runs, and what it was traced.
+fn least(figure: &str, program: &Path, argument: &str, options: Option<&[&str]>) -> f64 {
+    let scratch = Scratch::new();
+    let once = || {
+        let finished = match options {
+            None => run(Command::new(program).arg(argument)),
+            Some(options) => run(&mut scratch.trace_program(options, program, &[argument])),
+        };
+        Figures::parse(&finished.assert_code(0).stdout).float(figure)
+    };
+    (0..3).map(|_| once()).fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn allocations_that_touch_no_new_page_cost_nothing() {
+    let pairs = programs::build("pairs.c", Variant::Default);
+    let faults = programs::build("pages.c", Variant::Default);
+    let compare = |figure, program: &Path, argument| {
+        let untraced = least(figure, program, argument, None);
+        let pages = least(figure, program, argument, Some(&["--pages"]));
+        let full = least(figure, program, argument, Some(&[]));
+        eprintln!(
+            "{} {argument}: {figure} {untraced:.0} untraced, {pages:.0} with --pages, {full:.0} with all allocations",
+            program.display()
+        );
+        (pages / untraced, full / untraced)
+    };
+    let (pages, full) = compare("elapsed_ns", &pairs, "300000");
+    assert!(pages * 10.0 < full, "{pages} times as long with --pages, {full} times with all");
+    let (pages, _) = compare("elapsed_ns", &faults, "100");
+    assert!(pages < 5.0, "a page fault takes {pages} times as long");
+}
+
+/// A child has memory of its own, and an image begins with none.
+#[test]
+fn growth_is_that_of_the_image_that_grows() {
+    let program = programs::build("pages.c", Variant::Default);
+    let script = "import os, sys
+if os.fork() == 0:
+    memory = bytearray(64 << 20)
+    os._exit(0)
+os.wait()
+os.execv(sys.argv[1], sys.argv[1:])";
+    let scratch = Scratch::new();
+    let program = program.to_str().unwrap();
+    let arguments = ["-c", script, program];
+    let finished = run(&mut scratch.trace_program(&["--pages"], "python3", &arguments));
+    finished.assert_code(0);
+    let figures = Figures::parse(&finished.stdout);
+    let report = scratch.report_json("pages");
+    let known = known_growth(&figures);
+    let recorded = recorded_growth(&report);
+    for (function, bytes) in known.iter().filter(|(function, _)| *function != POPULATED) {
+        assert_close(function, recorded[function], *bytes);
+    }
+    // Which may be a script that looks for the real one.
+    let of_all: u64 = number(&report, "resident_bytes");
+    let of_python = of_all - recorded.values().sum::<u64>();
+    eprintln!("python3 itself: {of_python} bytes");
+    assert!((1 << 20..64 << 20).contains(&of_python), "the child's memory is not its parent's");
+    scratch.export();
 }
 
 #[test]
