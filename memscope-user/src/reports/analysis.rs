@@ -192,7 +192,7 @@ impl Analyzer {
             definitions: self.definitions,
             counters: self.counters,
             exact: self.exact,
-            memory: self.memory,
+            memory: timelines(self.memory, self.page_sums),
             page_sums: self.page_sums,
             fault_sites,
             fault_totals: self.tracker.fault_totals(),
@@ -208,6 +208,17 @@ impl Analyzer {
         };
         (analysis, self.tracker)
     }
+}
+
+/// Where faults were observed, nothing is known of blocks.
+fn timelines(
+    mut memory: BTreeMap<ProcessId, MemoryTimeline>,
+    page_sums: Option<PageSums>,
+) -> BTreeMap<ProcessId, MemoryTimeline> {
+    if page_sums.is_some() {
+        memory.values_mut().for_each(MemoryTimeline::forget_blocks);
+    }
+    memory
 }
 
 /// Everything that the reports are made of.

@@ -9,10 +9,12 @@ use super::{
     origin::ProcessName,
     timeline::{AtAttach, Explained, MemoryPoint, MemoryTimeline},
 };
-use crate::text;
+use crate::{model::Observes, text};
 
 /// Widths of the columns of the table. Live bytes may be estimates, which say so.
 const COLUMNS: [usize; 9] = [9, 11, 9, 9, 9, 9, 9, 9, 9];
+/// In place of a number that is not known.
+const UNKNOWN: &str = "–";
 /// Longest line.
 const WIDTH: usize = 100;
 
@@ -75,8 +77,8 @@ struct ExplainedJson {
 #[derive(Clone, Debug, Serialize)]
 struct PointJson<'a> {
     time_ns: u64,
-    live_blocks: u64,
-    live_bytes: u64,
+    live_blocks: Option<u64>,
+    live_bytes: Option<u64>,
     rss_bytes: Option<RssJson>,
     pss_bytes: Option<u64>,
     /// When that was read.
@@ -119,8 +121,8 @@ impl<'a> PointJson<'a> {
     fn of(point: &'a MemoryPoint) -> Self {
         Self {
             time_ns: point.time_ns,
-            live_blocks: point.live.blocks,
-            live_bytes: point.live.bytes,
+            live_blocks: point.live.map(|live| live.blocks),
+            live_bytes: point.live.map(|live| live.bytes),
             rss_bytes: point.memory.resident.map(|resident| RssJson {
                 anon: resident.anonymous_bytes,
                 file: resident.file_bytes,
@@ -168,7 +170,7 @@ impl<'a> MemoryReport<'a> {
         }
         if self.processes.is_empty() {
             line!(out, "The recording has no readings of the processes' memory.\n");
-        } else {
+        } else if self.analysis.observed() == Observes::Allocations {
             out.push_str(EXPLANATION);
         }
         line!(out, "{}", self.trust.sentence);
@@ -203,12 +205,15 @@ impl<'a> MemoryReport<'a> {
     }
 
     fn cells(&self, point: &MemoryPoint) -> String {
-        let known = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), text::bytes);
+        let known = |bytes: Option<u64>| bytes.map_or_else(|| UNKNOWN.to_owned(), text::bytes);
         let resident = point.memory.resident;
         let group = point.memory.control_group.as_ref();
         row_text([
             text::duration_ns(self.after_ns(point.time_ns)),
-            live_bytes_about(point.live.bytes, self.estimate.as_ref()),
+            point.live.map_or_else(
+                || UNKNOWN.to_owned(),
+                |live| live_bytes_about(live.bytes, self.estimate.as_ref()),
+            ),
             known(point.resident_bytes()),
             known(resident.map(|resident| resident.anonymous_bytes)),
             known(resident.map(|resident| resident.file_bytes)),

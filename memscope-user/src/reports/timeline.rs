@@ -15,8 +15,8 @@ pub const MAX_POINTS: usize = 1024;
 pub struct MemoryPoint {
     /// `CLOCK_MONOTONIC`.
     pub time_ns: u64,
-    /// Blocks live then.
-    pub live: Resident,
+    /// Blocks live then; none if it was not blocks that were observed.
+    pub live: Option<Resident>,
     /// What the kernel counted then.
     pub memory: ProcessMemory,
     /// The last reading of PSS until then.
@@ -42,7 +42,7 @@ impl MemoryPoint {
     /// How much of what is resident the live blocks explain.
     #[must_use]
     pub fn explained(&self) -> Option<Explained> {
-        let live_bytes = self.live.bytes;
+        let live_bytes = self.live?.bytes;
         let resident = self.memory.resident?;
         Some(Explained { time_ns: self.time_ns, live_bytes, resident })
     }
@@ -122,7 +122,8 @@ impl MemoryTimeline {
         let (time_ns, memory) = (reading.time_ns, reading.memory.clone());
         let read = memory.proportional_bytes.map(|bytes| Proportional { time_ns, bytes });
         let before = self.points.last().and_then(|point| point.proportional);
-        let point = MemoryPoint { time_ns, live, memory, proportional: read.or(before) };
+        let proportional = read.or(before);
+        let point = MemoryPoint { time_ns, live: Some(live), memory, proportional };
         if has_run && self.reading_count == 1 {
             self.at_attach = Some(AtAttach::of(reading));
         }
@@ -139,6 +140,13 @@ impl MemoryTimeline {
         self.points.push(point);
         if self.points.len() > MAX_POINTS {
             self.thin();
+        }
+    }
+
+    /// It was not blocks that were observed, so how many lived is not known.
+    pub fn forget_blocks(&mut self) {
+        for point in self.points.iter_mut().chain(&mut self.peak) {
+            point.live = None;
         }
     }
 

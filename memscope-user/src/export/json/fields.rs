@@ -85,7 +85,10 @@ pub const FIELDS: &[Field] = &[
     derived("processes[].memory.explained.live_bytes", "Σ sizes of its blocks live then"),
     derived("processes[].memory.explained.rss_bytes", "anon + file + shmem then"),
     measured("processes[].memory.points[].time_ns"),
-    derived("processes[].memory.points[].live_blocks", "its blocks begun and not ended by then"),
+    derived(
+        "processes[].memory.points[].live_blocks",
+        "its blocks begun and not ended by then; null with --pages",
+    ),
     derived("processes[].memory.points[].live_bytes", "Σ their requested sizes"),
     measured("processes[].memory.points[].rss_bytes.anon"),
     measured("processes[].memory.points[].rss_bytes.file"),

@@ -1,7 +1,10 @@
 //! Live blocks beside what the kernel counts.
 
 use super::{Wrappers, check, check_text};
-use crate::reports::{View, testing::analysis};
+use crate::reports::{
+    View,
+    testing::{FAULTS, analysis},
+};
 
 const STARTED: &str = "
     +1990
@@ -80,6 +83,18 @@ fn after_an_attach_older_blocks_are_told_apart() {
     let expected =
         "\n  memory     RSS was 65.0 MiB, is 65.0 MiB; new blocks explain 32.0 MiB (49.2 %)\n";
     assert!(summary.contains(expected), "{summary}");
+}
+
+#[test]
+fn with_page_faults_nothing_is_said_of_blocks() {
+    let analysis = analysis(&format!("{FAULTS}\n{STARTED}"));
+    let shown = View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded).text();
+    assert!(shown.contains("          – 12.0 KiB 8.00 KiB 4.00 KiB "), "{shown}");
+    assert!(!shown.contains("ive blocks"), "{shown}");
+    let json = View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded);
+    let json = serde_json::to_value(json).unwrap();
+    assert_eq!(json["processes"][0]["points"][1]["live_bytes"], serde_json::Value::Null);
+    assert_eq!(json["processes"][0]["explained"], serde_json::Value::Null);
 }
 
 #[test]
