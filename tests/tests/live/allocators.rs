@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use memscope_tests::{Figures, Variant, programs};
+use memscope_tests::{
+    Figures, Variant, programs,
+    stacks::{self, Compiler},
+};
 
-use crate::kit::{Export, Scratch, library, number, run, skip};
+use crate::kit::{Export, Scratch, is_installed, library, number, run, skip};
 use crate::rungs::ways;
 
 const ROUNDS: &str = "200";
@@ -18,6 +21,9 @@ const COUNTED: [&str; 7] = [
     "live_blocks",
     "live_bytes",
 ];
+
+/// What allocates on its own account as an exception is thrown.
+const OF_EXCEPTIONS: [&str; 2] = ["__cxa_allocate_exception", "_Unwind_RaiseException"];
 
 /// How a program comes by an allocator.
 #[derive(Clone, Copy)]
@@ -33,7 +39,7 @@ fn sites_of_work(export: &Export) -> impl Iterator<Item = &serde_json::Value> {
         let frames = site["frames"].as_array().unwrap();
         let names = || frames.iter().filter_map(|frame| frame["function"].as_str());
         names().any(|name| name == "work" || name.starts_with("work("))
-            && !names().any(|name| name == "__cxa_allocate_exception")
+            && !names().any(|name| OF_EXCEPTIONS.contains(&name))
     })
 }
 
@@ -188,4 +194,30 @@ fn exceptions_pass_jemalloc() {
 fn exceptions_pass_tcmalloc() {
     assert_throws("libtcmalloc_minimal.so.4", By::Preload);
     assert_throws("libtcmalloc_minimal.a", By::Linking);
+}
+
+/// Found by the symbol table of the program.
+#[test]
+fn the_c_librarys_own_in_a_static_program() {
+    for source in ["allocators.c", "throws.cpp"] {
+        let (figures, export) = trace(&[], &programs::build(source, Variant::Static), None);
+        assert_counts_once(&format!("{source}, static"), &figures, &export);
+    }
+}
+
+#[test]
+fn musls_own_in_a_static_program() {
+    let what = "allocators.c, static, with musl";
+    if !is_installed(Compiler::Musl.program()) {
+        return skip(what, "musl-gcc is not installed");
+    }
+    let program = stacks::build("allocators.c", Compiler::Musl, &["-static", "-fno-builtin"]);
+    let (figures, export) = trace(&[], &program, None);
+    assert_counts_once(what, &figures, &export);
+}
+
+#[test]
+fn exceptions_pass_the_c_librarys_own() {
+    let (figures, export) = trace(&[], &programs::build("throws.cpp", Variant::Default), None);
+    assert_counts_once("throws.cpp", &figures, &export);
 }
