@@ -311,6 +311,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 28..32  argument: result slot
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
+/// bit  50      an exception can leave it: its return is seen at its `ret` instructions
 /// ```
 ///
 /// It does not say whose hit it is: a probe can be that of many processes.
@@ -370,6 +371,20 @@ impl Cookie {
     #[inline(always)]
     pub const fn is_stepped(self) -> bool {
         self.0 >> 49 & 1 != 0
+    }
+
+    /// The same, of a function that an exception can leave.
+    #[must_use]
+    pub const fn of_throwing(self) -> Self {
+        Self(self.0 | 1 << 50)
+    }
+
+    /// Whether an exception can leave the function: then it has no return probe, and what it
+    /// returns is seen at the instruction by which it does.
+    #[must_use]
+    #[inline(always)]
+    pub const fn can_throw(self) -> bool {
+        self.0 >> 50 & 1 != 0
     }
 
     /// Id of the probe, never 0.
@@ -509,6 +524,10 @@ pub struct ThreadState {
     pub freed_block_avma: u64,
     /// Probe id of that free.
     pub freed_probe: u64,
+    /// Stack pointer at its entry.
+    pub freed_sp_avma: u64,
+    /// Where it returns to.
+    pub freed_return_avma: u64,
     /// Identity of the stack sent last.
     pub last_stack: u64,
     /// Its number.
@@ -535,9 +554,13 @@ pub struct ThreadState {
     pub resident_pages: [u64; RESIDENT_KINDS],
     /// How many page faults the thread had had by then.
     pub faults_before: u64,
+    /// Where the outermost call returns to, if an exception can leave it, else 0.
+    pub return_avma: u64,
+    /// Number of the stack that such a call was made from; 0 if nothing of it is recorded.
+    pub stack: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 25;
+pub const THREAD_WORDS: usize = 29;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

@@ -5,7 +5,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::pt_regs,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::debug;
@@ -23,7 +23,10 @@ use memscope_common::{
         SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
     },
 };
-use memscope_ebpf::{Entry, classify_entry, is_internal_call, is_return_of, product_bytes};
+use memscope_ebpf::{
+    Entry, FreeCall, classify_entry, is_caught_outside, is_exit_of, is_internal_call, is_return_of,
+    product_bytes,
+};
 
 use crate::{
     cost, emit,
@@ -130,7 +133,7 @@ fn new_number(state: &mut ThreadState, header: Header) -> u64 {
 /// Entry of a function that returns a block, in a target, with the thread's state, if it has any.
 /// None if its return is of no interest.
 #[inline(always)]
-pub(crate) fn entered(
+pub(crate) fn entered<const CAN_THROW: bool>(
     context: &ProbeContext,
     target: u16,
     known: Option<*mut ThreadState>,
@@ -151,21 +154,20 @@ pub(crate) fn entered(
     let state = unsafe { &mut *state };
     // SAFETY: the context of a uprobe is the thread's registers.
     let sp_avma = unsafe { (*context.regs).rsp };
-    if is_nested(context, state, &hit, sp_avma) {
+    let place = place_of(context, state, &hit, sp_avma);
+    if !matches!(place, Place::Outermost) {
         emit::count(COUNTER_NESTED);
-        return None;
+        if CAN_THROW || !matches!(place, Place::TailCall) || !Cookie(state.cookie).can_throw() {
+            return None;
+        }
+        // The call goes on as one whose return is probed, which changes its return address.
+        state.entry_avma = entry_avma;
+        state.cookie = hit.cookie.0;
+        emit::clear(&mut state.return_avma);
+        return Some(());
     }
     state.entry_avma = entry_avma;
-    state.target_plus_1 = u64::from(hit.index) + 1;
-    let arguments = hit.cookie.arguments();
-    let size_bytes = argument(context, arguments.size);
-    state.size_bytes = if arguments.count == NO_ARGUMENT {
-        size_bytes
-    } else {
-        product_bytes(size_bytes, argument(context, arguments.count))
-    };
-    state.block_avma = argument(context, arguments.block);
-    state.sp_avma = sp_avma;
+    note_arguments(context, state, &hit, sp_avma);
     if emit::settings().samples != 0 {
         state.follow = sample::decide(state, hit.index, state.size_bytes, state.block_avma);
         let is_single = hit.has_single_allocator();
@@ -176,9 +178,9 @@ pub(crate) fn entered(
             state.block_avma = 0;
         }
     }
-    state.result_slot_avma = argument(context, arguments.result_slot);
     emit::clear(&mut state.tail_probe);
     emit::clear(&mut state.freed_block_avma);
+    emit::clear(&mut state.return_avma);
     state.cookie = hit.cookie.0;
     if state.block_avma != 0 {
         let record = ReallocationBegin {
@@ -189,7 +191,114 @@ pub(crate) fn entered(
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
+    if CAN_THROW {
+        note_caller(context, state, &hit);
+    }
     Some(())
+}
+
+/// Notes what a call is given.
+#[inline(always)]
+fn note_arguments(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) {
+    state.target_plus_1 = u64::from(hit.index) + 1;
+    let arguments = hit.cookie.arguments();
+    let size_bytes = argument(context, arguments.size);
+    state.size_bytes = if arguments.count == NO_ARGUMENT {
+        size_bytes
+    } else {
+        product_bytes(size_bytes, argument(context, arguments.count))
+    };
+    state.block_avma = argument(context, arguments.block);
+    state.result_slot_avma = argument(context, arguments.result_slot);
+    state.sp_avma = sp_avma;
+}
+
+/// Notes who calls a function that can throw. Its end tells no more: where it returns is inside
+/// itself, and an exception goes anywhere.
+#[inline(always)]
+fn note_caller(context: &ProbeContext, state: &mut ThreadState, hit: &Hit) {
+    let return_avma = return_address(state.sp_avma);
+    state.return_avma = return_avma;
+    if sample::is_unrecorded(state) {
+        emit::clear(&mut state.stack);
+        return;
+    }
+    // SAFETY: as in `entered`.
+    let registers = unsafe { &*context.regs };
+    let sp_avma = state.sp_avma.wrapping_add(8);
+    let header = hit.header(KIND_ALLOCATION, emit::now_ns());
+    state.stack = u64::from(stack_of(state, registers, (return_avma, sp_avma), header));
+}
+
+/// An instruction by which a function returns that can throw.
+#[inline(always)]
+pub(crate) fn exited(context: &ProbeContext) -> Option<()> {
+    let state = threads::find(context.as_ptr());
+    // SAFETY: the helper reads the cookie of the link that called this program.
+    cost::at_entry(Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) }), context.regs);
+    // SAFETY: as in `entered`.
+    let state = unsafe { &mut *state? };
+    // SAFETY: as in `entered`.
+    let registers = unsafe { &*context.regs };
+    let cookie = Cookie(state.cookie);
+    if !is_exit_of(cookie, state.sp_avma, registers.rsp) {
+        return None;
+    }
+    let hit = Hit::of(cookie, hit::target_of(Some(state))?)?;
+    state.cookie = 0;
+    if sample::is_unrecorded(state) {
+        return None;
+    }
+    let address_avma = result_of(state, registers)?;
+    end_known(state, &hit, address_avma)
+}
+
+/// An exception is made, in the call under way if there is one that it can leave. What it makes
+/// is a block of its own, which outlives the call.
+#[inline(always)]
+pub(crate) fn thrown(context: &ProbeContext) -> Option<()> {
+    // SAFETY: as in `entered`.
+    let state = unsafe { &mut *threads::find(context.as_ptr())? };
+    if Cookie(state.cookie).can_throw() {
+        left_by_exception(state);
+    }
+    Some(())
+}
+
+/// An exception is caught.
+#[inline(always)]
+pub(crate) fn caught(context: &ProbeContext) -> Option<()> {
+    // SAFETY: as in `entered`.
+    let state = unsafe { &mut *threads::find(context.as_ptr())? };
+    // SAFETY: as in `entered`.
+    let sp_avma = unsafe { (*context.regs).rsp };
+    if is_caught_outside(Cookie(state.cookie), state.sp_avma, sp_avma) {
+        left_by_exception(state);
+    }
+    Some(())
+}
+
+/// An exception has left the call under way: it has given no block. Never inlined, so that
+/// the verifier need not follow it with each of the paths that lead here.
+#[inline(never)]
+fn left_by_exception(state: &mut ThreadState) -> u32 {
+    let cookie = Cookie(state.cookie);
+    state.cookie = 0;
+    if sample::is_unrecorded(state) {
+        return 0;
+    }
+    let Some(target) = hit::target_of(Some(state)) else { return 0 };
+    let Some(hit) = Hit::of(cookie, target) else { return 0 };
+    // A failed call with a size of 0 would be none.
+    state.size_bytes = state.size_bytes.max(1);
+    end_known(state, &hit, 0).map_or(0, |()| 1)
+}
+
+/// End of a call whose caller was noted as it began.
+#[inline(always)]
+fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()> {
+    let stack = state.stack as u32;
+    end(state, hit, address_avma, |_state, _header| stack)
 }
 
 /// Return of a function that returns a block. Not asked whether recording is on:
@@ -210,21 +319,40 @@ pub(crate) fn returned(
         return None;
     }
     state.cookie = 0;
-    let samples = emit::settings().samples != 0;
-    if samples && state.follow == FOLLOW_NOTHING {
+    if sample::is_unrecorded(state) {
         return None;
     }
     let address_avma = result_of(state, registers)?;
+    end(state, &hit, address_avma, |state, header| {
+        // Volatile, as in `argument`.
+        // SAFETY: as in `entered`.
+        let caller = unsafe {
+            (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
+        };
+        stack_of(state, registers, caller, header)
+    })
+}
+
+/// Records what a call has given, 0 if nothing. `stack` gives the number of the stack that it
+/// was made from.
+#[inline(always)]
+fn end(
+    state: &mut ThreadState,
+    hit: &Hit,
+    address_avma: u64,
+    stack: impl FnOnce(&mut ThreadState, Header) -> u32,
+) -> Option<()> {
+    let samples = emit::settings().samples != 0;
     if samples && !keep_account(state, hit.index, address_avma) {
         return None;
     }
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
     if samples && state.follow == FOLLOW_OLD {
-        return end_of_drawn(state, &hit, header, address_avma);
+        return end_of_drawn(state, hit, header, address_avma);
     }
-    let stack = stack_of(state, registers, header);
+    let stack = stack(state, header);
     if state.block_avma == 0 {
-        send_allocation(state, &hit, header, address_avma, stack);
+        send_allocation(state, hit, header, address_avma, stack);
     } else {
         let record = ReallocationEnd {
             header: Header { kind: KIND_REALLOCATION_END, ..header },
@@ -300,21 +428,24 @@ fn result_of(state: &ThreadState, registers: &pt_regs) -> Option<u64> {
     result.ok()
 }
 
-/// The number of the stack that the call returns to.
+/// The number of the stack of a call that returns to this place and stack pointer.
 #[inline(always)]
-fn stack_of(state: &mut ThreadState, registers: &pt_regs, header: Header) -> u32 {
-    // Volatile, as in `argument`.
-    // SAFETY: as in `entered`.
-    let return_avma = unsafe { read_volatile(&raw const registers.rip) };
+fn stack_of(
+    state: &mut ThreadState,
+    registers: &pt_regs,
+    (return_avma, sp_avma): (u64, u64),
+    header: Header,
+) -> u32 {
     if emit::settings().caller_only != 0 {
         return stack::capture_caller(state, return_avma, header);
     }
-    // SAFETY: as above.
+    // Volatile, as in `argument`.
+    // SAFETY: as in `entered`.
     let caller = unsafe {
         CallerRegisters {
             return_avma,
             returns: 1,
-            sp_avma: read_volatile(&raw const registers.rsp),
+            sp_avma,
             rbp: read_volatile(&raw const registers.rbp),
             rbx: read_volatile(&raw const registers.rbx),
             r12_to_r15: [
@@ -379,30 +510,53 @@ fn count_lost(header: Header, address_avma: u64, size_bytes: u64, stack: u32) {
     }
 }
 
-/// Whether a hit is inside another call that was seen to begin and has not returned.
-/// If that call was abandoned instead, its loss is counted and it is forgotten.
+/// Where a hit is.
+enum Place {
+    Outermost,
+    /// Inside another call that was seen to begin and has not returned.
+    Nested,
+    /// The same, by a jump in place of a call.
+    TailCall,
+}
+
+/// Where a hit is. If the call under way was abandoned, that is recorded or its loss counted, and it is
+/// forgotten.
 #[inline(always)]
-fn is_nested(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) -> bool {
+fn place_of(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) -> Place {
     let outer = Cookie(state.cookie);
-    match classify_entry(outer, state.sp_avma, state.tail_probe, hit.cookie, sp_avma) {
-        Entry::Nested => true,
+    let is_left = is_left(state);
+    let entry =
+        classify_entry(outer, state.sp_avma, state.tail_probe, hit.cookie, sp_avma, is_left);
+    match entry {
+        Entry::Nested => return Place::Nested,
         Entry::TailCall => {
             state.tail_probe = u64::from(hit.cookie.probe());
-            true
+            return Place::TailCall;
         }
-        Entry::OutermostAfterLostReturn if sample::is_unrecorded(state) => {
-            state.cookie = 0;
-            false
+        Entry::OutermostAfterException => {
+            left_by_exception(state);
         }
+        Entry::OutermostAfterLostReturn if sample::is_unrecorded(state) => state.cookie = 0,
         Entry::OutermostAfterLostReturn => {
             emit::lose(COUNTER_RETURN_NOT_SEEN);
             let (thread, probe) = (hit.thread(), outer.probe());
             debug!(context, "thread {} never returned from probe {}", thread, probe);
             state.cookie = 0;
-            false
         }
-        Entry::Outermost => false,
+        Entry::Outermost => {}
     }
+    Place::Outermost
+}
+
+/// Whether the return address of the call under way is gone, if that is known.
+#[inline(always)]
+fn is_left(state: &ThreadState) -> bool {
+    if state.cookie == 0 || state.return_avma == 0 {
+        return false;
+    }
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    let word = unsafe { bpf_probe_read_user(state.sp_avma as *const u64) };
+    word.is_ok_and(|word| word != state.return_avma)
 }
 
 /// Entry of a function that ends a block. The record is made here, before the
@@ -425,29 +579,25 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
+    let sp_avma = registers.rsp;
     let mut time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = threads::known_or_made(known, context.as_ptr()) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
-        // A free can hand its block on to another module's free. Its end is not probed,
-        // which would cost as much again; so it is told by the block.
-        let handed_on = state.freed_block_avma == address_avma
-            && state.freed_probe != u64::from(hit.cookie.probe());
-        if is_nested(context, state, &hit, registers.rsp) || handed_on {
+        let is_nested = !matches!(place_of(context, state, &hit, sp_avma), Place::Outermost);
+        if is_nested || is_handed_on(state, &hit, address_avma, sp_avma) {
             emit::count(COUNTER_NESTED);
             return None;
         }
         state.target_plus_1 = u64::from(hit.index) + 1;
-        state.freed_block_avma = address_avma;
-        state.freed_probe = u64::from(hit.cookie.probe());
         is_known = state.allocated_block_avma == address_avma;
         state.allocated_block_avma = 0;
         number = number_of(state, &hit, &mut time_ns);
     }
     // Who frees matters only for blocks that nobody knows, and this thread has just got it.
-    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, registers.rsp);
+    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, sp_avma);
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
         let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), 0];
@@ -465,11 +615,45 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// Whether a free is part of the one before, which has handed its block on. Its end is not probed,
+/// which would cost as much again; so it is told by the block and by the stack. Else it is noted, if
+/// it can hand its block on itself.
+#[inline(always)]
+fn is_handed_on(state: &mut ThreadState, hit: &Hit, block_avma: u64, sp_avma: u64) -> bool {
+    let may_hand_on = !(hit.cookie.is_leaf() && hit.has_single_allocator());
+    if !may_hand_on && state.freed_block_avma != block_avma {
+        emit::clear(&mut state.freed_block_avma);
+        return false;
+    }
+    let probe = hit.cookie.probe().into();
+    let call = FreeCall { block_avma, probe, sp_avma, return_avma: return_address(sp_avma) };
+    let before = FreeCall {
+        block_avma: state.freed_block_avma,
+        probe: state.freed_probe,
+        sp_avma: state.freed_sp_avma,
+        return_avma: state.freed_return_avma,
+    };
+    if call.is_part_of(&before) {
+        return true;
+    }
+    state.freed_block_avma = block_avma;
+    state.freed_probe = call.probe;
+    state.freed_sp_avma = call.sp_avma;
+    state.freed_return_avma = call.return_avma;
+    false
+}
+
+/// Where a function returns to, at its entry; 0 if that cannot be read.
+#[inline(always)]
+fn return_address(sp_avma: u64) -> u64 {
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0)
+}
+
 /// Whether the probed function was called by code of its own module.
 #[inline(always)]
 fn is_called_by_module(hit: &Hit, probe_avma: u64, sp_avma: u64) -> bool {
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    let return_avma = unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0);
+    let return_avma = return_address(sp_avma);
     SURROUNDINGS
         .get(u32::from(hit.cookie.probe()))
         .is_some_and(|surroundings| is_internal_call(surroundings, probe_avma, return_avma))

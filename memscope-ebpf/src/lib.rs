@@ -18,17 +18,23 @@ pub enum Entry {
     TailCall,
     /// A call by the program; the one remembered from before will never return.
     OutermostAfterLostReturn,
+    /// A call by the program; an exception has left the one remembered from before.
+    OutermostAfterException,
 }
 
 /// Decides what an entry is, given the outermost call that was seen to begin on
-/// this thread (`outer`, 0 if none) and the stack pointers at both entries.
+/// this thread (`outer`, 0 if none) and the stack pointers at both entries. `is_left`: the
+/// outer call's return address is no longer where it was.
 ///
 /// The stack grows down, so what runs inside the outer call has a lower stack
 /// pointer. The same stack pointer is a tail call (glibc's `reallocarray` jumps to
 /// `realloc`) unless it is the same function, or the same tail call once more:
 /// then the outer call was abandoned (longjmp) and its place is used again.
 ///
-/// Known weakness: after a call was abandoned, calls from deeper in the stack are
+/// A call that an exception can leave is left if its return address is gone, or if another call
+/// is made from where it was or above.
+///
+/// Known weakness: after another call was abandoned, calls from deeper in the stack are
 /// taken for nested until one comes from the abandoned depth or above.
 #[must_use]
 #[inline(always)]
@@ -38,9 +44,13 @@ pub fn classify_entry(
     tail_probe: u64,
     entered: Cookie,
     sp_avma: u64,
+    is_left: bool,
 ) -> Entry {
     if outer.0 == 0 {
         return Entry::Outermost;
+    }
+    if is_left {
+        return Entry::OutermostAfterException;
     }
     if sp_avma < outer_sp_avma {
         return Entry::Nested;
@@ -48,6 +58,9 @@ pub fn classify_entry(
     let same_place = sp_avma == outer_sp_avma;
     if same_place && outer.probe() != entered.probe() && tail_probe != u64::from(entered.probe()) {
         return Entry::TailCall;
+    }
+    if outer.can_throw() {
+        return Entry::OutermostAfterException;
     }
     Entry::OutermostAfterLostReturn
 }
@@ -58,6 +71,47 @@ pub fn classify_entry(
 #[inline(always)]
 pub fn is_return_of(outer: Cookie, outer_sp_avma: u64, returned: Cookie, sp_avma: u64) -> bool {
     outer.0 != 0 && outer.0 == returned.0 && sp_avma == outer_sp_avma.wrapping_add(8)
+}
+
+/// Whether an instruction by which functions return that can throw ends the outermost call: the
+/// return address that is on top of the stack there is where that call's was.
+#[must_use]
+#[inline(always)]
+pub fn is_exit_of(outer: Cookie, outer_sp_avma: u64, sp_avma: u64) -> bool {
+    outer.can_throw() && sp_avma == outer_sp_avma
+}
+
+/// Whether a function that catches an exception is called by one that an exception can only have
+/// reached by leaving the outermost call.
+#[must_use]
+#[inline(always)]
+pub fn is_caught_outside(outer: Cookie, outer_sp_avma: u64, sp_avma: u64) -> bool {
+    outer.can_throw() && sp_avma >= outer_sp_avma
+}
+
+/// A call of a function that ends a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeCall {
+    /// Which block.
+    pub block_avma: u64,
+    /// By which function.
+    pub probe: u64,
+    /// Stack pointer at its entry.
+    pub sp_avma: u64,
+    /// Where it returns to.
+    pub return_avma: u64,
+}
+
+impl FreeCall {
+    /// Whether the call before has handed its block on to this one: by a call from inside itself,
+    /// or by a jump in place of one.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_part_of(&self, before: &Self) -> bool {
+        let is_inside = self.sp_avma < before.sp_avma;
+        let is_jump = self.sp_avma == before.sp_avma && self.return_avma == before.return_avma;
+        self.block_avma == before.block_avma && self.probe != before.probe && (is_inside || is_jump)
+    }
 }
 
 /// Whether a probed function was called by its own module.
@@ -238,11 +292,50 @@ mod tests {
         ];
         for (outer, outer_sp, tail, entered, sp, expected) in cases {
             assert_eq!(
-                classify_entry(outer, outer_sp, tail, entered, sp),
+                classify_entry(outer, outer_sp, tail, entered, sp, false),
                 expected,
                 "outer {outer:?}@{outer_sp:#x} tail {tail}, entered {entered:?}@{sp:#x}"
             );
         }
+    }
+
+    #[test]
+    fn a_call_that_an_exception_has_left_is_over() {
+        let (new, free) = (cookie(1).of_throwing(), cookie(2));
+        let entry = |sp, is_left| classify_entry(new, 0x7000, 0, free, sp, is_left);
+        assert_eq!(entry(0x6f00, false), Entry::Nested);
+        assert_eq!(entry(0x6f00, true), Entry::OutermostAfterException, "deeper than it was");
+        assert_eq!(entry(0x7000, false), Entry::TailCall);
+        assert_eq!(entry(0x7000, true), Entry::OutermostAfterException, "another call from there");
+        assert_eq!(entry(0x7008, false), Entry::OutermostAfterException);
+        let again = classify_entry(new, 0x7000, 0, new, 0x7000, false);
+        assert_eq!(again, Entry::OutermostAfterException, "in a loop");
+        assert!(is_caught_outside(new, 0x7000, 0x7000) && is_caught_outside(new, 0x7000, 0x7100));
+        assert!(!is_caught_outside(new, 0x7000, 0x6ff8), "by the allocator itself");
+        assert!(!is_caught_outside(free, 0x7000, 0x7000) && !is_caught_outside(Cookie(0), 0, 0));
+    }
+
+    #[test]
+    fn an_exit_ends_the_call_whose_return_address_it_finds() {
+        let new = cookie(1).of_throwing();
+        assert!(is_exit_of(new, 0x7000, 0x7000));
+        assert!(!is_exit_of(new, 0x7000, 0x6ff0), "of an inner call");
+        assert!(!is_exit_of(cookie(1), 0x7000, 0x7000), "it has a return probe");
+        assert!(!is_exit_of(Cookie(0), 0, 0), "none is under way");
+    }
+
+    #[test]
+    fn a_free_is_handed_on_from_inside_another_only() {
+        let first = FreeCall { block_avma: 0x1000, probe: 1, sp_avma: 0x7000, return_avma: 0x400 };
+        let called = FreeCall { probe: 2, sp_avma: 0x6ff0, return_avma: 0x500, ..first };
+        assert!(called.is_part_of(&first));
+        let jumped = FreeCall { probe: 2, ..first };
+        assert!(jumped.is_part_of(&first));
+        let later = FreeCall { probe: 2, return_avma: 0x410, ..first };
+        assert!(!later.is_part_of(&first), "another thread has handed the address back");
+        assert!(!FreeCall { sp_avma: 0x7010, ..called }.is_part_of(&first), "from above");
+        assert!(!FreeCall { block_avma: 0x2000, ..called }.is_part_of(&first));
+        assert!(!FreeCall { probe: 1, ..called }.is_part_of(&first));
     }
 
     #[test]

@@ -60,7 +60,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
         alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        u32::from(alloc::entered(&entry, target, state).is_none())
+        u32::from(alloc::entered::<false>(&entry, target, state).is_none())
     };
     cost::end(begun_ns);
     result
@@ -72,7 +72,7 @@ fn allocation_entered(context: ProbeContext) -> u32 {
     let state = threads::find(context.as_ptr());
     let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered(&context, target, state);
+    alloc::entered::<false>(&context, target, state);
     cost::end(begun_ns);
     0
 }
@@ -85,6 +85,41 @@ fn allocation_returned(context: RetProbeContext) -> u32 {
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
     alloc::returned(&context, threads::find(context.as_ptr()), cookie);
     cost::end(begun_ns);
+    0
+}
+
+/// Entry of operator new and its like, which an exception can leave. They have no return probe,
+/// as the unwinder of exceptions finds no way through the kernel's return address.
+#[uprobe]
+fn throwing_entered(context: ProbeContext) -> u32 {
+    let state = threads::find(context.as_ptr());
+    let Some(target) = hit::target_of(state) else { return 0 };
+    let begun_ns = cost::begin();
+    alloc::entered::<true>(&context, target, state);
+    cost::end(begun_ns);
+    0
+}
+
+/// An instruction by which these return.
+#[uprobe]
+fn throwing_exited(context: ProbeContext) -> u32 {
+    let begun_ns = cost::begin();
+    alloc::exited(&context);
+    cost::end(begun_ns);
+    0
+}
+
+/// Entry of what makes C++ exceptions.
+#[uprobe]
+fn exception_thrown(context: ProbeContext) -> u32 {
+    alloc::thrown(&context);
+    0
+}
+
+/// Entry of what every handler of a C++ exception calls first.
+#[uprobe]
+fn exception_caught(context: ProbeContext) -> u32 {
+    alloc::caught(&context);
     0
 }
 

@@ -34,12 +34,6 @@ pub(crate) fn decide(
     new | if is_old { FOLLOW_OLD } else { FOLLOW_NOTHING }
 }
 
-/// Whether nothing of the call under way would have been recorded.
-#[inline(always)]
-pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
-    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
-}
-
 #[inline(always)]
 fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
     let (Some(sampling), Some(gaps)) = (SAMPLING.get_ptr(0), GAPS.get(0)) else { return false };
@@ -69,6 +63,12 @@ fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
     }
     draw(state);
     true
+}
+
+/// Whether nothing of the call under way would have been recorded.
+#[inline(always)]
+pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
+    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
 }
 
 /// Counts a call that asks for a block.

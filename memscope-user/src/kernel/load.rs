@@ -36,7 +36,8 @@ use super::{
     pages,
     plain::Plain,
     probe_programs::{
-        self, CODE_CHANGED, ENTRY, FREE, Prepared, ProbePoints, ProbePrograms, RETURN, SESSION,
+        self, CATCH, CODE_CHANGED, ENTRY, EXIT, FREE, Prepared, ProbePoints, ProbePrograms, RETURN,
+        SESSION, THROW, THROWING,
     },
     ring::{self, EventRing, RingMaps},
     sampling::SamplingMaps,
@@ -47,7 +48,7 @@ use super::{
 };
 use crate::{
     model::{AttachMethod, Counters, LossCause, Observes, OnOverflow, ProbeId, StackMode},
-    target::{FunctionKind, PlannedProbe},
+    target::{AllocatorFunction, FunctionKind, PlannedProbe},
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -248,7 +249,7 @@ impl Kernel {
             self.surroundings
                 .set(id.0, Plain(surroundings_of(probe)), 0)
                 .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
-            if probe.function.kind != FunctionKind::ChangesCode {
+            if probe.function.kind.is_of_blocks() {
                 let cookie = cookie_of(*id, probe);
                 self.cookies.tell(probe.file_offset, cookie)?;
             }
@@ -296,7 +297,7 @@ impl Kernel {
         for (id, probe) in request.probes {
             let cookie = cookie_of(*id, probe);
             for name in programs {
-                if *name == SESSION || !runs(name, probe.function.kind) {
+                if *name == SESSION || !runs(name, &probe.function) {
                     continue;
                 }
                 self.attach_perf_event(name, request, probe.file_offset, cookie).map_err(
@@ -527,7 +528,7 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 }
 
 fn load_for_perf_events(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [ENTRY, RETURN, FREE, CODE_CHANGED] {
+    for name in [ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH] {
         let program: &mut UProbe = program(ebpf, name)?;
         program.load().map_err(|source| KernelError::Program { program: name, source })?;
     }
@@ -542,21 +543,26 @@ fn multi_links_are_for_processes() -> bool {
 
 /// The programs of functions that make and end blocks. What ends blocks is attached first, and
 /// the return before the entry: an entry that is seen must find its return probed.
-pub(super) const OF_BLOCKS: [&str; 4] = [FREE, RETURN, SESSION, ENTRY];
+pub(super) const OF_BLOCKS: [&str; 8] =
+    [FREE, THROW, CATCH, EXIT, RETURN, SESSION, ENTRY, THROWING];
 
-/// Whether a program runs on a function of this kind.
-fn runs(name: &str, kind: FunctionKind) -> bool {
-    match kind {
+/// Whether a program runs on a function.
+fn runs(name: &str, function: &AllocatorFunction) -> bool {
+    match function.kind {
+        FunctionKind::Allocates if function.can_throw => name == THROWING,
         FunctionKind::Allocates => [SESSION, ENTRY, RETURN].contains(&name),
         FunctionKind::Frees => name == FREE,
         FunctionKind::ChangesCode => name == CODE_CHANGED,
+        FunctionKind::Throws => name == THROW,
+        FunctionKind::Catches => name == CATCH,
+        FunctionKind::Exits => name == EXIT,
     }
 }
 
 fn points_of(request: &AttachRequest<'_>, name: &str) -> ProbePoints {
     let mut points = ProbePoints::default();
     for (id, probe) in request.probes {
-        if runs(name, probe.function.kind) {
+        if runs(name, &probe.function) {
             points.file_offsets.push(probe.file_offset);
             points.cookies.push(cookie_of(*id, probe).0);
         }
@@ -575,6 +581,7 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     };
     let cookie = Cookie::new(id.0 as u16, arguments);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
+    let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
 }
 

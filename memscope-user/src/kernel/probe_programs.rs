@@ -37,6 +37,14 @@ pub(super) const ENTRY: &str = "allocation_entered";
 pub(super) const RETURN: &str = "allocation_returned";
 /// Entry of free and its like.
 pub(super) const FREE: &str = "free_entered";
+/// Entry of operator new and its like.
+pub(super) const THROWING: &str = "throwing_entered";
+/// An instruction by which these return.
+pub(super) const EXIT: &str = "throwing_exited";
+/// Entry of what makes exceptions.
+pub(super) const THROW: &str = "exception_thrown";
+/// Entry of what handlers of exceptions call.
+pub(super) const CATCH: &str = "exception_caught";
 /// Entry of what the dynamic loader calls.
 pub(super) const CODE_CHANGED: &str = "code_changed";
 
@@ -97,8 +105,10 @@ impl<'a> Prepared<'a> {
     /// Loads what this way of attaching runs.
     pub(super) fn load(&self, method: AttachMethod) -> Result<ProbePrograms, KernelError> {
         let names: &[&'static str] = match method {
-            AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED],
-            AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED],
+            AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH],
+            AttachMethod::Multi => {
+                &[ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH]
+            }
             AttachMethod::PerfEvent => &[],
         };
         let programs = names

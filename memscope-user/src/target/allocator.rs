@@ -17,6 +17,20 @@ pub enum FunctionKind {
     Frees,
     /// Follows a change of what is mapped: probed at entry.
     ChangesCode,
+    /// Makes a C++ exception: probed at entry.
+    Throws,
+    /// Begins each handler of a C++ exception: probed at entry.
+    Catches,
+    /// No function, but an instruction by which one returns that can throw.
+    Exits,
+}
+
+impl FunctionKind {
+    /// Whether events refer to such a function.
+    #[must_use]
+    pub fn is_of_blocks(self) -> bool {
+        matches!(self, Self::Allocates | Self::Frees)
+    }
 }
 
 /// One row of the table: a function and which of its arguments mean what.
@@ -76,15 +90,31 @@ impl Allocator {
     }
 }
 
+/// A function that has no arguments of interest.
+const fn plain(name: &'static str, kind: FunctionKind) -> AllocatorFunction {
+    AllocatorFunction {
+        name,
+        kind,
+        size: None,
+        count: None,
+        block: None,
+        result_slot: None,
+        is_leaf: true,
+        can_throw: false,
+    }
+}
+
 /// Called by the dynamic loader of glibc and musl when it has changed what is mapped
 /// and before the new code runs; made for debuggers (`r_brk` in glibc's `link.h`).
-pub(super) const LOADER_FUNCTION: AllocatorFunction = AllocatorFunction {
-    name: "_dl_debug_state",
-    kind: FunctionKind::ChangesCode,
-    size: None,
-    count: None,
-    block: None,
-    result_slot: None,
-    is_leaf: true,
-    can_throw: false,
-};
+pub(super) const LOADER_FUNCTION: AllocatorFunction =
+    plain("_dl_debug_state", FunctionKind::ChangesCode);
+
+/// Called by compilers' code for `throw`, and as a handler begins (Itanium C++ ABI, exception
+/// handling, 2.4.2 and 2.5.3).
+pub(super) const EXCEPTION_FUNCTIONS: [AllocatorFunction; 2] = [
+    plain("__cxa_allocate_exception", FunctionKind::Throws),
+    plain("__cxa_begin_catch", FunctionKind::Catches),
+];
+
+/// Stands for where a function returns.
+pub(super) const EXIT: AllocatorFunction = plain("ret", FunctionKind::Exits);

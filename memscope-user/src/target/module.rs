@@ -1,11 +1,24 @@
-use std::{collections::BTreeMap, fs::File, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+};
 
-use object::{Object as _, ObjectSymbol as _, ReadRef as _, SegmentFlags, SymbolKind, elf};
+use object::{
+    Object as _, ObjectSymbol as _, ObjectSymbolTable as _, ReadRef as _, RelocationTarget,
+    SegmentFlags, SymbolKind, elf,
+};
 
-use super::blocks::Blocks;
+use super::{
+    allocator::{FunctionKind, Naming, find},
+    blocks::Blocks,
+    exits::{CodeView, ExitObstacle, Linked, exits_of},
+};
 
 /// Largest file looked into.
 const MAX_FILE_BYTES: u64 = 1 << 36;
+/// Bytes of code that are read at once where it is followed.
+const CODE_PAGE_BYTES: u64 = 1 << 12;
 /// Most bytes of a function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 16;
 
@@ -67,6 +80,8 @@ pub struct ModuleFacts {
     pub code: Vec<CodeSegment>,
     /// Those of the wanted functions that it defines, in the order of their positions.
     pub functions: Vec<FunctionCode>,
+    /// For those that can throw, by position: where they return.
+    pub exits: BTreeMap<u64, Result<Vec<u64>, ExitObstacle>>,
     /// Whether it is a dynamic loader: it has an allocator of its own for its first
     /// steps, whose blocks nobody can free.
     pub is_loader: bool,
@@ -91,10 +106,12 @@ impl ModuleFacts {
         let code: Vec<CodeSegment> =
             elf.segments().filter_map(|segment| code_segment(&segment)).collect();
         let mut found: BTreeMap<(u64, String), (u64, bool)> = BTreeMap::new();
+        let mut starts = BTreeSet::new();
         for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
             if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
                 continue;
             }
+            starts.insert(symbol.address());
             let Ok(name) = symbol.name() else { continue };
             // .symtab writes the version into the name.
             let name = name.split('@').next().unwrap_or(name);
@@ -106,7 +123,7 @@ impl ModuleFacts {
                 *is_local &= symbol.is_local();
             }
         }
-        let functions = found
+        let functions: Vec<FunctionCode> = found
             .into_iter()
             .filter_map(|((start_svma, name), (size, is_local))| {
                 let segment = code.iter().find(|segment| {
@@ -119,6 +136,7 @@ impl ModuleFacts {
                 Some(FunctionCode { name, file_offset, code, is_local })
             })
             .collect();
+        let exits = exits(&Parsed { elf: &elf, blocks: &blocks, code: &code }, &functions, &starts);
         let loader_state = elf
             .dynamic_symbols()
             .find(|symbol| symbol.is_definition() && symbol.name() == Ok("_r_debug"));
@@ -130,8 +148,97 @@ impl ModuleFacts {
                 .any(|symbol| symbol.is_definition() && symbol.name() == Ok("_rtld_global")),
             code,
             functions,
+            exits,
         })
     }
+}
+
+/// What is read of a file.
+struct Parsed<'a, 'file> {
+    elf: &'a object::File<'a, &'a Blocks<'file>>,
+    blocks: &'a Blocks<'file>,
+    code: &'a [CodeSegment],
+}
+
+impl<'a> Parsed<'a, '_> {
+    fn svma_of(&self, file_offset: u64) -> Option<u64> {
+        let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
+        Some(segment.start_svma.wrapping_add(file_offset - segment.file_offset))
+    }
+
+    fn file_offset_of(&self, svma: u64) -> Option<u64> {
+        let segment = self
+            .code
+            .iter()
+            .find(|segment| svma.wrapping_sub(segment.start_svma) < segment.length_bytes)?;
+        segment.file_offset.checked_add(svma - segment.start_svma)
+    }
+
+    /// Up to so many bytes of code; read by pages, as a function is asked for byte by byte.
+    fn read(&self, svma: u64, length: u64) -> Option<&'a [u8]> {
+        let file_offset = self.file_offset_of(svma)?;
+        let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
+        let end = segment.file_offset.saturating_add(segment.length_bytes);
+        let page = file_offset & !(CODE_PAGE_BYTES - 1);
+        let page_end = page.saturating_add(CODE_PAGE_BYTES + length).min(end);
+        let bytes = self.blocks.read_bytes_at(page, page_end.checked_sub(page)?).ok()?;
+        let inside = bytes.get(usize::try_from(file_offset - page).ok()?..)?;
+        inside.get(..inside.len().min(usize::try_from(length).ok()?))
+    }
+
+    /// The symbols that the dynamic loader looks up, by where it puts their addresses.
+    fn linked(&self) -> BTreeMap<u64, Linked> {
+        let (Some(relocations), Some(symbols)) =
+            (self.elf.dynamic_relocations(), self.elf.dynamic_symbol_table())
+        else {
+            return BTreeMap::new();
+        };
+        let linked = relocations.filter_map(|(slot, relocation)| {
+            let RelocationTarget::Symbol(index) = relocation.target() else { return None };
+            let symbol = symbols.symbol_by_index(index).ok()?;
+            let name = symbol.name().ok()?.to_owned();
+            let svma = symbol.is_definition().then(|| symbol.address());
+            Some((slot, Linked { name, svma }))
+        });
+        linked.collect()
+    }
+}
+
+/// Where those of the functions return that can throw.
+fn exits(
+    file: &Parsed<'_, '_>,
+    functions: &[FunctionCode],
+    starts: &BTreeSet<u64>,
+) -> BTreeMap<u64, Result<Vec<u64>, ExitObstacle>> {
+    let can_throw =
+        |found: &&FunctionCode| find(&found.name).is_some_and(|row| row.function.can_throw);
+    if !functions.iter().any(|found| can_throw(&found)) {
+        return BTreeMap::new();
+    }
+    // These have return probes, wherever they are; others may be left alone for handing on.
+    let returns_seen = |name: &str| {
+        find(name).is_some_and(|row| {
+            row.naming == Naming::Shared && row.function.kind == FunctionKind::Allocates
+        })
+    };
+    let view = CodeView {
+        read: &|svma, length| file.read(svma, length),
+        linked: &file.linked(),
+        starts,
+        returns_seen: &returns_seen,
+        returns_seen_at: &functions
+            .iter()
+            .filter(|found| returns_seen(&found.name) && !found.is_local)
+            .filter_map(|found| file.svma_of(found.file_offset))
+            .collect(),
+    };
+    let of = |found: &FunctionCode| {
+        let exits = exits_of(file.svma_of(found.file_offset)?, &view);
+        let exits =
+            exits.map(|exits| exits.iter().filter_map(|svma| file.file_offset_of(*svma)).collect());
+        Some((found.file_offset, exits))
+    };
+    functions.iter().filter(can_throw).filter_map(of).collect()
 }
 
 fn code_segment<'data>(segment: &impl object::ObjectSegment<'data>) -> Option<CodeSegment> {

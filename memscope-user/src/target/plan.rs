@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    allocator::{AllocatorFunction, FunctionKind, LOADER_FUNCTION, Naming, Row, find},
+    ExitObstacle,
+    allocator::{
+        AllocatorFunction, EXCEPTION_FUNCTIONS, EXIT, FunctionKind, LOADER_FUNCTION, Naming, Row,
+        find,
+    },
     module::{FunctionCode, ModuleFacts},
     site::{
         ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site,
@@ -14,7 +18,11 @@ use super::{
 /// Whether a probe may be wanted on a function of this name.
 #[must_use]
 pub fn is_of_interest(name: &str) -> bool {
-    name == LOADER_FUNCTION.name || find(name).is_some()
+    name == LOADER_FUNCTION.name || exception_function(name).is_some() || find(name).is_some()
+}
+
+fn exception_function(name: &str) -> Option<AllocatorFunction> {
+    EXCEPTION_FUNCTIONS.into_iter().find(|function| function.name == name)
 }
 
 /// A probe to be attached.
@@ -40,30 +48,53 @@ pub struct PlannedProbe {
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
     for (found, function) in wanted(facts) {
-        if function.can_throw {
+        let exits = facts.exits.get(&found.file_offset);
+        let exits = exits.and_then(|exits| exits.as_ref().ok()).map_or(&[][..], Vec::as_slice);
+        // What it gives would not be seen.
+        if function.can_throw && exits.is_empty() {
             continue;
         }
         let site = choose_site(&found.code, need_of(&function), forms);
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
-        let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
-        by_offset.entry(found.file_offset).or_insert(PlannedProbe {
-            function: found_at(function, site.places),
-            file_offset,
-            code_file_offsets: code.map_or((file_offset, file_offset), |segment| {
+        let planned = |function, file_offset, site| {
+            let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
+            let code_file_offsets = code.map_or((file_offset, file_offset), |segment| {
                 (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
-            }),
+            });
+            PlannedProbe { function, file_offset, code_file_offsets, site }
+        };
+        if function.can_throw {
+            for exit in exits {
+                by_offset.entry(*exit).or_insert(planned(EXIT, *exit, ProbeSite::EXIT));
+            }
+        }
+        by_offset.entry(found.file_offset).or_insert(planned(
+            found_at(function, site.places),
+            file_offset,
             site,
-        });
+        ));
     }
     let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
     probes.sort_by_key(|probe| match probe.function.kind {
-        FunctionKind::Frees | FunctionKind::ChangesCode => 0,
+        FunctionKind::Frees
+        | FunctionKind::ChangesCode
+        | FunctionKind::Throws
+        | FunctionKind::Catches
+        | FunctionKind::Exits => 0,
         FunctionKind::Allocates if probe.function.block.is_some() => 1,
         FunctionKind::Allocates => 2,
     });
     probes
+}
+
+/// Functions that would be probed, if it could be said where they return.
+#[must_use]
+pub fn unseen_functions(facts: &ModuleFacts) -> Vec<(&'static str, ExitObstacle)> {
+    let obstacle = |found: &FunctionCode| facts.exits.get(&found.file_offset)?.as_ref().err();
+    let unseen = wanted(facts).into_iter().filter(|(_, function)| function.can_throw);
+    unseen.filter_map(|(found, function)| Some((function.name, *obstacle(found)?))).collect()
 }
 
 /// What of a module's functions is to be probed. Of several names the best known comes first.
@@ -95,7 +126,9 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
         let is_leaf = function.is_leaf && !has_own_names;
         (found, AllocatorFunction { is_leaf, ..*function })
     });
-    functions.collect()
+    let of_exceptions =
+        facts.functions.iter().filter_map(|found| Some((found, exception_function(&found.name)?)));
+    functions.chain(of_exceptions).collect()
 }
 
 /// What a call does to blocks: whether it gives one, and whether it ends one.
@@ -243,6 +276,38 @@ mod tests {
         let mut facts = ModuleFacts { functions, ..ModuleFacts::default() };
         facts.functions.push(function("mi_malloc", 0x200));
         assert_eq!(names(&facts), ["free", "mi_malloc"]);
+    }
+
+    #[test]
+    fn what_can_throw_is_probed_where_it_begins_and_where_it_returns() {
+        let mut facts = ModuleFacts {
+            functions: vec![
+                function("malloc", 0x100),
+                function("_Znwm", 0x200),
+                function("_Znam", 0x300),
+                function("_ZnwmSt11align_val_t", 0x400),
+                function("__cxa_begin_catch", 0x500),
+                function("__cxa_allocate_exception", 0x600),
+            ],
+            ..ModuleFacts::default()
+        };
+        let of_exceptions = ["__cxa_begin_catch", "__cxa_allocate_exception"];
+        let with = |others: &[&'static str]| [&of_exceptions, others].concat();
+        assert_eq!(names(&facts), with(&["malloc"]), "where they return is not known");
+        facts.exits = BTreeMap::from([
+            (0x200, Ok(vec![0x210, 0x220])),
+            (0x300, Ok(vec![0x220, 0x310])),
+            (0x400, Err(ExitObstacle::JumpsAnywhere(0x410))),
+        ]);
+        let probes = plan_probes(&facts, OLD_KERNEL);
+        let exits = probes.iter().filter(|probe| probe.function.kind == FunctionKind::Exits);
+        let exits: Vec<u64> = exits.map(|probe| probe.file_offset).collect();
+        assert_eq!(exits, [0x210, 0x220, 0x310], "each once, before the entries");
+        let entries = probes.iter().filter(|probe| probe.function.can_throw);
+        let entries: Vec<&str> = entries.map(|probe| probe.function.name).collect();
+        assert_eq!(entries, ["_Znwm", "_Znam"]);
+        let unseen = [("_ZnwmSt11align_val_t", ExitObstacle::JumpsAnywhere(0x410))];
+        assert_eq!(unseen_functions(&facts), unseen);
     }
 
     #[test]

@@ -45,6 +45,16 @@ pub struct ProbeSite {
     pub places: ArgumentPlaces,
 }
 
+impl ProbeSite {
+    /// An instruction by which a function returns.
+    pub(super) const EXIT: Self = Self {
+        offset: 0,
+        emulated: false,
+        reason: SiteReason::Exit,
+        places: ArgumentPlaces::AS_PASSED,
+    };
+}
+
 /// Why a probe is where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteReason {
@@ -66,6 +76,8 @@ pub enum SiteReason {
     EnteredOtherwise,
     /// The entry, because there is no emulated instruction near it.
     NoneNear,
+    /// A function returns there that can have no return probe.
+    Exit,
 }
 
 impl SiteReason {
@@ -86,6 +98,7 @@ impl SiteReason {
             Self::PathEnds => "it ends or goes on elsewhere before any emulated instruction",
             Self::EnteredOtherwise => "the function jumps to where the probe would be",
             Self::NoneNear => "no emulated instruction near the entry",
+            Self::Exit => "it returns there",
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use memscope_tests::{Figures, Variant, programs};
 
 use crate::kit::{Export, Scratch, library, number, run, skip};
+use crate::rungs::ways;
 
 const ROUNDS: &str = "200";
 /// What a site has of what the program counts.
@@ -26,22 +27,20 @@ enum By {
 }
 
 /// Where the program's function `work` is among the callers. Allocators and the libraries around them
-/// allocate on their own account too, before main and after it.
+/// allocate on their own account too, before main and after it, and what makes exceptions.
 fn sites_of_work(export: &Export) -> impl Iterator<Item = &serde_json::Value> {
     export.sites_of(0).filter(|site| {
         let frames = site["frames"].as_array().unwrap();
-        frames.iter().any(|frame| {
-            frame["function"]
-                .as_str()
-                .is_some_and(|name| name == "work" || name.starts_with("work("))
-        })
+        let names = || frames.iter().filter_map(|frame| frame["function"].as_str());
+        names().any(|name| name == "work" || name.starts_with("work("))
+            && !names().any(|name| name == "__cxa_allocate_exception")
     })
 }
 
 /// Traces it from its first instruction. What is preloaded, memscope has too, and does not mind.
-fn trace(program: &Path, preloaded: Option<&Path>) -> (Figures, Export) {
+fn trace(options: &[&str], program: &Path, preloaded: Option<&Path>) -> (Figures, Export) {
     let scratch = Scratch::new();
-    let mut command = scratch.trace_program(&["--strict"], program, &[ROUNDS]);
+    let mut command = scratch.trace_program(&[&["--strict"], options].concat(), program, &[ROUNDS]);
     if let Some(library) = preloaded {
         command.env("LD_PRELOAD", library);
     }
@@ -80,6 +79,16 @@ fn assert_counts_once(what: &str, figures: &Figures, export: &Export) {
 
 /// `names`: whose own functions the C program is to find.
 fn assert_allocator(source: &str, file: &str, how: By, names: Option<&str>) {
+    assert_allocator_traced(&[], source, file, how, names);
+}
+
+fn assert_allocator_traced(
+    options: &[&str],
+    source: &str,
+    file: &str,
+    how: By,
+    names: Option<&str>,
+) {
     let what = format!(
         "{source}, {} {file}",
         if matches!(how, By::Preload) { "preloading" } else { "linked to" }
@@ -91,7 +100,7 @@ fn assert_allocator(source: &str, file: &str, how: By, names: Option<&str>) {
         By::Preload => (programs::build(source, Variant::Default), Some(library.as_path())),
         By::Linking => (programs::build_with_allocator(source, &library), None),
     };
-    let (figures, export) = trace(&program, preloaded);
+    let (figures, export) = trace(options, &program, preloaded);
     if let Some(names) = names {
         assert_eq!(figures.text("names"), names, "{what}");
     }
@@ -106,7 +115,7 @@ fn assert_in_c_and_cpp(file: &str, how: By, names: &str) {
 #[test]
 fn the_c_librarys_own() {
     for source in ["allocators.c", "allocators.cpp"] {
-        let (figures, export) = trace(&programs::build(source, Variant::Default), None);
+        let (figures, export) = trace(&[], &programs::build(source, Variant::Default), None);
         // libstdc++'s nothrow operators make an exception of a failure, which is a block.
         if source.ends_with(".c") {
             assert_counts_once(source, &figures, &export);
@@ -159,4 +168,24 @@ fn tcmalloc_linked() {
 #[test]
 fn tcmalloc_in_the_program() {
     assert_in_c_and_cpp("libtcmalloc_minimal.a", By::Linking, "tcmalloc");
+}
+
+/// A handler is found through the frames of an operator that is probed. mimalloc, built as C, aborts where
+/// others throw.
+fn assert_throws(file: &str, how: By) {
+    for way in ways() {
+        assert_allocator_traced(&["--attach-by", way], "throws.cpp", file, how, None);
+    }
+}
+
+#[test]
+fn exceptions_pass_jemalloc() {
+    assert_throws("libjemalloc.so.2", By::Preload);
+    assert_throws("libjemalloc.a", By::Linking);
+}
+
+#[test]
+fn exceptions_pass_tcmalloc() {
+    assert_throws("libtcmalloc_minimal.so.4", By::Preload);
+    assert_throws("libtcmalloc_minimal.a", By::Linking);
 }

@@ -7,7 +7,7 @@ use crate::{
     model::AttachMethod,
     target::{
         AllocatorFunction, EmulatedForms, FunctionKind, ModuleFacts, PlannedProbe,
-        instruction_text, plan_probes,
+        instruction_text, plan_probes, unseen_functions,
     },
     text::{duration_ns, harmless},
 };
@@ -72,8 +72,17 @@ pub(super) fn hit_lines(hits: &[HitDiagnosis]) -> Vec<String> {
 pub(super) struct AllocatorDiagnosis {
     path: String,
     probes: Vec<ProbeDiagnosis>,
+    /// Functions whose blocks are not recorded.
+    unseen: Vec<UnseenDiagnosis>,
     /// Of a malloc and its free, with programs that do nothing; none if it could not be measured.
     pair_ns: Option<u64>,
+}
+
+/// A function that is not probed, because it cannot be said where it returns.
+#[derive(Debug, PartialEq, Serialize)]
+struct UnseenDiagnosis {
+    function: &'static str,
+    reason: String,
 }
 
 /// A probed function.
@@ -95,12 +104,17 @@ impl AllocatorDiagnosis {
     pub(super) fn of(path: &str, facts: &ModuleFacts, costs: Option<HitCosts>) -> Option<Self> {
         let probes: Vec<ProbeDiagnosis> = plan_probes(facts, EmulatedForms::of_this_kernel())
             .iter()
-            .filter(|probe| probe.function.kind != FunctionKind::ChangesCode)
+            .filter(|probe| probe.function.kind.is_of_blocks())
             .map(|probe| ProbeDiagnosis::of(probe, facts, costs))
             .collect();
         let cost = |name| probes.iter().find(|probe| probe.function == name)?.cost_ns;
         let pair_ns = cost("malloc").zip(cost("free")).map(|(malloc, free)| malloc + free);
-        (!probes.is_empty()).then(|| Self { path: path.to_owned(), probes, pair_ns })
+        let unseen = unseen_functions(facts).into_iter();
+        let unseen: Vec<UnseenDiagnosis> = unseen
+            .map(|(function, obstacle)| UnseenDiagnosis { function, reason: obstacle.to_string() })
+            .collect();
+        let is_allocator = !probes.is_empty() || !unseen.is_empty();
+        is_allocator.then(|| Self { path: path.to_owned(), probes, unseen, pair_ns })
     }
 
     pub(super) fn lines(&self) -> Vec<String> {
@@ -108,7 +122,11 @@ impl AllocatorDiagnosis {
             format!(", {} a malloc and free", duration_ns(pair_ns))
         });
         let heading = format!("  yes  allocator: {}{pair}", harmless(&self.path));
-        std::iter::once(heading).chain(self.probes.iter().map(ProbeDiagnosis::line)).collect()
+        let unseen = self.unseen.iter().map(|unseen| {
+            format!("       {:<16} not recorded: {}", unseen.function, unseen.reason)
+        });
+        let probes = self.probes.iter().map(ProbeDiagnosis::line);
+        std::iter::once(heading).chain(probes).chain(unseen).collect()
     }
 }
 
@@ -148,7 +166,7 @@ impl ProbeDiagnosis {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::FunctionCode;
+    use crate::target::{ExitObstacle, FunctionCode};
 
     const COSTS: HitCosts = HitCosts {
         emulated_ns: 600.4,
@@ -188,6 +206,14 @@ mod tests {
                 "       reallocarray      9.30 µs  0x300: mul %rdx (single-stepped: it ends or goes on elsewhere before any emulated instruction)",
                 "       malloc             900 ns  0x100: push %r12 (the entry is emulated)",
             ]
+        );
+        let mut unseen = facts();
+        unseen.functions[2].name = "_Znwm".to_owned();
+        unseen.exits.insert(0x300, Err(ExitObstacle::JumpsAnywhere(0x1302)));
+        let unseen = AllocatorDiagnosis::of("/lib/some.so", &unseen, None).unwrap();
+        assert_eq!(
+            unseen.lines()[3],
+            "       _Znwm            not recorded: the jump at 0x1302 goes where only the process knows"
         );
         let unknown = AllocatorDiagnosis::of("/lib/some.so", &facts(), None).unwrap();
         assert_eq!(unknown.pair_ns, None);

@@ -21,6 +21,7 @@ use crate::{
     target::{
         CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
         ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
+        unseen_functions,
     },
 };
 
@@ -89,10 +90,7 @@ impl LoadedModule {
 
     /// What the recording says of the probes that events refer to.
     pub(super) fn definitions(&self) -> impl Iterator<Item = Probe> {
-        let of_blocks = self
-            .probes
-            .iter()
-            .filter(|(_, probe)| probe.function.kind != FunctionKind::ChangesCode);
+        let of_blocks = self.probes.iter().filter(|(_, probe)| probe.function.kind.is_of_blocks());
         of_blocks.map(|(id, planned)| Probe {
             id: *id,
             function: planned.function.name.to_owned(),
@@ -161,6 +159,9 @@ impl ModuleCache {
             }
             None => ModuleFacts::default(),
         };
+        for (function, obstacle) in unseen_functions(&facts) {
+            log::warn!("blocks of {function} in {path} are not recorded: {obstacle}");
+        }
         let module = Module {
             id: ModuleId(self.by_id.len() as u32),
             path: path.to_owned(),
