@@ -1,9 +1,21 @@
 //! What the collector tells the eBPF programs, and what they count for it.
 
-/// Most processes traced at once: entries of the map of [`Target`]s.
-pub const MAX_TARGETS: u32 = 1024;
+use crate::record::RESIDENT_KINDS;
 
-/// Control block of one traced process, written by the collector only.
+/// Most processes of a trace: entries of the map of [`Target`]s. No index is given twice, and 16
+/// bits have room for no more.
+pub const MAX_TARGETS: u32 = (1 << 16) - 1;
+
+/// Of the value that a process id leads to: the index of its target.
+pub const PROCESS_TARGET: u32 = 0xffff;
+/// The same: it runs in the memory of that target, which is its parent (vfork).
+pub const PROCESS_BORROWS: u32 = 1 << 16;
+
+/// Where the map of given numbers has that of targets, which the collector gives as well.
+pub const NUMBER_OF_TARGETS: u32 = 3;
+
+/// Control block of one traced process, written by the collector; for a process that the eBPF
+/// side begins to follow by itself, a copy of its parent's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -15,8 +27,73 @@ pub struct Target {
     pub single_allocator: u32,
     /// The dynamic loader's `_r_debug` (glibc, `<link.h>`); 0 if it is not known.
     pub loader_state_avma: u64,
+    /// 1 if it may be stopped: somebody watches that it goes on.
+    pub may_stop: u32,
+    /// Zero.
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Target>() == 16);
+const _: () = assert!(size_of::<Target>() == 24);
+
+/// Control groups that can be asked for.
+pub const MAX_GROUPS: usize = 16;
+
+/// A control group (version 2) whose processes are to be traced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Its number; 0: none.
+    pub id: u64,
+    /// How many groups are above it.
+    pub level: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<Group>() == 16);
+
+/// Length of a thread's name (`TASK_COMM_LEN`).
+pub const COMM_BYTES: usize = 16;
+
+/// What a program's name means when it is begun: it is to be traced.
+pub const COMM_SELECTED: u32 = 1;
+/// The same: it is not, whatever else says so.
+pub const COMM_EXCLUDED: u32 = 2;
+
+/// Of [`Settings::selects`]: programs by their names.
+pub const SELECT_COMM: u32 = 1;
+/// The same: processes of control groups.
+pub const SELECT_GROUP: u32 = 2;
+/// The same: all.
+pub const SELECT_ALL: u32 = 4;
+/// The same: some names are excluded.
+pub const EXCLUDE_COMM: u32 = 8;
+
+/// Where the running kernel keeps what is asked of its tasks: byte offsets of fields, from its
+/// BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskOffsets {
+    /// `task_struct.tgid`.
+    pub tgid: u32,
+    /// `task_struct.mm`.
+    pub memory: u32,
+    /// `task_struct.exit_code`.
+    pub exit_code: u32,
+    /// `task_struct.group_leader`.
+    pub leader: u32,
+    /// `task_struct.signal`.
+    pub signal: u32,
+    /// `signal_struct.live`: threads that have not exited.
+    pub live: u32,
+    /// `signal_struct.flags`.
+    pub flags: u32,
+    /// `signal_struct.group_exit_code`.
+    pub group_exit_code: u32,
+    /// 1 if the others are known.
+    pub known: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<TaskOffsets>() == 40);
 
 /// State of the reader of the ring buffer.
 #[repr(C)]
@@ -50,8 +127,12 @@ pub struct Settings {
     pub pauses: u32,
     /// 1 if what hits cost is counted; see [`CostCounters`].
     pub counts_cost: u32,
+    /// 1 if children of traced processes are traced.
+    pub follows: u32,
+    /// What programs are traced from their exec on: `SELECT_` and `EXCLUDE_` bits.
+    pub selects: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 32);
 
 /// What the programs of probes have cost, per CPU.
 #[repr(C)]
@@ -227,12 +308,13 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// ```text
 /// bits  0..16  probe id              bits 16..20  argument: size
 /// bits 20..24  argument: count       bits 24..28  argument: block
-/// bits 28..32  argument: result slot bits 32..48  target
+/// bits 28..32  argument: result slot
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
 /// bit  50      an exception can leave it: its return is seen at its `ret` instructions
-/// bits 52..64  where in its page the probed instruction is
 /// ```
+///
+/// It does not say whose hit it is: a probe can be that of many processes.
 ///
 /// No cookie is 0, because probe ids start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,14 +337,13 @@ pub struct Arguments {
 impl Cookie {
     /// Packs a cookie.
     #[must_use]
-    pub const fn new(target: u16, probe: u16, arguments: Arguments) -> Self {
+    pub const fn new(probe: u16, arguments: Arguments) -> Self {
         Self(
             probe as u64
                 | (arguments.size as u64 & 0xf) << 16
                 | (arguments.count as u64 & 0xf) << 20
                 | (arguments.block as u64 & 0xf) << 24
-                | (arguments.result_slot as u64 & 0xf) << 28
-                | (target as u64) << 32,
+                | (arguments.result_slot as u64 & 0xf) << 28,
         )
     }
 
@@ -306,21 +387,7 @@ impl Cookie {
         self.0 >> 50 & 1 != 0
     }
 
-    /// The same, at an instruction that lies there in a file or in memory.
-    #[must_use]
-    pub const fn of_place(self, offset_or_avma: u64) -> Self {
-        Self(self.0 | offset_or_avma << PLACE_SHIFT)
-    }
-
-    /// Whether the probed instruction can be the one at an address. In memory it lies in its page
-    /// where it does in the file, wherever that is mapped.
-    #[must_use]
-    #[inline(always)]
-    pub const fn can_be_at(self, avma: u64) -> bool {
-        self.probe() != 0 && self.0 >> PLACE_SHIFT == avma & ((1 << (64 - PLACE_SHIFT)) - 1)
-    }
-
-    /// Id of the probe, unique within a target, never 0.
+    /// Id of the probe, never 0.
     #[must_use]
     #[inline(always)]
     pub const fn probe(self) -> u16 {
@@ -338,31 +405,21 @@ impl Cookie {
             result_slot: (self.0 >> 28) as u8 & 0xf,
         }
     }
-
-    /// Index of the traced process.
-    #[must_use]
-    #[inline(always)]
-    pub const fn target(self) -> u16 {
-        (self.0 >> 32) as u16
-    }
 }
 
-/// The bits of an address that say where in its page it is come to a cookie's upper end.
-const PLACE_SHIFT: u32 = 52;
-
-/// Cookies of a target that its hits find by their address. Where there is none, but some of its
-/// probes lie, is [`UNKNOWN_COOKIE`].
-pub const KNOWN_COOKIES: u32 = 1 << 8;
+/// Cookies that hits find by their address: by where in its page the probed instruction is. Where
+/// no probe is, there is 0, and where there are several, [`UNKNOWN_COOKIE`].
+pub const KNOWN_COOKIES: u32 = 1 << 12;
 
 /// Stands for several probes that an address does not tell apart.
 pub const UNKNOWN_COOKIE: Cookie = Cookie(1 << 51);
 
-/// Where among all targets' known cookies the one is, if any, of a probed instruction at this place
-/// of a file, or at this address: both have the same bits here.
+/// Where among the known cookies the one is, if any, of a probed instruction at this place of a
+/// file, or at this address: in memory it lies in its page where it does in the file.
 #[must_use]
 #[inline(always)]
-pub const fn known_cookie_index(target: u16, offset_or_avma: u64) -> u32 {
-    target as u32 * KNOWN_COOKIES + (offset_or_avma >> 4) as u32 % KNOWN_COOKIES
+pub const fn known_cookie_index(offset_or_avma: u64) -> u32 {
+    offset_or_avma as u32 % KNOWN_COOKIES
 }
 
 /// Counters kept by the eBPF programs, one per CPU each. Append only.
@@ -394,8 +451,10 @@ pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
 pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
 /// No room to remember a block that was drawn: it is not recorded.
 pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
+/// No room in the ring buffer for a page fault.
+pub const COUNTER_LOST_PAGE_FAULT: u32 = 11;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 11;
+pub const COUNTER_COUNT: u32 = 12;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -491,13 +550,17 @@ pub struct ThreadState {
     pub target_plus_1: u64,
     /// The probed instruction of the outermost call that was entered last.
     pub entry_avma: u64,
+    /// Pages that became resident, and that no page fault has told of yet.
+    pub resident_pages: [u64; RESIDENT_KINDS],
+    /// How many page faults the thread had had by then.
+    pub faults_before: u64,
     /// Where the outermost call returns to, if an exception can leave it, else 0.
     pub return_avma: u64,
     /// Number of the stack that such a call was made from; 0 if nothing of it is recorded.
     pub stack: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 25;
+pub const THREAD_WORDS: usize = 29;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor
@@ -527,6 +590,84 @@ pub struct StackRecord {
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
 const _: () = assert!(size_of::<WalkState>() == 136 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+
+/// Where the running kernel keeps what it counts of a process's memory: byte offsets, from its BTF.
+/// A counter is a sum, and what each CPU has yet to add to it (`struct percpu_counter`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageOffsets {
+    /// `task_struct.mm`
+    pub task_memory: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `task_struct.min_flt`
+    pub task_minor_faults: u32,
+    /// `task_struct.maj_flt`
+    pub task_major_faults: u32,
+    /// `mm_struct.rss_stat`, one counter for each kind.
+    pub memory_counters: u32,
+    /// From one counter to the next.
+    pub counter_bytes: u32,
+    /// `percpu_counter.count`
+    pub counter_sum: u32,
+    /// `percpu_counter.counters`
+    pub counter_of_cpus: u32,
+    /// The union in `bpf_array` that has `pptrs`.
+    pub array_values: u32,
+    /// When a CPU's part has become so much, it adds it (`percpu_counter_batch`).
+    pub batch: u32,
+    /// 1 if the others are known.
+    pub known: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<PageOffsets>() == 48);
+
+/// Counters of a process's memory (`NR_MM_COUNTERS`): files, anonymous, swapped out, shared.
+pub const MEMORY_COUNTERS: usize = 4;
+
+/// Processes whose counters are followed, at most.
+pub const MAX_MEMORIES: u32 = 1 << 12;
+
+/// What a CPU had yet to add to the counters of a process's memory, when it was looked at last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryOnCpu {
+    /// By counter.
+    pub not_added: [i64; MEMORY_COUNTERS],
+    /// 1 if they are known.
+    pub known: u64,
+}
+const _: () = assert!(size_of::<MemoryOnCpu>() == 40);
+
+/// The counters of a process's memory without what CPUs have yet to add.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemorySums {
+    /// By counter.
+    pub sums: [i64; MEMORY_COUNTERS],
+}
+const _: () = assert!(size_of::<MemorySums>() == 32);
+
+/// What is known of a CPU where memory is followed, and what is counted on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCpu {
+    /// Where the memory of this CPU begins: what is added to the address of something that each
+    /// CPU has. 0 if it is not known.
+    pub begin: u64,
+    /// The address of this.
+    pub own: u64,
+    /// The address of its map.
+    pub map: u64,
+    /// Zero.
+    pub padding: u64,
+    /// Pages that became resident in no page fault.
+    pub elsewhere_pages: [u64; RESIDENT_KINDS],
+    /// Pages that were given back or taken away.
+    pub gone_pages: [u64; RESIDENT_KINDS],
+}
+const _: () = assert!(size_of::<PageCpu>() == 80);
 
 /// What one CPU counts.
 #[repr(C)]

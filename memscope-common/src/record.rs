@@ -9,6 +9,8 @@
 //! The order of all of them is that of their times: what caused another record was made before
 //! it on a clock that all CPUs share.
 
+use crate::control::COMM_BYTES;
+
 /// Most frames in one stack. The walk keeps the innermost ones.
 pub const MAX_FRAMES: usize = 256;
 
@@ -40,8 +42,15 @@ pub const KIND_SMALL_ALLOCATION: u8 = 12;
 pub const KIND_SMALL_FREE: u8 = 13;
 /// The same, called by the module that the function is in: [`SmallFree`].
 pub const KIND_SMALL_FREE_INTERNAL: u8 = 14;
-/// The bits of a record's first byte that are its kind.
+/// The bits of a small record's first byte that are its kind. Records with a [`Header`] have the
+/// whole byte for it.
 pub const KIND_MASK: u8 = 0xf;
+/// Another process is traced from now on: [`ProcessBegin`].
+pub const KIND_PROCESS_BEGIN: u8 = 16;
+/// A traced process has ended: [`ProcessExit`].
+pub const KIND_PROCESS_EXIT: u8 = 17;
+/// A page fault was handled: [`PageFault`].
+pub const KIND_PAGE_FAULT: u8 = 24;
 
 /// Stacks are numbered below this. Numbers from its half on stand for one event only, and
 /// are used again.
@@ -404,8 +413,63 @@ pub struct ProcessExec {
     pub leader_replaced: u32,
     /// Zero.
     pub padding: u32,
+    /// What it is called now, up to the first 0.
+    pub comm: [u8; COMM_BYTES],
 }
-const _: () = assert!(size_of::<ProcessExec>() == 24);
+const _: () = assert!(size_of::<ProcessExec>() == 40);
+
+/// A process that the eBPF side has begun to follow by itself. `header` has the index it gave to
+/// it, and the image that the process is in.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessBegin {
+    /// Kind, process and time.
+    pub header: Header,
+    /// Process id, in the initial pid namespace.
+    pub pid: u32,
+    /// One of the `BEGUN_BY_` constants.
+    pub begun_by: u32,
+    /// The index of its parent, if that is traced.
+    pub parent_target: u16,
+    /// The image that its parent is in.
+    pub parent_image: u16,
+    /// Zero.
+    pub padding: u32,
+    /// What it is called, up to the first 0.
+    pub comm: [u8; COMM_BYTES],
+}
+const _: () = assert!(size_of::<ProcessBegin>() == 48);
+
+/// By fork: a copy of its parent.
+pub const BEGUN_BY_FORK: u32 = 1;
+/// By exec in a child that was in its parent's memory until then (vfork).
+pub const BEGUN_BY_CHILD_EXEC: u32 = 2;
+/// By exec of a program that was to be traced.
+pub const BEGUN_BY_EXEC: u32 = 3;
+
+/// End of a traced process: of its last thread.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessExit {
+    /// Kind, process and time.
+    pub header: Header,
+    /// As wait(2) gives it; [`NO_STATUS`] for a process that is not traced any more.
+    pub wait_status: u32,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<ProcessExit>() == 24);
+
+/// No [`ProcessExit::wait_status`].
+pub const NO_STATUS: u32 = u32::MAX;
 
 /// End of one thread of a traced process.
 #[repr(C)]
@@ -436,3 +500,36 @@ pub struct CodeChanged {
     pub header: Header,
 }
 const _: () = assert!(size_of::<CodeChanged>() == 16);
+
+/// A page fault of a traced process, after it was handled, and what the process has become larger
+/// by in memory while that was done.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    /// Kind, process and time.
+    pub header: Header,
+    /// What was accessed.
+    pub address_avma: u64,
+    /// Number of the stack; its frames came in an earlier [`StackHeader`]. 0: lost.
+    pub stack: u32,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// Pages that became resident, by the `RESIDENT_` constants.
+    pub resident_pages: [u16; RESIDENT_KINDS],
+    /// 1 if it had to wait for a disk or for another thread (`maj_flt` counts it).
+    pub is_major: u16,
+}
+const _: () = assert!(size_of::<PageFault>() == 40);
+
+/// Kinds of resident pages: each is in one of three counters of its process.
+pub const RESIDENT_KINDS: usize = 3;
+/// Pages of files.
+pub const RESIDENT_FILE: usize = 0;
+/// Pages of the process alone.
+pub const RESIDENT_ANONYMOUS: usize = 1;
+/// Pages of shared memory.
+pub const RESIDENT_SHARED: usize = 2;

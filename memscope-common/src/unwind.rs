@@ -156,7 +156,7 @@ pub struct Mapping {
 const _: () = assert!(size_of::<Mapping>() == 32);
 
 /// Elements of the map of [`Mapping`]s, of all targets.
-pub const MAX_MAPPINGS: u32 = 1 << 16;
+pub const MAX_MAPPINGS: u32 = 1 << 18;
 /// Mappings of one address space at most.
 pub const MAX_SPACE_MAPPINGS: u32 = (1 << 13) - 1;
 

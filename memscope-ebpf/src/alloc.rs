@@ -48,7 +48,7 @@ use crate::{
 #[inline(always)]
 pub(crate) fn is_return(context: &ProbeContext, state: Option<*mut ThreadState>) -> bool {
     let avma = instruction(context);
-    if hit::cookie_near(state, avma) == Some(Cookie(0)) {
+    if hit::cookie_near(avma) == Some(Cookie(0)) {
         return true;
     }
     if let Some(state) = state {
@@ -130,15 +130,16 @@ fn new_number(state: &mut ThreadState, header: Header) -> u64 {
     state.number
 }
 
-/// Entry of a function that returns a block, with the thread's state, if it has any. None if its
-/// return is of no interest.
+/// Entry of a function that returns a block, in a target, with the thread's state, if it has any.
+/// None if its return is of no interest.
 #[inline(always)]
 pub(crate) fn entered<const CAN_THROW: bool>(
     context: &ProbeContext,
+    target: u16,
     known: Option<*mut ThreadState>,
 ) -> Option<()> {
     let entry_avma = instruction(context);
-    let hit = Hit::at_entry(context.as_ptr(), known, entry_avma)?;
+    let hit = Hit::at_entry(context.as_ptr(), target, entry_avma)?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
@@ -168,10 +169,8 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     state.entry_avma = entry_avma;
     note_arguments(context, state, &hit, sp_avma);
     if emit::settings().samples != 0 {
-        let target = hit.cookie.target();
-        state.follow = sample::decide(state, target, state.size_bytes, state.block_avma);
-        // SAFETY: as in `enabled`.
-        let is_single = unsafe { (*hit.target).single_allocator != 0 };
+        state.follow = sample::decide(state, hit.index, state.size_bytes, state.block_avma);
+        let is_single = hit.has_single_allocator();
         if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
             return None;
         }
@@ -201,7 +200,7 @@ pub(crate) fn entered<const CAN_THROW: bool>(
 /// Notes what a call is given.
 #[inline(always)]
 fn note_arguments(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp_avma: u64) {
-    state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
+    state.target_plus_1 = u64::from(hit.index) + 1;
     let arguments = hit.cookie.arguments();
     let size_bytes = argument(context, arguments.size);
     state.size_bytes = if arguments.count == NO_ARGUMENT {
@@ -218,8 +217,7 @@ fn note_arguments(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp
 /// itself, and an exception goes anywhere.
 #[inline(always)]
 fn note_caller(context: &ProbeContext, state: &mut ThreadState, hit: &Hit) {
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    let return_avma = unsafe { bpf_probe_read_user(state.sp_avma as *const u64) }.unwrap_or(0);
+    let return_avma = return_address(state.sp_avma);
     state.return_avma = return_avma;
     if sample::is_unrecorded(state) {
         emit::clear(&mut state.stack);
@@ -246,7 +244,7 @@ pub(crate) fn exited(context: &ProbeContext) -> Option<()> {
     if !is_exit_of(cookie, state.sp_avma, registers.rsp) {
         return None;
     }
-    let hit = Hit::of(cookie)?;
+    let hit = Hit::of(cookie, hit::target_of(Some(state))?)?;
     state.cookie = 0;
     if sample::is_unrecorded(state) {
         return None;
@@ -289,7 +287,8 @@ fn left_by_exception(state: &mut ThreadState) -> u32 {
     if sample::is_unrecorded(state) {
         return 0;
     }
-    let Some(hit) = Hit::of(cookie) else { return 0 };
+    let Some(target) = hit::target_of(Some(state)) else { return 0 };
+    let Some(hit) = Hit::of(cookie, target) else { return 0 };
     // A failed call with a size of 0 would be none.
     state.size_bytes = state.size_bytes.max(1);
     end_known(state, &hit, 0).map_or(0, |()| 1)
@@ -310,8 +309,8 @@ pub(crate) fn returned(
     state: Option<*mut ThreadState>,
     cookie: Cookie,
 ) -> Option<()> {
+    let hit = Hit::of(cookie, hit::target_of(state)?)?;
     cost::at_return(context.regs);
-    let hit = Hit::of(cookie)?;
     // SAFETY: as in `entered`.
     let state = unsafe { &mut *state? };
     // SAFETY: as in `entered`.
@@ -344,7 +343,7 @@ fn end(
     stack: impl FnOnce(&mut ThreadState, Header) -> u32,
 ) -> Option<()> {
     let samples = emit::settings().samples != 0;
-    if samples && !keep_account(state, hit.cookie.target(), address_avma) {
+    if samples && !keep_account(state, hit.index, address_avma) {
         return None;
     }
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
@@ -368,7 +367,7 @@ fn end(
             count_lost(header, address_avma, state.size_bytes, stack);
         }
     }
-    overflow::pause_if_needed(hit.cookie.target());
+    overflow::pause_if_needed(&hit);
     Some(())
 }
 
@@ -445,6 +444,7 @@ fn stack_of(
     let caller = unsafe {
         CallerRegisters {
             return_avma,
+            returns: 1,
             sp_avma,
             rbp: read_volatile(&raw const registers.rbp),
             rbx: read_volatile(&raw const registers.rbx),
@@ -564,7 +564,7 @@ fn is_left(state: &ThreadState) -> bool {
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let known = threads::find(context.as_ptr());
-    let hit = Hit::at_entry(context.as_ptr(), known, instruction(context))?;
+    let hit = Hit::at_entry(context.as_ptr(), hit::target_of(known)?, instruction(context))?;
     cost::at_entry(hit.cookie, context.regs);
     if !hit.enabled() {
         return None;
@@ -573,44 +573,31 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if address_avma == 0 {
         return None;
     }
-    if emit::settings().samples != 0 && !sample::forget(hit.cookie.target(), address_avma) {
+    if emit::settings().samples != 0 && !sample::forget(hit.index, address_avma) {
         sample::drop_free();
         return None;
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    let return_avma = unsafe { bpf_probe_read_user(registers.rsp as *const u64) }.unwrap_or(0);
+    let sp_avma = registers.rsp;
     let mut time_ns = emit::now_ns();
     let (mut number, mut is_known) = (0, false);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = threads::known_or_made(known, context.as_ptr()) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
-        // A free can hand its block on to another module's free. Its end is not probed,
-        // which would cost as much again; so it is told by the block and by the stack.
-        let call = FreeCall {
-            block_avma: address_avma,
-            probe: hit.cookie.probe().into(),
-            sp_avma: registers.rsp,
-            return_avma,
-        };
-        let is_nested = !matches!(place_of(context, state, &hit, registers.rsp), Place::Outermost);
-        if is_nested || call.is_part_of(&freed_before(state)) {
+        let is_nested = !matches!(place_of(context, state, &hit, sp_avma), Place::Outermost);
+        if is_nested || is_handed_on(state, &hit, address_avma, sp_avma) {
             emit::count(COUNTER_NESTED);
             return None;
         }
-        state.target_plus_1 = u64::from(hit.cookie.target()) + 1;
-        state.freed_block_avma = call.block_avma;
-        state.freed_probe = call.probe;
-        state.freed_sp_avma = call.sp_avma;
-        state.freed_return_avma = call.return_avma;
+        state.target_plus_1 = u64::from(hit.index) + 1;
         is_known = state.allocated_block_avma == address_avma;
         state.allocated_block_avma = 0;
         number = number_of(state, &hit, &mut time_ns);
     }
     // Who frees matters only for blocks that nobody knows, and this thread has just got it.
-    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, return_avma);
+    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, sp_avma);
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
         let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), 0];
@@ -624,24 +611,49 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         };
         emit::send(record, COUNTER_LOST_FREE);
     }
-    overflow::pause_if_needed(hit.cookie.target());
+    overflow::pause_if_needed(&hit);
     Some(())
 }
 
-/// The free before, if it still matters.
+/// Whether a free is part of the one before, which has handed its block on. Its end is not probed,
+/// which would cost as much again; so it is told by the block and by the stack. Else it is noted, if
+/// it can hand its block on itself.
 #[inline(always)]
-fn freed_before(state: &ThreadState) -> FreeCall {
-    FreeCall {
+fn is_handed_on(state: &mut ThreadState, hit: &Hit, block_avma: u64, sp_avma: u64) -> bool {
+    let may_hand_on = !(hit.cookie.is_leaf() && hit.has_single_allocator());
+    if !may_hand_on && state.freed_block_avma != block_avma {
+        emit::clear(&mut state.freed_block_avma);
+        return false;
+    }
+    let probe = hit.cookie.probe().into();
+    let call = FreeCall { block_avma, probe, sp_avma, return_avma: return_address(sp_avma) };
+    let before = FreeCall {
         block_avma: state.freed_block_avma,
         probe: state.freed_probe,
         sp_avma: state.freed_sp_avma,
         return_avma: state.freed_return_avma,
+    };
+    if call.is_part_of(&before) {
+        return true;
     }
+    state.freed_block_avma = block_avma;
+    state.freed_probe = call.probe;
+    state.freed_sp_avma = call.sp_avma;
+    state.freed_return_avma = call.return_avma;
+    false
+}
+
+/// Where a function returns to, at its entry; 0 if that cannot be read.
+#[inline(always)]
+fn return_address(sp_avma: u64) -> u64 {
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0)
 }
 
 /// Whether the probed function was called by code of its own module.
 #[inline(always)]
-fn is_called_by_module(hit: &Hit, probe_avma: u64, return_avma: u64) -> bool {
+fn is_called_by_module(hit: &Hit, probe_avma: u64, sp_avma: u64) -> bool {
+    let return_avma = return_address(sp_avma);
     SURROUNDINGS
         .get(u32::from(hit.cookie.probe()))
         .is_some_and(|surroundings| is_internal_call(surroundings, probe_avma, return_avma))

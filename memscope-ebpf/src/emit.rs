@@ -21,8 +21,16 @@ use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
 
 /// Written by the loader.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings =
-    Settings { caller_only: 0, slots_log2: 0, samples: 0, seed: 0, pauses: 0, counts_cost: 0 };
+static SETTINGS: Settings = Settings {
+    caller_only: 0,
+    slots_log2: 0,
+    samples: 0,
+    seed: 0,
+    pauses: 0,
+    counts_cost: 0,
+    follows: 0,
+    selects: 0,
+};
 
 /// The same place in the kernel's memory for all programs.
 #[inline(always)]

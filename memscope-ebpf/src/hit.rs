@@ -4,45 +4,55 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid};
 use memscope_common::{
-    control::{Cookie, Target, ThreadState, known_cookie_index},
+    control::{Cookie, PROCESS_TARGET, Target, ThreadState, UNKNOWN_COOKIE, known_cookie_index},
     record::Header,
 };
 
-use crate::maps::{COOKIES, EPOCHS, TARGETS};
+use crate::maps::{COOKIES, EPOCHS, PROCESSES, TARGETS};
 
 /// One probe hit.
 pub(crate) struct Hit {
     pub(crate) cookie: Cookie,
-    pub(crate) target: *const Target,
+    /// Index of the target.
+    pub(crate) index: u16,
+    target: *const Target,
     pub(crate) image: u32,
 }
 
 impl Hit {
     /// At the entry of a function, at this address.
     #[inline(always)]
-    pub(crate) fn at_entry(
-        context: *mut c_void,
-        state: Option<*mut ThreadState>,
-        avma: u64,
-    ) -> Option<Self> {
+    pub(crate) fn at_entry(context: *mut c_void, index: u16, avma: u64) -> Option<Self> {
         // SAFETY: the helper reads the cookie of the link that called this program.
         let ask = || Cookie(unsafe { bpf_get_attach_cookie(context) });
-        let known = cookie_near(state, avma).filter(|cookie| cookie.can_be_at(avma));
-        Self::of(known.unwrap_or_else(ask))
+        let known =
+            cookie_near(avma).filter(|cookie| !matches!(*cookie, Cookie(0) | UNKNOWN_COOKIE));
+        Self::of(known.unwrap_or_else(ask), index)
     }
 
     #[inline(always)]
-    pub(crate) fn of(cookie: Cookie) -> Option<Self> {
-        let index = u32::from(cookie.target());
-        let target = TARGETS.get_ptr(index)?;
-        let image = EPOCHS.get(index)?.image;
-        Some(Self { cookie, target, image })
+    pub(crate) fn of(cookie: Cookie, index: u16) -> Option<Self> {
+        let target = TARGETS.get_ptr(u32::from(index))?;
+        let image = EPOCHS.get(u32::from(index))?.image;
+        Some(Self { cookie, index, target, image })
     }
 
     #[inline(always)]
     pub(crate) fn enabled(&self) -> bool {
         // SAFETY: points to an element of an array map, which is never removed.
         unsafe { (*self.target).enabled != 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn has_single_allocator(&self) -> bool {
+        // SAFETY: as in `enabled`.
+        unsafe { (*self.target).single_allocator != 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn may_stop(&self) -> bool {
+        // SAFETY: as in `enabled`.
+        unsafe { (*self.target).may_stop != 0 }
     }
 
     #[inline(always)]
@@ -57,26 +67,38 @@ impl Hit {
             padding: 0,
             probe: self.cookie.probe(),
             image: self.image as u16,
-            target: self.cookie.target(),
+            target: self.index,
             time_ns,
         }
     }
 }
 
-/// What is known of probes at an address and beside it, without a call: the cookie of one of them,
-/// or [`UNKNOWN_COOKIE`], or 0 if there are none. None if nothing is known.
+/// Which target the current thread is of; none if it is not traced, as probes can be those of all
+/// processes that have mapped a file. A thread has state only while it is of a target.
+#[inline(always)]
+pub(crate) fn target_of(state: Option<*mut ThreadState>) -> Option<u16> {
+    // SAFETY: this thread's own map value.
+    let known = state.map_or(0, |state| unsafe { (*state).target_plus_1 });
+    if known != 0 { Some((known - 1) as u16) } else { current_target() }
+}
+
+/// The same, looked up.
+#[inline(always)]
+pub(crate) fn current_target() -> Option<u16> {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the map's values are words, and not freed while the program reads them (RCU).
+    let word = *unsafe { PROCESSES.get(process) }?;
+    Some((word & PROCESS_TARGET) as u16)
+}
+
+/// What is known of probes at an address, without a call: the cookie of the one there,
+/// [`UNKNOWN_COOKIE`] if there can be several, or 0 if there are none.
 ///
 /// It is right whatever has been mapped and unmapped in the meantime, noticed or not. Files are
 /// mapped by whole pages, so a probed instruction has the same place in its page wherever it
-/// comes to lie. A cookie is here only while no other probe of its target has the same place:
-/// then no other can be hit at such an address. The collector sees to that before it attaches
-/// one.
-///
-/// [`UNKNOWN_COOKIE`]: memscope_common::control::UNKNOWN_COOKIE
+/// comes to lie. A cookie is here only while no other probe has the same place: then no other can
+/// be hit at such an address. The collector sees to that before it attaches one.
 #[inline(always)]
-pub(crate) fn cookie_near(state: Option<*mut ThreadState>, avma: u64) -> Option<Cookie> {
-    // SAFETY: this thread's own map value.
-    let target = unsafe { (*state?).target_plus_1 }.wrapping_sub(1);
-    // Without a target it is the highest number, which no target has: the map ends before.
-    COOKIES.get(known_cookie_index(target as u16, avma)).map(|cookie| Cookie(*cookie))
+pub(crate) fn cookie_near(avma: u64) -> Option<Cookie> {
+    COOKIES.get(known_cookie_index(avma)).map(|cookie| Cookie(*cookie))
 }

@@ -203,6 +203,54 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     product ^ product >> 29
 }
 
+/// How a process has ended, as wait(2) gives it: by what all its threads were told to end with, or
+/// by what its first thread has ended with (`wait_task_zombie` in kernel/exit.c).
+#[must_use]
+#[inline(always)]
+pub const fn wait_status(signal_flags: u32, group_exit_code: u32, leader_exit_code: u32) -> u32 {
+    /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h)
+    const GROUP_EXIT: u32 = 4;
+    if signal_flags & GROUP_EXIT != 0 { group_exit_code } else { leader_exit_code }
+}
+
+/// Pages that one step of the kernel makes resident, or takes away, at most: those that one page
+/// table has (`PTRS_PER_PTE`).
+pub const MAX_PAGES_AT_ONCE: i64 = 512;
+
+/// What was counted on a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// By how many pages a counter of memory was changed.
+    pub pages: i64,
+    /// What this CPU has added to the sum for it, and for what it counted before.
+    pub added: i64,
+}
+
+/// By how many pages a counter of memory was changed on a CPU, given what this CPU had and has yet
+/// to add to the sum, and by what the sum has changed that no CPU was found to have added. The CPU
+/// adds its part when it has become `batch`; another CPU may have done so in the same moment, and
+/// finds its own here when it looks.
+#[must_use]
+#[inline(always)]
+pub const fn counted_pages(before: i64, now: i64, changed: i64, batch: i64) -> Counted {
+    let all = now.wrapping_sub(before).wrapping_add(changed);
+    let pages = if before > 0
+        && batch > 0
+        && changed > batch
+        && (changed as u64).is_multiple_of(batch as u64)
+    {
+        // Of single pages each part that is added is one batch.
+        batch.wrapping_sub(before)
+    } else if all > MAX_PAGES_AT_ONCE {
+        MAX_PAGES_AT_ONCE
+    } else if all < -MAX_PAGES_AT_ONCE {
+        -MAX_PAGES_AT_ONCE
+    } else {
+        all
+    };
+    Counted { pages, added: pages.wrapping_add(before).wrapping_sub(now) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,7 +258,6 @@ mod tests {
 
     fn cookie(probe: u16) -> Cookie {
         Cookie::new(
-            7,
             probe,
             Arguments { size: 0, count: NO_ARGUMENT, block: NO_ARGUMENT, result_slot: NO_ARGUMENT },
         )
@@ -219,10 +266,15 @@ mod tests {
     #[test]
     fn cookie_returns_what_was_packed() {
         let arguments = Arguments { size: 2, count: NO_ARGUMENT, block: 5, result_slot: 0 };
-        let packed = Cookie::new(1023, 65_535, arguments);
-        assert_eq!(packed.target(), 1023);
+        let packed = Cookie::new(65_535, arguments);
         assert_eq!(packed.probe(), 65_535);
         assert_eq!(packed.arguments(), arguments);
+    }
+
+    #[test]
+    fn a_process_ends_with_what_all_threads_were_told() {
+        assert_eq!(wait_status(4, 9, 0x100), 9);
+        assert_eq!(wait_status(0x10, 9, 0x100), 0x100);
     }
 
     #[test]
@@ -344,5 +396,64 @@ mod tests {
         assert!(may_unmap(delete, consistent), "what was read before may be gone by now");
         assert!(may_unmap(consistent, consistent), "another namespace");
         assert!(may_unmap(add, unknown) && may_unmap(unknown, consistent));
+    }
+
+    /// How `percpu_counter_add_batch` counts, for each of several CPUs.
+    struct Counter {
+        sum: i64,
+        parts: [i64; 3],
+        /// What was seen of them.
+        known_sum: i64,
+        known_parts: [i64; 3],
+    }
+
+    impl Counter {
+        const BATCH: i64 = 32;
+
+        fn new() -> Self {
+            Self { sum: 0, parts: [0; 3], known_sum: 0, known_parts: [0; 3] }
+        }
+
+        fn count(&mut self, cpu: usize, pages: i64) {
+            let part = self.parts[cpu] + pages;
+            if part.abs() >= Self::BATCH {
+                self.sum += part;
+                self.parts[cpu] = 0;
+            } else {
+                self.parts[cpu] = part;
+            }
+        }
+
+        fn look(&mut self, cpu: usize) -> i64 {
+            let now = self.parts[cpu];
+            let before = core::mem::replace(&mut self.known_parts[cpu], now);
+            let changed = if now == 0 { self.sum - self.known_sum } else { 0 };
+            let counted = counted_pages(before, now, changed, Self::BATCH);
+            self.known_sum += counted.added;
+            counted.pages
+        }
+    }
+
+    #[test]
+    fn what_was_counted_is_found_whatever_it_does_to_the_sum() {
+        let mut counter = Counter::new();
+        let others = [512, -512, 16, -3, 1, 1, 512, 512, -40, -512, 31, 1, -32, 64, -64];
+        for pages in [1; 100].into_iter().chain(others) {
+            counter.count(0, pages);
+            assert_eq!(counter.look(0), pages);
+        }
+    }
+
+    #[test]
+    fn cpus_that_count_in_the_same_moment_find_their_own() {
+        for pages in [1, 16, 512] {
+            let mut counter = Counter::new();
+            for _ in 0..1000 {
+                (0..3).for_each(|cpu| counter.count(cpu, pages));
+                for cpu in [1, 2, 0] {
+                    assert_eq!(counter.look(cpu), pages);
+                }
+            }
+        }
     }
 }

@@ -13,6 +13,7 @@ mod hit;
 mod maps;
 mod memo;
 mod overflow;
+mod pages;
 mod process;
 mod sample;
 mod sent;
@@ -25,8 +26,10 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_attach_cookie,
-    macros::{btf_tracepoint, perf_event, uprobe, uretprobe},
-    programs::{BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext},
+    macros::{btf_tracepoint, perf_event, raw_tracepoint, uprobe, uretprobe},
+    programs::{
+        BtfTracePointContext, PerfEventContext, ProbeContext, RawTracePointContext, RetProbeContext,
+    },
 };
 use memscope_common::{CONTRACT_VERSION, control::Cookie};
 
@@ -45,8 +48,10 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn allocation_session(context: *mut c_void) -> u32 {
-    let begun_ns = cost::begin();
     let state = threads::find(context);
+    // Another process's: without this, what follows would be its return's as well.
+    let Some(target) = hit::target_of(state) else { return 1 };
+    let begun_ns = cost::begin();
     let entry = ProbeContext::new(context);
     let result = if alloc::is_return(&entry, state) {
         // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
@@ -55,7 +60,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
         alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        u32::from(alloc::entered::<false>(&entry, state).is_none())
+        u32::from(alloc::entered::<false>(&entry, target, state).is_none())
     };
     cost::end(begun_ns);
     result
@@ -64,8 +69,10 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
 /// Entry of malloc and its like.
 #[uprobe]
 fn allocation_entered(context: ProbeContext) -> u32 {
+    let state = threads::find(context.as_ptr());
+    let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered::<false>(&context, threads::find(context.as_ptr()));
+    alloc::entered::<false>(&context, target, state);
     cost::end(begun_ns);
     0
 }
@@ -85,8 +92,10 @@ fn allocation_returned(context: RetProbeContext) -> u32 {
 /// as the unwinder of exceptions finds no way through the kernel's return address.
 #[uprobe]
 fn throwing_entered(context: ProbeContext) -> u32 {
+    let state = threads::find(context.as_ptr());
+    let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered::<true>(&context, threads::find(context.as_ptr()));
+    alloc::entered::<true>(&context, target, state);
     cost::end(begun_ns);
     0
 }
@@ -127,6 +136,34 @@ fn free_entered(context: ProbeContext) -> u32 {
 #[perf_event]
 fn work_sampled(context: PerfEventContext) -> u32 {
     cost::sample(&context);
+    0
+}
+
+/// A new process or thread.
+#[btf_tracepoint(function = "sched_process_fork")]
+fn process_fork(context: BtfTracePointContext) -> i32 {
+    process::fork(&context);
+    0
+}
+
+/// A counter of a process's memory has changed.
+#[raw_tracepoint(tracepoint = "rss_stat")]
+fn memory_counted(context: RawTracePointContext) -> i32 {
+    pages::counted(&context);
+    0
+}
+
+/// A page fault that had not to wait was handled.
+#[perf_event]
+fn minor_fault(context: PerfEventContext) -> u32 {
+    pages::faulted(&context, false);
+    0
+}
+
+/// A page fault that had to wait was handled.
+#[perf_event]
+fn major_fault(context: PerfEventContext) -> u32 {
+    pages::faulted(&context, true);
     0
 }
 

@@ -7,13 +7,14 @@ use aya_ebpf::{
     btf_maps::ArrayOfMaps,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
 };
 use memscope_common::{
     control::{
-        Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, KNOWN_COOKIES,
-        MAX_TARGETS, MAX_THREADS, MEMOS, Overflow, OverflowKey, ProbeSurroundings, Sampling, Slot,
-        Target, ThreadState, WalkMemo, WalkState,
+        COMM_BYTES, Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, Group,
+        KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS, MAX_THREADS, MEMOS, MemoryOnCpu,
+        MemorySums, Overflow, OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot, Target,
+        ThreadState, WalkMemo, WalkState,
     },
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
@@ -37,20 +38,35 @@ pub(crate) static COUNTERS: PerCpuArray<CpuCounters> = PerCpuArray::with_max_ent
 
 /// Control blocks of the traced processes, by target index.
 #[map]
-pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
+pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
+
+/// Control block of a process that begins to be traced as it executes a program. One element.
+#[map]
+pub(crate) static NEW_TARGET: Array<Target> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Names of programs, and what they mean: `COMM_` constants. The collector sees to it that they
+/// fit.
+#[map]
+pub(crate) static COMMS: HashMap<[u8; COMM_BYTES], u32> = HashMap::with_max_entries(256, 0);
+
+/// Control groups whose processes are to be traced.
+#[map]
+pub(crate) static GROUPS: Array<Group> = Array::with_max_entries(MAX_GROUPS as u32, 0);
 
 /// What has changed in each target's address space; written here only, so that no
 /// change is overwritten by the collector.
 #[map]
 pub(crate) static EPOCHS: Array<Epoch> = Array::with_max_entries(MAX_TARGETS, 0);
 
-/// Target index by process id, for the events that no probe's cookie tells apart.
+/// By process id, the target's index and the `PROCESS_` bits. Full: further processes are not
+/// traced, and counted.
 #[map]
-pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
+pub(crate) static PROCESSES: HashMap<u32, u32> =
+    HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
 
-/// Cookies that need not be asked for, by target and place; see `hit`.
+/// Cookies that need not be asked for, by place in the page; see `hit`.
 #[map]
-pub(crate) static COOKIES: Array<u64> = Array::with_max_entries(MAX_TARGETS * KNOWN_COOKIES, 0);
+pub(crate) static COOKIES: Array<u64> = Array::with_max_entries(KNOWN_COOKIES, 0);
 
 /// State of the reader. One element.
 #[map]
@@ -100,7 +116,7 @@ pub(crate) struct SentStacks {
 
 /// How many numbers were given, by the `NUMBER_OF_` constants.
 #[map]
-pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(3, 0);
+pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(4, BPF_F_MMAPABLE);
 
 /// Stacks that can come again.
 pub(crate) const NUMBER_OF_STACKS: u32 = 0;
@@ -108,6 +124,8 @@ pub(crate) const NUMBER_OF_STACKS: u32 = 0;
 pub(crate) const NUMBER_OF_COPIES: u32 = 1;
 /// Threads.
 pub(crate) const NUMBER_OF_THREADS: u32 = 2;
+/// Targets; also given by the collector.
+pub(crate) const NUMBER_OF_TARGETS: u32 = memscope_common::control::NUMBER_OF_TARGETS;
 
 /// Allocations that found no room, by stack. Full: they are counted as lost only.
 #[map]
@@ -146,7 +164,7 @@ pub(crate) static SURROUNDINGS: Array<ProbeSurroundings> = Array::with_max_entri
 
 /// Which tables a target's stacks are walked by.
 #[map]
-pub(crate) static SPACES: Array<SpaceWord> = Array::with_max_entries(MAX_TARGETS, 0);
+pub(crate) static SPACES: Array<SpaceWord> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
 
 /// Lists of mappings, each after its head.
 #[map]
@@ -194,3 +212,18 @@ pub(crate) static RULE_CACHE: Array<RuleCache> = Array::with_max_entries(1, BPF_
 /// rate (the generic cell rate algorithm, ITU-T I.371).
 #[map]
 pub(crate) static COPY_TIMES: Array<u64> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// What CPUs have yet to add to the counters of a process's memory (`mm_struct`), by its address;
+/// see `pages`. Full: the one used least recently is forgotten, and looked at anew.
+#[map]
+pub(crate) static MEMORY_CPUS: LruPerCpuHashMap<u64, MemoryOnCpu> =
+    LruPerCpuHashMap::with_max_entries(MAX_MEMORIES, 0);
+
+/// These counters, by the same address. Full: as above.
+#[map]
+pub(crate) static MEMORIES: LruHashMap<u64, MemorySums> =
+    LruHashMap::with_max_entries(MAX_MEMORIES, 0);
+
+/// What is known of each CPU for them, and what became of pages. One element.
+#[map]
+pub(crate) static PAGE_CPUS: PerCpuArray<PageCpu> = PerCpuArray::with_max_entries(1, 0);

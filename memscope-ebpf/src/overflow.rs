@@ -10,6 +10,7 @@ use memscope_common::control::{Overflow, OverflowKey};
 
 use crate::{
     emit,
+    hit::Hit,
     maps::{CPU_RINGS, EVENTS, OVERFLOWS, PAUSED},
 };
 
@@ -42,15 +43,15 @@ const STOP: u32 = 19;
 /// The signal comes first and the note after it: so what the collector finds noted is already
 /// stopped, or will have been told to stop before it is told to go on.
 #[inline(always)]
-pub(crate) fn pause_if_needed(target: u16) {
-    if emit::settings().pauses == 0 || !is_half_full() {
+pub(crate) fn pause_if_needed(hit: &Hit) {
+    if emit::settings().pauses == 0 || !hit.may_stop() || !is_half_full() {
         return;
     }
     // SAFETY: the helper sends a signal to the current process, which is one that is traced.
     if unsafe { bpf_send_signal(STOP) } != 0 {
         return;
     }
-    if let Some(paused) = PAUSED.get_ptr_mut(u32::from(target)) {
+    if let Some(paused) = PAUSED.get_ptr_mut(u32::from(hit.index)) {
         // SAFETY: an element of an array map, which is never removed.
         unsafe { write_volatile(paused, 1) };
     }

@@ -57,10 +57,14 @@ static KERNEL_OFFSETS: KernelOffsets = KernelOffsets {
 /// (`MAX_URETPROBE_DEPTH`, kernel/events/uprobes.c).
 const MAX_RETURN_INSTANCES: u32 = 64;
 
-/// Registers of the caller, just after the call returned to it.
+/// Registers of the caller, just after the call returned to it, or of a thread where it was
+/// interrupted.
 pub(crate) struct CallerRegisters {
-    /// Where the call returned to.
+    /// Where the call returned to; or one byte behind the beginning of the instruction that was
+    /// interrupted, so that the byte before it is part of the instruction being executed as well.
     pub(crate) return_avma: u64,
+    /// 1 if a call returned there, else 0.
+    pub(crate) returns: u64,
     pub(crate) sp_avma: u64,
     pub(crate) rbp: u64,
     pub(crate) rbx: u64,
@@ -159,8 +163,8 @@ fn walk_and_announce(
     let target = u32::from(header.target);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    walk.frame.pc_avma = caller.return_avma;
-    walk.frame.returns = 1;
+    walk.frame.pc_avma = caller.return_avma - (1 - caller.returns);
+    walk.frame.returns = caller.returns;
     walk.frame.sp_avma = caller.sp_avma;
     walk.frame.bp = caller.rbp;
     walk.frame.bx = Saved::value(caller.rbx);
@@ -262,14 +266,16 @@ fn announce(
 #[inline(always)]
 fn walk_up(state: *mut WalkState, header: &Header, space: &Space, memo: *mut WalkMemo) -> u64 {
     // SAFETY: `state` is this thread's own live map value.
-    let walk = unsafe {
+    let walk = unsafe { &mut (*state).walk };
+    let first_avma = walk.frame.pc_avma + (1 - walk.frame.returns);
+    // SAFETY: as above.
+    unsafe {
         (*state).window_avma = 0;
-        (*state).stack.frames_avma[0] = (*state).walk.frame.pc_avma;
-        &mut (*state).walk
-    };
+        (*state).stack.frames_avma[0] = first_avma;
+    }
     walk.frame_count = 1;
     walk.outcome = u64::from(OUTCOME_NO_TABLES);
-    walk.hash = mix(space.seed, walk.frame.pc_avma);
+    walk.hash = mix(space.seed, first_avma);
     let (Some(rules), Some(cache)) = (RULES.get_ptr(0), RULE_CACHE.get_ptr_mut(0)) else {
         return 0;
     };

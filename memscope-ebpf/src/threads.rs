@@ -23,6 +23,7 @@ use memscope_common::control::{
 use crate::{
     emit,
     maps::{MOVED_THREADS, NEW_WALK, THREADS, WALKS},
+    pages,
     sample::is_unrecorded,
 };
 
@@ -156,6 +157,8 @@ pub(crate) fn forget(context: &BtfTracePointContext) {
         emit::lose(COUNTER_RETURN_NOT_SEEN);
         debug!(context, "thread {} ended inside an allocator call", context.pid());
     }
+    // SAFETY: this thread's own state.
+    pages::forget(unsafe { &mut *state });
     // These are there for some threads only.
     WALKS.remove(identity).ok();
     MOVED_THREADS.remove(identity).ok();

@@ -11,7 +11,7 @@ use clap::{
 
 use crate::{
     export::{Format, Weight},
-    model::{AttachMethod, OnOverflow, StackMode},
+    model::{AttachMethod, OnOverflow, ProbeScope, StackMode},
     reports::View,
 };
 
@@ -53,12 +53,31 @@ pub enum Command {
 
 /// Options of `memscope trace`.
 #[derive(Args, Clone, Debug)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "command"]))]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "comm", "cgroup", "all", "command"]))]
+#[command(group = clap::ArgGroup::new("selected").multiple(true).args(["comm", "cgroup", "all"]))]
 #[command(group = clap::ArgGroup::new("drawn").multiple(true).args(["sample", "max_overhead"]))]
 pub struct TraceOptions {
     /// A running process to trace; can be given several times
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), num_args = 1..)]
     pub pid: Vec<u32>,
+    /// All processes of programs called so, now and later; can be given several times
+    #[arg(long, value_name = "NAME", value_parser = comm, num_args = 1..)]
+    pub comm: Vec<String>,
+    /// All processes of a control group or container, now and later: a path, as in /proc/PID/cgroup or below /sys/fs/cgroup, or a container's id
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub cgroup: Vec<String>,
+    /// All processes of this machine, now and later, but memscope
+    #[arg(long)]
+    pub all: bool,
+    /// Not programs called so, and what they begin; can be given several times
+    #[arg(long, value_name = "NAME", value_parser = comm)]
+    pub exclude: Vec<String>,
+    /// Do not trace the children of traced processes
+    #[arg(long)]
+    pub no_follow: bool,
+    /// Where probes are put: `host` has traced from the first instruction what begins later, and lets other processes that use the same files pay for hits [default: targets for --pid and with --no-follow, else host]
+    #[arg(long, value_name = "WHERE", value_parser = probe_scopes())]
+    pub probes: Option<ProbeScope>,
     /// Where the recording goes [default: memscope.NAME.PID.mscope here]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -72,8 +91,11 @@ pub struct TraceOptions {
     #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
     pub sample: Option<ByteSize>,
     /// Spend no more than this share of the targets' processor time (5%): sample, and observe them in windows of time
-    #[arg(long, value_name = "PERCENT", value_parser = percentage)]
+    #[arg(long, value_name = "PERCENT", value_parser = percentage, conflicts_with_all = ["selected", "probes"])]
     pub max_overhead: Option<Percentage>,
+    /// Observe page faults instead of allocators: what makes resident memory grow, and from where
+    #[arg(long, conflicts_with_all = ["sample", "max_overhead", "on_overflow", "attach_by"])]
+    pub pages: bool,
     /// Draw the sample by this number, not by the clock
     #[arg(long, value_name = "NUMBER", requires = "drawn")]
     pub seed: Option<u32>,
@@ -130,7 +152,7 @@ pub struct ExportOptions {
     /// Every single block as well (json)
     #[arg(long)]
     pub blocks: bool,
-    /// What makes a call chain wide (collapsed, flamegraph) [default: allocated-bytes]
+    /// What makes a call chain wide (collapsed, flamegraph) [default: allocated-bytes; resident-bytes of page faults]
     #[arg(long, value_name = "WEIGHT", value_parser = weights())]
     pub weight: Option<Weight>,
 }
@@ -151,6 +173,32 @@ pub struct DoctorOptions {
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+impl TraceOptions {
+    /// Whether what is traced is told by what it is, not named.
+    #[must_use]
+    pub fn selects(&self) -> bool {
+        self.all || !self.comm.is_empty() || !self.cgroup.is_empty()
+    }
+
+    /// Whether children of targets are traced. With a budget they are not: it is kept for the
+    /// processes that were named.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        !self.no_follow && self.max_overhead.is_none()
+    }
+
+    /// Where probes are put.
+    #[must_use]
+    pub fn probe_scope(&self) -> ProbeScope {
+        let default = if self.selects() || (self.follows() && self.pid.is_empty()) {
+            ProbeScope::Host
+        } else {
+            ProbeScope::Targets
+        };
+        self.probes.unwrap_or(default)
+    }
 }
 
 impl ExportOptions {
@@ -220,6 +268,28 @@ fn sampling_interval() -> impl TypedValueParser<Value = ByteSize> {
             Err("it must be at least 1 byte, and at most 1 TiB".to_owned())
         }
     })
+}
+
+/// The name of a program, as far as the kernel has it.
+fn comm(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_COMM_BYTES || text.contains('\0') {
+        return Err(format!(
+            "the kernel keeps from 1 to {MAX_COMM_BYTES} bytes of a name (/proc/PID/comm)"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Longest name of a thread (`TASK_COMM_LEN`, less the 0 at its end).
+const MAX_COMM_BYTES: usize = 15;
+
+fn probe_scopes() -> Registry<ProbeScope> {
+    Registry {
+        entries: vec![
+            (ProbeScope::Targets, ProbeScope::Targets.name(), "in the traced processes only"),
+            (ProbeScope::Host, ProbeScope::Host.name(), "in all processes that use the same files"),
+        ],
+    }
 }
 
 /// A share, in millionths.
@@ -307,12 +377,20 @@ mod tests {
             "memscope trace",
             "memscope trace --pid 0",
             "memscope trace --pid 1 -- true",
+            "memscope trace --pid 1 --all",
+            "memscope trace --comm sixteen-bytes-xx",
+            "memscope trace --all --max-overhead 5%",
+            "memscope trace --all --probes nowhere",
+            "memscope trace --cgroup",
             "memscope trace --duration 5 --pid 1",
             "memscope trace --seed 5 --pid 1",
             "memscope trace --max-overhead 0% --pid 1",
             "memscope trace --max-overhead 101% --pid 1",
             "memscope trace --max-overhead NaN --pid 1",
             "memscope trace --max-overhead much --pid 1",
+            "memscope trace --pages --sample 512KiB --pid 1",
+            "memscope trace --pages --max-overhead 5% --pid 1",
+            "memscope trace --pages --on-overflow pause --pid 1",
             "memscope trace --ring-buffer big --pid 1",
             "memscope export f",
             "memscope export f --format xml",
@@ -323,10 +401,17 @@ mod tests {
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
             "memscope trace --strict -- ls -l --pid 3",
+            "memscope trace --pid 1 2 3",
+            "memscope trace --comm python3 redis-server",
+            "memscope trace --cgroup /system.slice --probes targets",
+            "memscope trace --all --exclude bash --exclude sh",
+            "memscope trace --no-follow -- make",
             "memscope trace --debuginfod --pid 1",
             "memscope trace --max-overhead 5% --seed 1 --pid 1",
             "memscope trace --max-overhead 0.5 --sample 4KiB --pid 1",
             "memscope trace --sample 4KiB --seed 1 --pid 1",
+            "memscope trace --pages --stacks caller --pid 1",
+            "memscope report f --view pages",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",
             "memscope report f --show-wrappers",

@@ -27,6 +27,9 @@ impl ProcessView for NothingToSee {
     fn observe(&mut self, _target: u16) -> Option<Observation> {
         None
     }
+    fn start_ticks(&self, _target: u16) -> Option<u64> {
+        None
+    }
     fn probes_gone(&mut self, _target: u16) {}
     fn walk_copy<'code>(
         &mut self,
@@ -148,7 +151,7 @@ impl RawRecords {
                 Raw::Large(record.as_bytes().to_vec())
             }
             // The workload has none of these; one would be missed in its result.
-            Event::ThreadExit { .. } | Event::Loss { .. } => return,
+            Event::ThreadExit { .. } | Event::Loss { .. } | Event::PageFault { .. } => return,
         };
         self.records.push(raw);
     }

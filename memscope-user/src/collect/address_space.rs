@@ -85,6 +85,9 @@ pub trait ProcessView {
     /// What a target looks like now; none if it is gone or cannot be looked at.
     fn observe(&mut self, target: u16) -> Option<Observation>;
 
+    /// When a target started, in clock ticks since boot, if that is known.
+    fn start_ticks(&self, target: u16) -> Option<u64>;
+
     /// The kernel has removed the probes of a target.
     fn probes_gone(&mut self, target: u16);
 
@@ -168,7 +171,7 @@ impl Span {
 ///
 /// A range mapped again as it was, at the same place from the same position of the same file, is
 /// the same range if the unmapping in between was not noticed: it would not matter.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AddressSpace {
     /// Without overlaps, by first address.
     live: BTreeMap<u64, Span>,
@@ -279,6 +282,17 @@ impl AddressSpace {
             }
         }
         paths
+    }
+
+    /// The file that was mapped first of those mapped in a time: an exec begins with the program.
+    pub(super) fn first_file_of(&self, from_ns: u64, until_ns: u64) -> Option<&Arc<Module>> {
+        let spans = self.ended.iter().chain(self.live.values());
+        let of_time = spans.filter(|span| (from_ns..until_ns).contains(&span.seen_ns));
+        of_time
+            .filter_map(|span| Some((span.seen_ns, span.range.module.as_ref()?)))
+            .filter(|(_, module)| module.path.starts_with('/'))
+            .min_by_key(|(seen_ns, _)| *seen_ns)
+            .map(|(_, module)| module)
     }
 
     /// What was mapped at an address at a time.

@@ -1,8 +1,9 @@
 use memscope_common::record::{
-    self, Header, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
-    OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES,
-    OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED,
-    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
+    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE,
+    OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED,
+    OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE,
+    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, RESIDENT_ANONYMOUS,
+    RESIDENT_FILE, RESIDENT_SHARED, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -12,13 +13,22 @@ use super::{
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
-    CountedAllocations, EndReason, Event, Frame, FrameId, FreeCaller, Item, Location, ModuleId,
-    Probe, ProbeId, Process, ProcessEnd, ProcessId, StackOutcome, ThreadId,
+    CountedAllocations, EndReason, Event, Fork, Frame, FrameId, FreeCaller, Item, Location,
+    MemoryReading, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
+    ResidentBytes, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
 /// but no more often than this.
 const LOOK_AGAIN_NS: u64 = 100_000_000;
+
+/// Most processes, and mappings of each, that are kept before the record which says that the process
+/// is followed.
+const MAX_EARLY_TARGETS: usize = 256;
+const MAX_EARLY_RANGES: usize = 256;
+
+/// The kernel counts resident memory in pages, which have this size on x86-64.
+const PAGE_BYTES: u64 = 4096;
 
 /// A process that is to be followed from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +57,29 @@ struct Target {
     ended: bool,
 }
 
+impl Target {
+    /// It has exited, unless that was said before.
+    fn end(&mut self, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
+        if !self.ended {
+            self.ended = true;
+            let (process, reason) = (self.process.id, EndReason::Exit(status));
+            give(Item::ProcessEnd(ProcessEnd { process, time_ns, reason }));
+        }
+    }
+
+    /// Says which program its image is, if nobody has, by what was mapped first; whether that is
+    /// new.
+    fn note_program(&mut self) -> bool {
+        if !self.process.exe.is_empty() {
+            return false;
+        }
+        let until_ns = self.space.next_exec_ns();
+        let first = self.space.first_file_of(self.image_since_ns, until_ns);
+        self.process.exe = first.map(|module| module.path.clone()).unwrap_or_default();
+        !self.process.exe.is_empty()
+    }
+}
+
 /// What came of the stacks that the kernel side has copied, as it could not walk them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopiedStacks {
@@ -68,6 +101,10 @@ pub struct Collector<V> {
     copied: CopiedStacks,
     process_count: u32,
     nonsense: u64,
+    /// What was mapped by processes that are to be followed from the exec that has mapped it.
+    early: FxHashMap<u16, Vec<(u64, CodeRange)>>,
+    /// See [`Self::with_probes_everywhere`].
+    probes_everywhere: bool,
 }
 
 impl<V: ProcessView> Collector<V> {
@@ -83,7 +120,16 @@ impl<V: ProcessView> Collector<V> {
             copied: CopiedStacks::default(),
             process_count: 0,
             nonsense: 0,
+            early: FxHashMap::default(),
+            probes_everywhere: false,
         }
+    }
+
+    /// Probes are those of all processes that have a file mapped: they are there when a process
+    /// begins, and stay whatever becomes of its threads.
+    #[must_use]
+    pub fn with_probes_everywhere(self, probes_everywhere: bool) -> Self {
+        Self { probes_everywhere, ..self }
     }
 
     /// What it looks at the targets with.
@@ -139,6 +185,72 @@ impl<V: ProcessView> Collector<V> {
         self.look(start.target, start.time_ns, &mut give);
     }
 
+    /// The kernel side follows a process by itself.
+    fn begin_process(&mut self, begin: &record::ProcessBegin, give: &mut impl FnMut(Item)) {
+        let header = &begin.header;
+        let of_parent = OfImage { target: begin.parent_target, image: begin.parent_image };
+        let parent_id = (begin.begun_by != BEGUN_BY_EXEC)
+            .then(|| self.process(of_parent, header.time_ns, give))
+            .flatten();
+        let copied = self
+            .targets
+            .get(&of_parent.target)
+            .filter(|_| parent_id.is_some() && begin.begun_by == BEGUN_BY_FORK)
+            .map(|parent| (parent.process.clone(), parent.space.clone(), parent.image_since_ns));
+        let id = self.next_process();
+        let is_copy = copied.is_some();
+        let (parent, space, image_since_ns) = match copied {
+            Some((parent, space, image_since_ns)) => (Some(parent), space, image_since_ns),
+            // All that was mapped since it emptied its memory is of this image.
+            None => (None, AddressSpace::default(), 0),
+        };
+        let (exe, allocators) =
+            parent.map_or_else(Default::default, |parent| (parent.exe, parent.allocators));
+        let process = Process {
+            id,
+            pid: begin.pid,
+            start_ticks: self.view.start_ticks(header.target).unwrap_or(0),
+            image: header.image.into(),
+            observed_from_ns: header.time_ns,
+            comm: name_of(&begin.comm),
+            exe,
+            allocators,
+            // Else its probes are attached as soon as it is noticed.
+            from_start: self.probes_everywhere,
+            probed_late: !self.probes_everywhere,
+        };
+        give(Item::Process(process.clone()));
+        if let Some(parent) = parent_id.filter(|_| is_copy) {
+            give(Item::Fork(Fork { process: id, parent, time_ns: header.time_ns }));
+        }
+        let mut target = Target {
+            process,
+            space,
+            image_since_ns,
+            outdated: !is_copy,
+            looked_at_ns: header.time_ns,
+            ended: false,
+        };
+        // What the exec has mapped was told before it.
+        let early = self.early.remove(&header.target).unwrap_or_default();
+        for (time_ns, range) in early.into_iter().filter(|_| !is_copy) {
+            note_allocator(&mut target.process, &range);
+            target.space.map(time_ns, range);
+        }
+        if !is_copy && target.note_program() {
+            give(Item::Process(target.process.clone()));
+        }
+        self.targets.insert(header.target, target);
+    }
+
+    /// The kernel side has seen a target end. Counts of its stacks can still come.
+    fn exit_process(&mut self, exit: &record::ProcessExit, give: &mut impl FnMut(Item)) {
+        self.process_of(&exit.header, give);
+        let Some(target) = self.targets.get_mut(&exit.header.target) else { return };
+        let status = (exit.wait_status != NO_STATUS).then(|| status_of(exit.wait_status));
+        target.end(exit.header.time_ns, status, give);
+    }
+
     /// A target has exited; nothing of it will come any more.
     pub fn end_target(
         &mut self,
@@ -147,16 +259,10 @@ impl<V: ProcessView> Collector<V> {
         status: Option<i32>,
         mut give: impl FnMut(Item),
     ) {
-        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else {
-            return;
-        };
-        target.ended = true;
+        let Some(target) = self.targets.get_mut(&target) else { return };
+        target.end(time_ns, status, &mut give);
+        target.space = AddressSpace::default();
         self.stacks.end_process(target.process.id);
-        give(Item::ProcessEnd(ProcessEnd {
-            process: target.process.id,
-            time_ns,
-            reason: EndReason::Exit(status),
-        }));
     }
 
     /// An allocator was probed after the process could already use it.
@@ -190,16 +296,27 @@ impl<V: ProcessView> Collector<V> {
         range: CodeRange,
         mut give: impl FnMut(Item),
     ) {
-        let Some(target) = self.targets.get_mut(&target).filter(|target| !target.ended) else {
+        define_module(&mut self.known_modules, &range, &mut give);
+        let Some(target) = self.targets.get_mut(&target) else {
+            if self.early.len() < MAX_EARLY_TARGETS || self.early.contains_key(&target) {
+                let ranges = self.early.entry(target).or_default();
+                if ranges.len() < MAX_EARLY_RANGES {
+                    ranges.push((time_ns, range));
+                }
+            }
             return;
         };
-        define_module(&mut self.known_modules, &range, &mut give);
+        if target.ended {
+            return;
+        }
         // That of a later image is for its own entry, once its exec has come.
         let is_of_image = time_ns < target.space.next_exec_ns() && time_ns >= target.image_since_ns;
-        if is_of_image && note_allocator(&mut target.process, &range) {
+        let mut is_new = is_of_image && note_allocator(&mut target.process, &range);
+        target.space.map(time_ns, range);
+        is_new |= is_of_image && target.note_program();
+        if is_new {
             give(Item::Process(target.process.clone()));
         }
-        target.space.map(time_ns, range);
     }
 
     /// The kernel has told that a target emptied its address space, for an exec whose own record
@@ -244,6 +361,21 @@ impl<V: ProcessView> Collector<V> {
         give(Item::Counted(counted));
     }
 
+    /// The memory of a target was read at a moment. To be said before any later record of it is
+    /// taken.
+    pub fn memory_read(
+        &mut self,
+        target: u16,
+        time_ns: u64,
+        memory: ProcessMemory,
+        mut give: impl FnMut(Item),
+    ) {
+        if let Some(target) = self.targets.get(&target).filter(|target| !target.ended) {
+            let process = target.process.id;
+            give(Item::Memory(MemoryReading { process, time_ns, memory }));
+        }
+    }
+
     /// How many ranges of code were forgotten for want of room, of all targets.
     pub fn forgotten_ranges(&self) -> u64 {
         self.targets.values().map(|target| target.space.forgotten()).sum()
@@ -264,9 +396,12 @@ impl<V: ProcessView> Collector<V> {
                 time_ns: loss.header.time_ns,
                 lost_count: loss.lost_count,
             }),
+            Record::ProcessBegin(record) => return self.begin_process(record, give),
+            Record::ProcessExit(record) => return self.exit_process(record, give),
             Record::Exec(record) => {
                 self.process_of(&record.header, give);
-                if record.leader_replaced != 0 {
+                self.name(record.header.target, &record.comm, give);
+                if record.leader_replaced != 0 && !self.probes_everywhere {
                     self.view.probes_gone(record.header.target);
                     self.probed_late(record.header.target, give);
                 }
@@ -279,6 +414,7 @@ impl<V: ProcessView> Collector<V> {
                     time_ns: record.header.time_ns,
                 })
             }
+            Record::PageFault(record) => self.page_fault(record, give),
             Record::CodeChanged(record) => {
                 self.process_of(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
@@ -353,6 +489,31 @@ impl<V: ProcessView> Collector<V> {
         })
     }
 
+    fn page_fault(
+        &mut self,
+        record: &record::PageFault,
+        give: &mut impl FnMut(Item),
+    ) -> Option<Event> {
+        let process = self.process_of(&record.header, give)?;
+        let bytes = |kind: usize| {
+            let pages = record.resident_pages.get(kind).copied().unwrap_or(0);
+            u64::from(pages) * PAGE_BYTES
+        };
+        Some(Event::PageFault {
+            process,
+            thread: ThreadId(record.thread),
+            time_ns: record.header.time_ns,
+            address_avma: record.address_avma,
+            stack: self.stacks.of_event(process, record.stack, |stack| give(Item::Stack(stack))),
+            resident: ResidentBytes {
+                anonymous: bytes(RESIDENT_ANONYMOUS),
+                file: bytes(RESIDENT_FILE),
+                shared: bytes(RESIDENT_SHARED),
+            },
+            is_major: record.is_major != 0,
+        })
+    }
+
     fn probe(&mut self, probe: u16) -> Option<ProbeId> {
         let id = ProbeId(probe.into());
         if !self.probes.contains(&id) {
@@ -409,9 +570,23 @@ impl<V: ProcessView> Collector<V> {
         target.image_since_ns = target.space.exec(time_ns);
         let until_ns = target.space.next_exec_ns();
         target.process.allocators = target.space.allocators_of(target.image_since_ns, until_ns);
+        target.process.exe.clear();
+        target.note_program();
         target.outdated = true;
         give(Item::Process(target.process.clone()));
         Some(new_id)
+    }
+
+    /// What a target is called since its exec.
+    fn name(&mut self, target: u16, comm: &[u8], give: &mut impl FnMut(Item)) {
+        let comm = name_of(comm);
+        if let Some(target) = self.targets.get_mut(&target)
+            && target.process.comm != comm
+            && !comm.is_empty()
+        {
+            target.process.comm = comm;
+            give(Item::Process(target.process.clone()));
+        }
     }
 
     fn stack(&mut self, stack: &StackFrames, give: &mut impl FnMut(Item)) {
@@ -615,6 +790,18 @@ impl<V: ProcessView> Collector<V> {
             give(Item::Process(process.clone()));
         }
     }
+}
+
+/// A thread's name, up to its first 0.
+fn name_of(comm: &[u8]) -> String {
+    let length = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(comm.get(..length).unwrap_or_default()).into_owned()
+}
+
+/// What wait(2) gives, as a shell says it: the exit code, or 128 and the signal.
+fn status_of(wait_status: u32) -> i32 {
+    let (code, signal) = (wait_status >> 8 & 0xff, wait_status & 0x7f);
+    (if signal == 0 { code } else { 128 + signal }).cast_signed()
 }
 
 /// What the kernel side's reason is called in a recording.

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
 use memscope_common::record::{
-    self, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC,
-    KIND_FREE, KIND_LOSS, KIND_MASK, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
+    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION,
+    KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK, KIND_PAGE_FAULT,
+    KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
     KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY,
     KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA,
-    MAX_THREAD_NUMBER, ProcessExec, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree,
-    StackCopy, StackHeader, ThreadExit, ThreadNumber,
+    MAX_THREAD_NUMBER, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
+    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
 };
 use zerocopy::FromBytes;
 
@@ -78,12 +79,18 @@ pub enum Record {
     StackCopy(Box<CopiedStack>),
     /// Records are missing here.
     Loss(Loss),
+    /// The kernel side has begun to follow a process by itself.
+    ProcessBegin(ProcessBegin),
     /// A target replaced its image.
     Exec(ProcessExec),
+    /// A target has ended.
+    ProcessExit(ProcessExit),
     /// A thread ended.
     ThreadExit(ThreadExit),
     /// Libraries were mapped or unmapped.
     CodeChanged(CodeChanged),
+    /// A page fault was handled.
+    PageFault(PageFault),
 }
 
 /// A stack with its frames, innermost first.
@@ -117,23 +124,26 @@ impl Record {
             Self::Stack(record) => record.header.header.time_ns,
             Self::StackCopy(record) => record.copy.header.time_ns,
             Self::Loss(record) => record.header.time_ns,
+            Self::ProcessBegin(record) => record.header.time_ns,
             Self::Exec(record) => record.header.time_ns,
+            Self::ProcessExit(record) => record.header.time_ns,
             Self::ThreadExit(record) => record.header.time_ns,
             Self::CodeChanged(record) => record.header.time_ns,
+            Self::PageFault(record) => record.header.time_ns,
         }
     }
 }
 
-impl Record {
-    /// The target whose code has changed, if that is what it says.
-    #[must_use]
-    pub fn changed_code_of(&self) -> Option<u16> {
-        match self {
-            Self::CodeChanged(record) => Some(record.header.target),
-            Self::Exec(record) => Some(record.header.target),
-            _ => None,
-        }
-    }
+/// Whether a process begins as the copy of another one.
+#[must_use]
+pub const fn is_fork(begin: &ProcessBegin) -> bool {
+    begin.begun_by == BEGUN_BY_FORK
+}
+
+/// The target that has begun a process, if one has.
+#[must_use]
+pub fn parent_of(begin: &ProcessBegin) -> Option<u16> {
+    (begin.begun_by != BEGUN_BY_EXEC).then_some(begin.parent_target)
 }
 
 /// Why bytes are no record.
@@ -329,9 +339,12 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_REALLOCATION_END => whole(bytes).map(|end| Record::ReallocationEnd(Box::new(end))),
         KIND_STACK => stack(bytes).map(|stack| Record::Stack(Box::new(stack))),
         KIND_LOSS => whole(bytes).map(Record::Loss),
+        KIND_PROCESS_BEGIN => whole(bytes).map(Record::ProcessBegin),
         KIND_EXEC => whole(bytes).map(Record::Exec),
+        KIND_PROCESS_EXIT => whole(bytes).map(Record::ProcessExit),
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
+        KIND_PAGE_FAULT => whole(bytes).map(Record::PageFault),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(DecodeError::Length { kind, bytes: bytes.len() })

@@ -13,5 +13,7 @@ mod stacks;
 pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
 pub use collector::{Collector, CopiedStacks, TargetStart};
 pub use decode::{
-    Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames,
+    Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames, is_fork,
+    parent_of,
 };
+pub use memscope_common::record::ProcessBegin;

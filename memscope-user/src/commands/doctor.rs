@@ -15,10 +15,10 @@ use self::{
 use crate::{
     cli::DoctorOptions,
     kernel::{
-        Kernel, KernelConfig, MeasuredHits, features, held_map_bytes, kernel_and_arch,
-        missing_capabilities,
+        Kernel, KernelConfig, KernelError, MeasuredHits, Selection, features, held_map_bytes,
+        kernel_and_arch, missing_capabilities,
     },
-    model::{OnOverflow, StackMode},
+    model::{Observes, OnOverflow, StackMode},
     target::{
         CodeMapping, FileIdentity, MappedFile, ModuleFacts, TargetError, TargetProcess,
         is_of_interest,
@@ -40,6 +40,8 @@ struct Diagnosis {
     /// Whether the eBPF programs could be loaded just now, and if not, why.
     programs_load: bool,
     programs_error: Option<String>,
+    /// Why page faults cannot be observed (`trace --pages`), if nothing else is in the way.
+    page_faults_error: Option<&'static str>,
     /// The programs, as loaded.
     programs: Vec<ProgramState>,
     /// What a hit of a probe costs here, by each way to attach it.
@@ -85,16 +87,11 @@ struct ProcessDiagnosis {
 ///
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
-    let mut loaded = Kernel::load(KernelConfig {
-        ring_bytes: TRIAL_RING_BYTES,
-        log_level: 0,
-        attach_by: None,
-        stacks: StackMode::Full,
-        sampling_interval_bytes: None,
-        seed: 0,
-        on_overflow: OnOverflow::Count,
-        counts_cost: false,
-    });
+    // With page faults all programs are loaded.
+    let (mut loaded, page_faults) = match load(Observes::PageFaults) {
+        Err(KernelError::Unsupported { what }) => (load(Observes::Allocations), Err(what)),
+        loaded => (loaded, Ok(())),
+    };
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
@@ -127,6 +124,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
+        page_faults_error: page_faults.err(),
         map_bytes,
         programs,
         hits,
@@ -141,6 +139,22 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         write!(out, "{}", as_text(&diagnosis))?;
     }
     Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn load(observes: Observes) -> Result<Kernel, KernelError> {
+    Kernel::load(KernelConfig {
+        ring_bytes: TRIAL_RING_BYTES,
+        log_level: 0,
+        attach_by: None,
+        stacks: StackMode::Full,
+        sampling_interval_bytes: None,
+        seed: 0,
+        on_overflow: OnOverflow::Count,
+        counts_cost: false,
+        follows: true,
+        selection: Selection::default(),
+        observes,
+    })
 }
 
 fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
@@ -250,6 +264,9 @@ fn as_text(diagnosis: &Diagnosis) -> String {
         mark(diagnosis.programs_load, true),
         harmless(programs)
     ));
+    if let Some(what) = diagnosis.page_faults_error {
+        lines.push(format!("  {}  page faults (trace --pages): {what}", mark(false, false)));
+    }
     lines.extend(program_lines(diagnosis));
     lines.extend(sites::hit_lines(&diagnosis.hits));
     if let Some(process) = &diagnosis.process {

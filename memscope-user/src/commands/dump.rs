@@ -9,8 +9,8 @@ use super::{open_recording, warn_of_damage};
 use crate::{
     cli::FileOptions,
     model::{
-        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, Probe, Process, Stack,
-        Window,
+        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, MappedMemory,
+        MemoryReading, Probe, Process, ResidentBytes, ResidentMemory, Stack, Window,
     },
     store::{Chunk, RecordingEnd},
     text::{harmless, hex},
@@ -92,7 +92,24 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             counted.process.0, counted.stack.0, counted.allocations, counted.bytes
         ),
         Item::Window(window) => write_window(out, window, started_at_ns),
+        Item::Fork(fork) => writeln!(
+            out,
+            "fork process={} parent={} at_ns={}",
+            fork.process, fork.parent, fork.time_ns
+        ),
+        Item::Memory(reading) => write_memory(out, reading, started_at_ns),
+        Item::PageSums(sums) => writeln!(
+            out,
+            "page-sums elsewhere={} gone={}",
+            resident_text(&sums.elsewhere),
+            resident_text(&sums.gone)
+        ),
     }
+}
+
+/// Bytes: `anonymous/file/shared`.
+fn resident_text(resident: &ResidentBytes) -> String {
+    format!("{}/{}/{}", resident.anonymous, resident.file, resident.shared)
 }
 
 fn write_probe(out: &mut impl Write, probe: &Probe) -> io::Result<()> {
@@ -185,6 +202,41 @@ fn write_window(out: &mut impl Write, window: &Window, started_at_ns: u64) -> io
     )
 }
 
+/// What was not read is left out.
+fn write_memory(
+    out: &mut impl Write,
+    reading: &MemoryReading,
+    started_at_ns: u64,
+) -> io::Result<()> {
+    let MemoryReading { process, time_ns, memory } = reading;
+    let at_ns = time_ns.wrapping_sub(started_at_ns).cast_signed();
+    write!(out, "memory +{at_ns} process={process}")?;
+    if let Some(resident) = memory.resident {
+        let ResidentMemory { anonymous_bytes, file_bytes, shared_bytes } = resident;
+        write!(out, " anonymous={anonymous_bytes} file={file_bytes} shared={shared_bytes}")?;
+    }
+    for (name, bytes) in [
+        ("peak_resident", memory.peak_resident_bytes),
+        ("swapped", memory.swapped_bytes),
+        ("proportional", memory.proportional_bytes),
+    ] {
+        if let Some(bytes) = bytes {
+            write!(out, " {name}={bytes}")?;
+        }
+    }
+    if let Some(heap) = memory.heap_mappings {
+        for (name, size) in [("brk", heap.brk), ("anonymous", heap.anonymous)] {
+            let MappedMemory { mapped_bytes, resident_bytes } = size;
+            write!(out, " {name}_mapped={mapped_bytes} {name}_mapped_resident={resident_bytes}")?;
+        }
+    }
+    if let Some(group) = &memory.control_group {
+        let bytes = group.bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        write!(out, " group_bytes={bytes} group={}", harmless(&group.path))?;
+    }
+    writeln!(out)
+}
+
 /// Times are given from the beginning of the trace.
 fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
     let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
@@ -234,5 +286,13 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
             "loss +{at_ns} from=+{} lost={lost_count}",
             first_lost_ns.wrapping_sub(started_at_ns).cast_signed()
         ),
+        Event::PageFault { process, thread, address_avma, stack, resident, is_major, .. } => {
+            writeln!(
+                out,
+                "page-fault +{at_ns} process={process} thread={thread} address={address_avma:#x} resident={} stack={stack}{}",
+                resident_text(&resident),
+                if is_major { " major" } else { "" }
+            )
+        }
     }
 }

@@ -41,7 +41,7 @@ pub fn run(options: &ExportOptions) -> anyhow::Result<ExitCode> {
     export(
         options.format,
         &analysis,
-        options.weight.unwrap_or(Weight::AllocatedBytes),
+        options.weight.unwrap_or_else(|| Weight::usual(&analysis)),
         blocks,
         &mut out,
     )?;

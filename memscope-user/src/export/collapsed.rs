@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io::Write};
 
 use super::{ExportError, Weight};
 use crate::{
-    lifetimes::Site,
+    lifetimes::SiteKey,
     reports::{Analysis, ProcessName, ResolvedStack, check, missing_callers},
     text,
 };
@@ -32,21 +32,20 @@ pub fn export_collapsed(
 /// Distinct call chains, outermost frame first, and their weights.
 pub(super) fn chains(analysis: &Analysis, weight: Weight) -> BTreeMap<String, u64> {
     let mut chains: BTreeMap<String, u64> = BTreeMap::new();
-    for site in &analysis.sites {
-        let weight = weight.of(site);
+    for (key, weight) in weight.of_sites(analysis) {
         if weight > 0 {
-            let sum = chains.entry(chain(analysis, site)).or_default();
+            let sum = chains.entry(chain(analysis, key)).or_default();
             *sum = sum.saturating_add(weight);
         }
     }
     chains
 }
 
-fn chain(analysis: &Analysis, site: &Site) -> String {
-    let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
+fn chain(analysis: &Analysis, key: SiteKey) -> String {
+    let stack = ResolvedStack::of(&analysis.definitions, key.stack);
     let mut parts = Vec::with_capacity(stack.frames.len() + 2);
     if analysis.definitions.processes.len() > 1 {
-        parts.push(part(&ProcessName::of(analysis, site.key.process).text()));
+        parts.push(part(&ProcessName::of(analysis, key.process).text()));
     }
     if let Some(missing) = missing_callers(stack.outcome) {
         parts.push(missing.to_owned());

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod fields;
+mod pages;
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +21,14 @@ use super::ExportError;
 use crate::{
     lifetimes::Windows,
     model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
-    reports::{Analysis, Budget, Estimate, SiteRow, Trust, check, started_at},
+    reports::{
+        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, ProcessSums, SiteRow, Trust, check,
+        end_name, started_at,
+    },
     store::Damage,
 };
 use blocks::Blocks;
+use pages::PagesJson;
 
 #[derive(Serialize)]
 struct Document<'a, B> {
@@ -40,6 +45,8 @@ struct Document<'a, B> {
     exact: Option<ExactJson>,
     /// None unless the trace was limited.
     budget: Option<BudgetJson>,
+    /// None unless page faults were observed.
+    pages: Option<PagesJson<'a>>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -56,6 +63,8 @@ struct CaptureJson<'a> {
     kernel: &'a str,
     arch: &'a str,
     mode: &'static str,
+    /// `allocations` or `pages`.
+    events: &'static str,
     sampling_interval_bytes: Option<u64>,
     stacks: &'static str,
     command: Option<&'a [String]>,
@@ -75,10 +84,16 @@ struct ProcessJson<'a> {
     /// `exit`, `exec`, or none if it was alive when the trace ended.
     end: Option<&'static str>,
     end_monotonic_ns: Option<u64>,
+    /// The process that it was forked by.
+    parent: Option<u32>,
+    #[serde(rename = "totals")]
+    sums: ProcessSums,
     image: u32,
     from_start: bool,
     probed_late: bool,
     observed_from_monotonic_ns: u64,
+    /// None if it was not read.
+    memory: Option<MemoryJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -96,6 +111,7 @@ struct TotalsJson {
     peak_time_monotonic_ns: Option<u64>,
     temporary_allocations: u64,
     unknown_frees: u64,
+    inherited_frees: u64,
     allocator_internal_frees: u64,
     unseen_ends: u64,
     unseen_end_bytes: u64,
@@ -281,6 +297,7 @@ pub fn export_json(
         counters: analysis.counters.as_ref().map(counters),
         exact: analysis.exact.as_ref().map(ExactJson::of),
         budget: BudgetJson::of(&trust, &analysis.windows),
+        pages: PagesJson::of(analysis),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,
@@ -307,6 +324,7 @@ fn capture<'a>(analysis: &Analysis, capture: &'a Capture) -> CaptureJson<'a> {
         duration_ns: analysis.duration_ns(),
         kernel: &capture.kernel,
         arch: &capture.arch,
+        events: analysis.observed().name(),
         mode: if analysis.is_sampled() { "sampled" } else { "full" },
         sampling_interval_bytes: capture.sampling_interval_bytes,
         stacks: capture.stacks.name(),
@@ -333,6 +351,7 @@ fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
         peak_time_monotonic_ns: (totals.peak_live_bytes > 0).then_some(totals.peak_time_ns),
         temporary_allocations: totals.temporary_allocations,
         unknown_frees: totals.unknown_frees,
+        inherited_frees: totals.inherited_frees,
         allocator_internal_frees: totals.allocator_internal_frees,
         unseen_ends: totals.unseen_ends,
         unseen_end_bytes: totals.unseen_end_bytes,
@@ -405,15 +424,18 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
             Some(EndReason::Exit(status)) => status,
             Some(EndReason::Exec) | None => None,
         },
-        end: end.map(|end| match end.reason {
-            EndReason::Exit(_) => "exit",
-            EndReason::Exec => "exec",
-        }),
+        end: end.map(|end| end_name(end.reason)),
         end_monotonic_ns: end.map(|end| end.time_ns),
+        parent: analysis.definitions.parents.get(&process.id).map(|parent| parent.0),
+        sums: ProcessSums::of(analysis, process.id),
         image: process.image,
         from_start: process.from_start,
         probed_late: process.probed_late,
         observed_from_monotonic_ns: process.observed_from_ns,
+        memory: analysis.memory.get(&process.id).map(|timeline| {
+            let points: Vec<&MemoryPoint> = timeline.points().iter().collect();
+            MemoryJson::of(timeline, &points)
+        }),
     }
 }
 

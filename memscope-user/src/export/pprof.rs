@@ -1,4 +1,4 @@
-//! `profile.proto` of pprof, gzipped: call chains with four values each.
+//! `profile.proto` of pprof, gzipped: call chains with four values each, or two of page faults.
 //!
 //! <https://github.com/google/pprof/blob/main/proto/profile.proto>. The format has
 //! no place for times, lifetimes or the peak.
@@ -17,8 +17,8 @@ use self::{
 };
 use super::ExportError;
 use crate::{
-    lifetimes::Site,
-    model::{FrameId, Module, ModuleId, StackId, StackOutcome},
+    lifetimes::SiteKey,
+    model::{FrameId, Module, ModuleId, Observes, StackId, StackOutcome},
     reports::{Analysis, ProcessName, ResolvedFrame, Trust, check, missing_callers, place},
     text,
 };
@@ -41,6 +41,16 @@ pub fn export_pprof(analysis: &Analysis, out: &mut dyn Write) -> Result<(), Expo
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+/// The values of a call chain, where allocations were observed.
+const OF_BLOCKS: [(&str, &str); 4] = [
+    ("alloc_objects", "count"),
+    ("alloc_space", "bytes"),
+    ("inuse_objects", "count"),
+    ("inuse_space", "bytes"),
+];
+/// The same, where page faults were.
+const OF_FAULTS: [(&str, &str); 2] = [("page_faults", "count"), ("resident_space", "bytes")];
 
 /// What a location of the profile stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,21 +82,33 @@ impl<'a> Builder<'a> {
     }
 
     fn build(mut self) -> Profile {
-        let types = [
-            ("alloc_objects", "count"),
-            ("alloc_space", "bytes"),
-            ("inuse_objects", "count"),
-            ("inuse_space", "bytes"),
-        ];
+        let (types, default): (&[(&str, &str)], _) = match self.analysis.observed() {
+            Observes::Allocations => (&OF_BLOCKS, "inuse_space"),
+            Observes::PageFaults => (&OF_FAULTS, "resident_space"),
+        };
         self.profile.sample_type =
-            types.into_iter().map(|(name, unit)| self.value_type(name, unit)).collect();
-        self.profile.default_sample_type = self.strings.index_of("inuse_space");
+            types.iter().map(|(name, unit)| self.value_type(name, unit)).collect();
+        self.profile.default_sample_type = self.strings.index_of(default);
         self.profile.period_type = Some(self.value_type("space", "bytes"));
         let interval_bytes = self.analysis.capture.sampling_interval_bytes;
         self.profile.period = signed(interval_bytes.unwrap_or(1));
         self.main_mapping();
-        for site in &self.analysis.sites {
-            self.sample(site);
+        match self.analysis.observed() {
+            Observes::Allocations => {
+                for site in &self.analysis.sites {
+                    let sums = &site.sums;
+                    if sums.allocations > 0 {
+                        let live = [sums.live_blocks(), sums.live_bytes()];
+                        let all = [sums.allocations, sums.allocated_bytes];
+                        self.sample(site.key, &[all, live].concat());
+                    }
+                }
+            }
+            Observes::PageFaults => {
+                for site in &self.analysis.fault_sites {
+                    self.sample(site.key, &[site.sums.faults, site.sums.resident.total()]);
+                }
+            }
         }
         let capture = &self.analysis.capture;
         self.profile.time_nanos = signed(
@@ -106,13 +128,9 @@ impl<'a> Builder<'a> {
         ValueType { r#type: self.strings.index_of(name), unit: self.strings.index_of(unit) }
     }
 
-    fn sample(&mut self, site: &Site) {
-        let sums = &site.sums;
-        if sums.allocations == 0 {
-            return;
-        }
-        let value = [sums.allocations, sums.allocated_bytes, sums.live_blocks(), sums.live_bytes()];
-        let process = ProcessName::of(self.analysis, site.key.process);
+    fn sample(&mut self, key: SiteKey, values: &[u64]) {
+        let value = values.iter().copied().map(signed).collect();
+        let process = ProcessName::of(self.analysis, key.process);
         let mut label = Vec::new();
         if let (Some(pid), Some(comm)) = (process.pid, process.comm) {
             label.push(Label {
@@ -126,8 +144,8 @@ impl<'a> Builder<'a> {
                 ..Label::default()
             });
         }
-        let location_id = self.chain(site.key.stack);
-        self.profile.sample.push(Sample { location_id, value: value.map(signed).to_vec(), label });
+        let location_id = self.chain(key.stack);
+        self.profile.sample.push(Sample { location_id, value, label });
     }
 
     /// The locations of a call chain, innermost first.

@@ -9,7 +9,7 @@ use crate::{
     model::Item,
     reports::{
         Analysis,
-        testing::{analysis, analysis_of, items, regular_end},
+        testing::{FAULTS, analysis, analysis_of, items, regular_end},
     },
 };
 
@@ -165,6 +165,21 @@ impl io::Write for Full {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[test]
+fn page_faults_weigh_what_became_resident_by_them() {
+    let analysis = analysis(FAULTS);
+    assert_eq!(Weight::usual(&analysis), Weight::ResidentBytes);
+    for (weight, expected) in [
+        (Weight::ResidentBytes, "main;fill 2101248\nmain;read 69632\n"),
+        (Weight::PageFaults, "main;fill 2\nmain;read 3\n"),
+        (Weight::AllocatedBytes, ""),
+    ] {
+        let mut out = Vec::new();
+        export_collapsed(&analysis, weight, &mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), expected, "{}", weight.name());
     }
 }
 

@@ -1,4 +1,8 @@
-use crate::lifetimes::Site;
+use crate::{
+    lifetimes::{FaultSums, Site, SiteKey},
+    model::Observes,
+    reports::Analysis,
+};
 
 /// What makes a call chain wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +19,23 @@ pub enum Weight {
     Allocations,
     /// Blocks freed with no other allocation in between.
     Temporary,
+    /// Bytes that became resident in page faults.
+    ResidentBytes,
+    /// Page faults.
+    PageFaults,
 }
 
 impl Weight {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::LiveBytes,
         Self::LiveBlocks,
         Self::PeakBytes,
         Self::AllocatedBytes,
         Self::Allocations,
         Self::Temporary,
+        Self::ResidentBytes,
+        Self::PageFaults,
     ];
 
     /// Its name on the command line.
@@ -38,6 +48,8 @@ impl Weight {
             Self::AllocatedBytes => "allocated-bytes",
             Self::Allocations => "allocations",
             Self::Temporary => "temporary",
+            Self::ResidentBytes => "resident-bytes",
+            Self::PageFaults => "page-faults",
         }
     }
 
@@ -51,6 +63,8 @@ impl Weight {
             Self::AllocatedBytes => "bytes allocated in all",
             Self::Allocations => "blocks allocated in all",
             Self::Temporary => "blocks freed with no other allocation in between",
+            Self::ResidentBytes => "bytes made resident by page faults",
+            Self::PageFaults => "page faults",
         }
     }
 
@@ -64,12 +78,31 @@ impl Weight {
     #[must_use]
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::LiveBytes | Self::PeakBytes | Self::AllocatedBytes => "bytes",
+            Self::LiveBytes | Self::PeakBytes | Self::AllocatedBytes | Self::ResidentBytes => {
+                "bytes"
+            }
             Self::LiveBlocks | Self::Allocations | Self::Temporary => "blocks",
+            Self::PageFaults => "faults",
         }
     }
 
-    pub(super) fn of(self, site: &Site) -> u64 {
+    /// What is shown of a recording if nothing else is asked for.
+    #[must_use]
+    pub fn usual(analysis: &Analysis) -> Self {
+        match analysis.observed() {
+            Observes::Allocations => Self::AllocatedBytes,
+            Observes::PageFaults => Self::ResidentBytes,
+        }
+    }
+
+    /// The sites of a recording, and what each weighs.
+    pub(super) fn of_sites(self, analysis: &Analysis) -> impl Iterator<Item = (SiteKey, u64)> {
+        let blocks = analysis.sites.iter().map(move |site| (site.key, self.of_blocks(site)));
+        let faults = analysis.fault_sites.iter();
+        blocks.chain(faults.map(move |site| (site.key, self.of_faults(&site.sums))))
+    }
+
+    fn of_blocks(self, site: &Site) -> u64 {
         match self {
             Self::LiveBytes => site.sums.live_bytes(),
             Self::LiveBlocks => site.sums.live_blocks(),
@@ -77,6 +110,15 @@ impl Weight {
             Self::AllocatedBytes => site.sums.allocated_bytes,
             Self::Allocations => site.sums.allocations,
             Self::Temporary => site.sums.temporary_allocations,
+            Self::ResidentBytes | Self::PageFaults => 0,
+        }
+    }
+
+    fn of_faults(self, sums: &FaultSums) -> u64 {
+        match self {
+            Self::ResidentBytes => sums.resident.total(),
+            Self::PageFaults => sums.faults,
+            _ => 0,
         }
     }
 }

@@ -17,7 +17,7 @@ type Link = Box<dyn Send>;
 /// An [`AttachRequest`], to be met again.
 struct Remembered {
     target: u16,
-    pid: u32,
+    pid: Option<u32>,
     file: PathBuf,
     shown_path: String,
     probes: Vec<(ProbeId, PlannedProbe)>,
@@ -52,6 +52,11 @@ impl Attached {
 
     pub(super) fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// What is taken off at the end only.
+    pub(super) fn push_lasting(&mut self, link: Link) {
+        self.lasting.push(link);
     }
 
     pub(super) fn push(&mut self, program: &str, link: Link) {

@@ -35,15 +35,14 @@ impl KnownCookies {
 
 impl Told {
     /// What to change in the table for a probe that will be attached. Of two in one place of their
-    /// pages neither is known from then on, as the address does not tell them apart; of two that only
-    /// share an entry, the first. An entry never becomes free, so that no later probe can take
-    /// it while one without an entry has its place.
+    /// pages neither is known from then on, as the address does not tell them apart. None is ever
+    /// taken out, so that no later probe can take the place of one that may still be hit.
     fn add(&mut self, file_offset: u64, cookie: Cookie) -> Option<(u32, Cookie)> {
-        let index = known_cookie_index(cookie.target(), file_offset);
+        let index = known_cookie_index(file_offset);
         let known = match self.0.get(&index) {
             None => cookie,
-            Some(known) if *known != cookie && known.can_be_at(file_offset) => UNKNOWN_COOKIE,
-            Some(_) => return None,
+            Some(known) if *known == cookie || *known == UNKNOWN_COOKIE => return None,
+            Some(_) => UNKNOWN_COOKIE,
         };
         self.0.insert(index, known);
         Some((index, known))
@@ -56,40 +55,27 @@ mod tests {
 
     use super::*;
 
-    fn cookie(target: u16, probe: u16, file_offset: u64) -> Cookie {
+    fn cookie(probe: u16) -> Cookie {
         let arguments =
             Arguments { size: 0, count: NO_ARGUMENT, block: NO_ARGUMENT, result_slot: NO_ARGUMENT };
-        Cookie::new(target, probe, arguments).of_place(file_offset)
+        Cookie::new(probe, arguments)
     }
 
     #[test]
     fn a_cookie_is_known_at_its_place_of_any_page() {
-        let known = cookie(3, 1, 0x9_8930);
-        assert!(known.can_be_at(0x7f12_3456_7930));
-        assert!(!known.can_be_at(0x7f12_3456_7934));
-        for none in [Cookie(0), UNKNOWN_COOKIE] {
-            assert!(!none.can_be_at(0x7f12_3456_7000), "none is at the begin of a page");
-        }
-        let indices = [0x9_8930, 0x7f12_3456_7930].map(|at| known_cookie_index(3, at));
-        assert_eq!(indices[0], indices[1]);
+        assert_eq!(known_cookie_index(0x9_8930), known_cookie_index(0x7f12_3456_7930));
+        assert_ne!(known_cookie_index(0x9_8930), known_cookie_index(0x7f12_3456_7934));
     }
 
     #[test]
     fn of_two_probes_in_one_place_neither_is_known() {
         let mut told = Told::default();
-        let first = cookie(3, 1, 0x9_8930);
-        let (index, known) = told.add(0x9_8930, first).unwrap();
-        assert_eq!(known, first);
-        assert_eq!(told.add(0x9_8930, first), None, "the same once more");
-        assert_eq!(told.add(0x1934, cookie(3, 2, 0x1934)), None, "shares the entry only");
-        assert_eq!(told.add(0x2930, cookie(3, 3, 0x2930)), Some((index, UNKNOWN_COOKIE)));
-        assert_eq!(told.add(0x2934, cookie(3, 4, 0x2934)), None, "one there has no entry");
-        assert_eq!(told.add(0x9_8930, first), None, "nor when attached anew");
-        let other = cookie(4, 3, 0x2930);
-        assert_eq!(
-            told.add(0x2930, other).map(|(_, known)| known),
-            Some(other),
-            "of another target"
-        );
+        let (index, known) = told.add(0x9_8930, cookie(1)).unwrap();
+        assert_eq!(known, cookie(1));
+        assert_eq!(told.add(0x9_8930, cookie(1)), None, "the same once more");
+        assert_eq!(told.add(0x1934, cookie(2)).map(|(_, known)| known), Some(cookie(2)));
+        assert_eq!(told.add(0x2930, cookie(3)), Some((index, UNKNOWN_COOKIE)));
+        assert_eq!(told.add(0x3930, cookie(4)), None, "nor a third");
+        assert_eq!(told.add(0x9_8930, cookie(1)), None, "nor the first when attached anew");
     }
 }

@@ -6,7 +6,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::{
         Program, ProgramError, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
@@ -18,10 +18,10 @@ use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
-        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS, NO_ARGUMENT,
-        ProbeSurroundings, Settings, Target, ThreadState,
+        COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION,
+        COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
+        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -33,6 +33,7 @@ use super::{
     features::{missing_capabilities, required_features},
     offsets::{self, kernel_offsets},
     overflow::Overflows,
+    pages,
     plain::Plain,
     probe_programs::{
         self, CATCH, CODE_CHANGED, ENTRY, EXIT, FREE, Prepared, ProbePoints, ProbePrograms, RETURN,
@@ -42,10 +43,11 @@ use super::{
     sampling::SamplingMaps,
     tables::KernelTables,
     take_map,
+    targets::{Selection, Targets},
     types::{KERNEL_BTF, KernelTypes},
 };
 use crate::{
-    model::{AttachMethod, Counters, LossCause, OnOverflow, ProbeId, StackMode},
+    model::{AttachMethod, Counters, LossCause, Observes, OnOverflow, ProbeId, StackMode},
     target::{AllocatorFunction, FunctionKind, PlannedProbe},
 };
 
@@ -54,7 +56,7 @@ static OBJECT: &[u8] =
     include_bytes_aligned!("../../../memscope-ebpf/prebuilt/memscope-ebpf.bpf.o");
 
 /// How the kernel side is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct KernelConfig {
     /// Size of the ring buffer, a power of two, at least a page. The slots of all CPUs together
     /// have half as much.
@@ -73,15 +75,21 @@ pub struct KernelConfig {
     pub on_overflow: OnOverflow,
     /// Whether it is counted what probes cost the targets.
     pub counts_cost: bool,
+    /// Whether children of targets become targets.
+    pub follows: bool,
+    /// What else does.
+    pub selection: Selection,
+    /// What is observed.
+    pub observes: Observes,
 }
 
-/// What to attach to: the functions of one file in one process.
+/// What to attach to: the functions of one file.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachRequest<'a> {
     /// Index of the target.
     pub target: u16,
-    /// Its process id.
-    pub pid: u32,
+    /// Its process id; none for all processes that have the file mapped, or will have.
+    pub pid: Option<u32>,
     /// Where the file with the functions can be opened.
     pub file: &'a Path,
     /// What to call it in messages.
@@ -104,8 +112,10 @@ pub struct Kernel {
     pub(super) sampling: Option<SamplingMaps>,
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
-    targets: Array<MapData, Plain<Target>>,
-    tables: KernelTables,
+    pub(super) observes: Observes,
+    pub(super) targets: Targets,
+    pub(super) tables: KernelTables,
+    tells_exits: bool,
 }
 
 impl Kernel {
@@ -126,17 +136,13 @@ impl Kernel {
             return Err(KernelError::RingSize { bytes: config.ring_bytes.into() });
         }
         check_contract()?;
-        // Before Linux 5.11 BPF memory counts against this limit; later raising it has
-        // no use, and a container may forbid it.
-        nix::sys::resource::setrlimit(
-            nix::sys::resource::Resource::RLIMIT_MEMLOCK,
-            nix::sys::resource::RLIM_INFINITY,
-            nix::sys::resource::RLIM_INFINITY,
-        )
-        .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
+        raise_memory_limit();
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
-        let settings = settings(config, cpus);
+        let mut settings = settings(&config, cpus);
         let (mut loader, Parsed { types, object }) = read_all()?;
+        let task_offsets = offsets::task_offsets(&types);
+        settings.follows = u32::from(config.follows && can_follow(task_offsets.known));
+        let page_offsets = pages::offsets(config.observes, &types)?;
         let mut ebpf = loader
             .btf(None)
             .map_max_entries("EVENTS", config.ring_bytes)
@@ -144,18 +150,25 @@ impl Kernel {
             .map_max_entries("CPU_RINGS", cpus)
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
+            .override_global("TASK_OFFSETS", &Plain(task_offsets), true)
             .override_global("SETTINGS", &Plain(settings), true)
+            .override_global("PAGE_OFFSETS", &Plain(page_offsets), true)
             .load(OBJECT)
             .map_err(KernelError::Object)?;
         let prepared = Prepared::new(object, &ebpf, &types)?;
         let (method, mut programs) = load_probe_programs(&mut ebpf, &prepared, config.attach_by)?;
         log::info!("probes are attached by {}", method.name());
-        prepared.attach_tracepoints(&mut programs)?;
+        prepared.attach_tracepoints(&mut programs, settings.follows != 0)?;
         if config.counts_cost {
             Self::load_sampler(&mut ebpf)?;
         }
-        let targets = take_map(&mut ebpf, "TARGETS")?;
-        let tables = KernelTables::new(&mut ebpf)?;
+        let mut attached = Attached::new(config.counts_cost);
+        if config.observes == Observes::PageFaults {
+            pages::attach(&mut ebpf, &mut attached)?;
+        }
+        config.selection.tell(&mut ebpf)?;
+        let targets = Targets::new(&mut ebpf)?;
+        let tables = KernelTables::new(&mut ebpf, targets.given().clone())?;
         let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
         let cookies = KnownCookies::new(&mut ebpf)?;
         let sampling = config
@@ -167,15 +180,29 @@ impl Kernel {
             ebpf,
             method,
             programs,
-            attached: Attached::new(config.counts_cost),
+            attached,
             surroundings,
             cookies,
             sampling,
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
+            observes: config.observes,
             targets,
             tables,
+            tells_exits: task_offsets.known != 0,
         })
+    }
+
+    /// What is observed of the targets.
+    #[must_use]
+    pub fn observes(&self) -> Observes {
+        self.observes
+    }
+
+    /// Whether a record tells that a process has ended.
+    #[must_use]
+    pub fn tells_exits(&self) -> bool {
+        self.tells_exits
     }
 
     /// How probes are attached.
@@ -212,23 +239,6 @@ impl Kernel {
             .map_err(|_missing| KernelError::Missing { what: "map AYA_LOGS" })
     }
 
-    /// From now on exec, exit and new code of a process are told as those of a target.
-    ///
-    /// # Errors
-    ///
-    /// If the map refuses.
-    pub fn watch_process(&mut self, target: u16, pid: u32) -> Result<(), KernelError> {
-        self.processes()?
-            .insert(pid, u32::from(target), 0)
-            .map_err(|source| KernelError::Map { map: "PROCESSES", source })
-    }
-
-    fn processes(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, KernelError> {
-        let map =
-            self.ebpf.map_mut("PROCESSES").ok_or(KernelError::Missing { what: "map PROCESSES" })?;
-        HashMap::try_from(map).map_err(|source| KernelError::Map { map: "PROCESSES", source })
-    }
-
     /// Attaches the probes of one file.
     ///
     /// # Errors
@@ -240,13 +250,17 @@ impl Kernel {
                 .set(id.0, Plain(surroundings_of(probe)), 0)
                 .map_err(|source| KernelError::Map { map: "SURROUNDINGS", source })?;
             if probe.function.kind.is_of_blocks() {
-                let cookie = cookie_of(request.target, *id, probe);
+                let cookie = cookie_of(*id, probe);
                 self.cookies.tell(probe.file_offset, cookie)?;
             }
         }
         self.attached.remember(request);
         self.link(request, &[CODE_CHANGED])?;
-        if self.attached.is_open() { self.link(request, &OF_BLOCKS) } else { Ok(()) }
+        if self.attached.is_open() && self.observes == Observes::Allocations {
+            self.link(request, &OF_BLOCKS)
+        } else {
+            Ok(())
+        }
     }
 
     /// Attaches those of the probes that run these programs.
@@ -267,7 +281,7 @@ impl Kernel {
             let link = link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
                 count: points.file_offsets.len(),
-                pid: request.pid,
+                whose: whose(request.pid),
                 source,
             })?;
             self.attached.push(name, Box::new(link));
@@ -281,7 +295,7 @@ impl Kernel {
         programs: &[&'static str],
     ) -> Result<(), KernelError> {
         for (id, probe) in request.probes {
-            let cookie = cookie_of(request.target, *id, probe);
+            let cookie = cookie_of(*id, probe);
             for name in programs {
                 if *name == SESSION || !runs(name, &probe.function) {
                     continue;
@@ -290,7 +304,7 @@ impl Kernel {
                     |source| KernelError::Attach {
                         path: request.shown_path.to_owned(),
                         file_offset: probe.file_offset,
-                        pid: request.pid,
+                        whose: whose(request.pid),
                         source,
                     },
                 )?;
@@ -308,8 +322,8 @@ impl Kernel {
     ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         let program: &mut UProbe = program.try_into()?;
-        let scope = NonZeroU32::new(request.pid)
-            .map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+        let pid = request.pid.and_then(NonZeroU32::new);
+        let scope = pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(file_offset),
             cookie: Some(cookie.0),
@@ -318,44 +332,6 @@ impl Kernel {
         let link = program.take_link(link)?;
         self.attached.push(name, Box::new(link));
         Ok(())
-    }
-
-    /// Begins or ends recording of a target.
-    ///
-    /// # Errors
-    ///
-    /// If the map refuses.
-    pub fn set_enabled(&mut self, target: u16, enabled: bool) -> Result<(), KernelError> {
-        self.change_target(target, |target| target.enabled = enabled.into())
-    }
-
-    /// Tells whether all of a target's blocks come from one module.
-    ///
-    /// # Errors
-    ///
-    /// If the map refuses.
-    pub fn set_single_allocator(&mut self, target: u16, single: bool) -> Result<(), KernelError> {
-        self.change_target(target, |target| target.single_allocator = single.into())
-    }
-
-    /// Tells where a target's dynamic loader says what it is about to do.
-    ///
-    /// # Errors
-    ///
-    /// If the map refuses.
-    pub fn set_loader_state(&mut self, target: u16, avma: u64) -> Result<(), KernelError> {
-        self.change_target(target, |target| target.loader_state_avma = avma)
-    }
-
-    fn change_target(
-        &mut self,
-        target: u16,
-        change: impl FnOnce(&mut Target),
-    ) -> Result<(), KernelError> {
-        let error = |source| KernelError::Map { map: "TARGETS", source };
-        let mut block = self.targets.get(&target.into(), 0).map_err(error)?.0;
-        change(&mut block);
-        self.targets.set(target.into(), Plain(block), 0).map_err(error)
     }
 
     /// The unwind tables that stacks are walked by.
@@ -367,19 +343,6 @@ impl Kernel {
     /// The same, to be changed.
     pub fn tables_mut(&mut self) -> &mut KernelTables {
         &mut self.tables
-    }
-
-    /// A process has ended: what another process of the same number does is not its own.
-    /// Its probes stay until all are removed, because the kernel waits for about a tenth
-    /// of a second for each (`synchronize_rcu_tasks_trace`), and nothing hits them.
-    pub fn forget_process(&mut self, target: u16, pid: u32) {
-        self.attached.forget(target);
-        self.tables.forget(target);
-        if let Ok(mut processes) = self.processes()
-            && let Err(error) = processes.remove(&pid)
-        {
-            log::debug!("process {pid} was not watched: {error}");
-        }
     }
 
     /// What the programs have counted, given what was received. While recording goes on, the
@@ -408,6 +371,7 @@ impl Kernel {
             (LossCause::ReturnNotSeen, COUNTER_RETURN_NOT_SEEN),
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
             (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
+            (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
         ];
         // A call is hit at its entry and at its return, if that is seen.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
@@ -465,7 +429,7 @@ fn slot_bytes(ring_bytes: u32) -> u32 {
     ring_bytes / SLOT_SHARE
 }
 
-fn settings(config: KernelConfig, cpus: u32) -> Settings {
+fn settings(config: &KernelConfig, cpus: u32) -> Settings {
     Settings {
         caller_only: u32::from(config.stacks == StackMode::CallerOnly),
         slots_log2: ring::slots_log2(slot_bytes(config.ring_bytes), cpus),
@@ -473,7 +437,27 @@ fn settings(config: KernelConfig, cpus: u32) -> Settings {
         seed: config.seed,
         pauses: u32::from(config.on_overflow == OnOverflow::Pause),
         counts_cost: config.counts_cost.into(),
+        follows: config.follows.into(),
+        selects: config.selection.bits(),
     }
+}
+
+/// Says so if it cannot.
+fn can_follow(known: u32) -> bool {
+    if known == 0 {
+        log::warn!(
+            "children are not followed: this kernel does not let it be seen how processes begin and end"
+        );
+    }
+    known != 0
+}
+
+/// Before Linux 5.11 BPF memory counts against this limit; later raising it has no use, and a
+/// container may forbid it.
+fn raise_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+        .unwrap_or_else(|error| log::debug!("RLIMIT_MEMLOCK stays as it is: {error}"));
 }
 
 /// What is read before anything is loaded.
@@ -487,7 +471,8 @@ struct Parsed {
 fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
     std::thread::scope(|scope| {
         let making = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
-        let wanted: Vec<_> = offsets::TYPES.into_iter().chain(probe_programs::TYPES).collect();
+        let wanted: Vec<_> =
+            offsets::TYPES.into_iter().chain(probe_programs::TYPES).chain(pages::TYPES).collect();
         let types = KernelTypes::find(&wanted)
             .map_err(|source| KernelError::Types { path: KERNEL_BTF, source })?;
         let object = Object::parse(OBJECT).map_err(|error| KernelError::Object(error.into()))?;
@@ -579,13 +564,13 @@ fn points_of(request: &AttachRequest<'_>, name: &str) -> ProbePoints {
     for (id, probe) in request.probes {
         if runs(name, &probe.function) {
             points.file_offsets.push(probe.file_offset);
-            points.cookies.push(cookie_of(request.target, *id, probe).0);
+            points.cookies.push(cookie_of(*id, probe).0);
         }
     }
     points
 }
 
-fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
+fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     let function = &probe.function;
     let argument = |index: Option<u8>| index.unwrap_or(NO_ARGUMENT);
     let arguments = Arguments {
@@ -594,10 +579,15 @@ fn cookie_of(target: u16, id: ProbeId, probe: &PlannedProbe) -> Cookie {
         block: argument(function.block),
         result_slot: argument(function.result_slot),
     };
-    let cookie = Cookie::new(target, id.0 as u16, arguments).of_place(probe.file_offset);
+    let cookie = Cookie::new(id.0 as u16, arguments);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
+}
+
+/// Whose probes are meant, in words.
+fn whose(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}"))
 }
 
 fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {

@@ -13,6 +13,7 @@ mod load;
 mod mmap_events;
 mod offsets;
 mod overflow;
+mod pages;
 mod plain;
 mod probe_programs;
 mod ring;
@@ -20,6 +21,7 @@ mod sampling;
 mod site_cost;
 mod sys;
 mod tables;
+mod targets;
 mod types;
 
 pub use cost::ProbeCost;
@@ -31,6 +33,7 @@ pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError, RingSize};
 pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
+pub use targets::Selection;
 
 use std::io;
 
@@ -92,12 +95,32 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Several probes could not be attached.
-    #[error("cannot attach {count} probes in {path} for process {pid}")]
+    #[error("cannot attach {count} probes in {path} for {whose}")]
     AttachMany {
         /// The file.
         path: String,
         /// How many.
         count: usize,
+        /// In which process.
+        whose: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Page faults of a process cannot be observed.
+    #[error("cannot observe the page faults of thread {thread} of process {pid}")]
+    PageFaults {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        thread: u32,
+        /// Why.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// The threads of a process cannot be listed.
+    #[error("cannot list the threads of process {pid}")]
+    Threads {
         /// The process.
         pid: u32,
         /// Why.
@@ -105,14 +128,14 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A probe could not be attached.
-    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for process {pid}")]
+    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for {whose}")]
     Attach {
         /// The file.
         path: String,
         /// Position in it.
         file_offset: u64,
-        /// The process.
-        pid: u32,
+        /// In which process.
+        whose: String,
         /// Why.
         #[source]
         source: aya::programs::ProgramError,

@@ -11,7 +11,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use memscope_common::control::{MAX_TARGETS, Overflow, OverflowKey};
 use rustc_hash::FxHashMap;
 
-use super::{Kernel, KernelError, plain::Plain, take_map};
+use super::{Kernel, KernelError, plain::Plain, take_map, targets::Given};
 
 /// Allocations of one stack for which there was no room since they were last asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,13 +91,15 @@ impl Kernel {
             .len(MAX_TARGETS as usize * size_of::<u64>())
             .map_raw(data.fd().as_fd().as_raw_fd())
             .map_err(|source| KernelError::MapMemory { map: "PAUSED", source })?;
-        Ok(Some(Pauses { memory, _map: map }))
+        let given = self.targets.given().clone();
+        Ok(Some(Pauses { memory, given, _map: map }))
     }
 }
 
 /// Targets that the eBPF side has stopped.
 pub struct Pauses {
     memory: MmapRaw,
+    given: Given,
     /// Keeps the memory's map.
     _map: Map,
 }
@@ -105,7 +107,7 @@ pub struct Pauses {
 impl Pauses {
     /// Gives each target that was stopped since this was last asked.
     pub fn take(&self, mut stopped: impl FnMut(u16)) {
-        for target in 0..MAX_TARGETS {
+        for target in 0..self.given.count() {
             // SAFETY: the word is one of those that were mapped, which live as long as `self`.
             let word = unsafe { &*self.memory.as_ptr().cast::<AtomicU64>().add(target as usize) };
             if word.load(Ordering::Relaxed) != 0 && word.swap(0, Ordering::AcqRel) != 0 {

@@ -1,7 +1,7 @@
 use memscope_common::{
     control::{
-        Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Overflow, OverflowKey,
-        ProbeSurroundings, Sampling, Settings, Target,
+        Consumer, CostCounters, CpuCounters, ExactCounters, Gaps, Group, Overflow, OverflowKey,
+        PageCpu, PageOffsets, ProbeSurroundings, Sampling, Settings, TaskOffsets,
     },
     unwind::{Epoch, KernelOffsets},
 };
@@ -19,7 +19,8 @@ macro_rules! plain {
     )*};
 }
 plain!(
-    Target,
+    Group,
+    TaskOffsets,
     Consumer,
     CostCounters,
     CpuCounters,
@@ -30,6 +31,8 @@ plain!(
     ExactCounters,
     Overflow,
     OverflowKey,
+    PageCpu,
+    PageOffsets,
     Epoch,
     KernelOffsets
 );

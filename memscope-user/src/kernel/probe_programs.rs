@@ -52,16 +52,21 @@ pub(super) const CODE_CHANGED: &str = "code_changed";
 const IS_RETURN_FUNCTION: &str = "bpf_session_is_return";
 
 /// Programs of tracepoints, and what these are called in the kernel's types.
-const TRACEPOINTS: [(&str, &str); 2] = [
+const TRACEPOINTS: [(&str, &str); 3] = [
     ("process_exec", "btf_trace_sched_process_exec"),
     ("thread_exit", "btf_trace_sched_process_exit"),
+    (FORK, "btf_trace_sched_process_fork"),
 ];
 
+/// Runs only if children are followed.
+const FORK: &str = "process_fork";
+
 /// What programs are loaded by.
-pub(super) const TYPES: [(Kind, &str); 3] = [
+pub(super) const TYPES: [(Kind, &str); 4] = [
     (Kind::Function, IS_RETURN_FUNCTION),
     (Kind::Typedef, TRACEPOINTS[0].1),
     (Kind::Typedef, TRACEPOINTS[1].1),
+    (Kind::Typedef, TRACEPOINTS[2].1),
 ];
 
 /// The object, ready to be loaded from.
@@ -114,8 +119,15 @@ impl<'a> Prepared<'a> {
     }
 
     /// Loads the programs of tracepoints, and attaches them.
-    pub(super) fn attach_tracepoints(&self, to: &mut ProbePrograms) -> Result<(), KernelError> {
+    pub(super) fn attach_tracepoints(
+        &self,
+        to: &mut ProbePrograms,
+        follows: bool,
+    ) -> Result<(), KernelError> {
         for (name, type_name) in TRACEPOINTS {
+            if name == FORK && !follows {
+                continue;
+            }
             let number = self.kernel.id(Kind::Typedef, type_name);
             let number = number
                 .ok_or(KernelError::Unsupported { what: "it has no type of a tracepoint" })?;
@@ -154,12 +166,12 @@ impl ProbePrograms {
         self.programs.iter().any(|(known, _)| *known == name)
     }
 
-    /// Attaches a program to these points of a file in a process.
+    /// Attaches a program to these points of a file in a process, or in all.
     pub(super) fn link(
         &self,
         name: &'static str,
         file: &Path,
-        pid: u32,
+        pid: Option<u32>,
         points: &ProbePoints,
     ) -> io::Result<OwnedFd> {
         let program = self.programs.iter().find(|(known, _)| *known == name);
@@ -170,7 +182,8 @@ impl ProbePrograms {
             path: file,
             file_offsets: &points.file_offsets,
             cookies: &points.cookies,
-            pid,
+            // 0 stands for all (`bpf_uprobe_multi_link_attach`, kernel/trace/bpf_trace.c).
+            pid: pid.unwrap_or(0),
             flags: if name == RETURN { LINK_AT_RETURN } else { 0 },
         })
     }
@@ -222,7 +235,9 @@ fn data_of(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::ArrayOfMaps(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuLruHashMap(data)
         | Map::RingBuf(data)
         | Map::Unsupported(data) => Some(data),
         _ => None,

@@ -5,22 +5,29 @@
 //! and its place used again only after the next: a walk that has seen it change is
 //! thrown away by the eBPF side.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, Map, MapData, MapFd},
 };
 use memmap2::{MmapMut, MmapOptions};
-use memscope_common::unwind::{
-    CACHE_WORDS, CFA_END, CFA_NONE, CHUNK_WORDS, Chunk, Epoch, MAPPING_FRAME_POINTERS,
-    MAPPING_TABLE, MAX_CHUNKS, MAX_MAPPINGS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList,
-    PAGE_SHIFT, RULE_END, RULE_FRAME_POINTER, RULE_NONE, Rule, RuleCache, Rules, SpaceWord,
+use memscope_common::{
+    control::MAX_TARGETS,
+    unwind::{
+        CACHE_WORDS, CFA_END, CFA_NONE, CHUNK_WORDS, Chunk, Epoch, MAPPING_FRAME_POINTERS,
+        MAPPING_TABLE, MAX_CHUNKS, MAX_MAPPINGS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping,
+        MappingList, PAGE_SHIFT, RULE_END, RULE_FRAME_POINTER, RULE_NONE, Rule, RuleCache, Rules,
+        SpaceWord,
+    },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 use zerocopy::IntoBytes as _;
 
-use super::{KernelError, plain::Plain, take_map};
+use super::{KernelError, plain::Plain, take_map, targets::Given};
 use crate::{model::ModuleId, unwind::UnwindTable};
 
 const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
@@ -68,15 +75,21 @@ pub struct KernelTables {
     rule_numbers: FxHashMap<Rule, u32>,
     mappings: MmapMut,
     cache: MmapMut,
-    spaces: Array<MapData, SpaceWord>,
+    spaces: MmapMut,
     epochs: Array<MapData, Plain<Epoch>>,
     // The maps behind the memory above.
-    _maps: [MapData; 3],
+    _maps: [MapData; 4],
     next_word: u32,
     placed: FxHashMap<ModuleId, Option<PlacedTable>>,
     lists: FxHashMap<u16, Lists>,
+    /// Lists of targets that have ended or have newer ones. Children of theirs may be walked by
+    /// them still: they begin with what their parents have.
+    retired: Vec<List>,
     free: FreeRanges,
     generation: u16,
+    /// Those of all lists.
+    generations: FxHashSet<u16>,
+    given: Given,
     publications: u32,
     used: TableUse,
 }
@@ -92,13 +105,17 @@ struct Lists {
 struct List {
     range: std::ops::Range<u32>,
     generation: u16,
+    /// What leads to it.
+    word: SpaceWord,
 }
 
 impl KernelTables {
-    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn new(ebpf: &mut Ebpf, given: Given) -> Result<Self, KernelError> {
         let rules = array_data(ebpf, "RULES")?;
         let cache = array_data(ebpf, "RULE_CACHE")?;
         let mappings = array_data(ebpf, "MAPPINGS")?;
+        let spaces = array_data(ebpf, "SPACES")?;
+        let space_bytes = MAX_TARGETS as usize * size_of::<SpaceWord>();
         let chunks = take_map(ebpf, "CHUNKS")?;
         let mapping_bytes = MAX_MAPPINGS as usize * size_of::<Mapping>();
         let mut tables = Self {
@@ -108,14 +125,17 @@ impl KernelTables {
             rule_numbers: FxHashMap::default(),
             mappings: map_memory("MAPPINGS", &mappings, mapping_bytes)?,
             cache: map_memory("RULE_CACHE", &cache, size_of::<RuleCache>())?,
-            spaces: take_map(ebpf, "SPACES")?,
+            spaces: map_memory("SPACES", &spaces, space_bytes)?,
             epochs: take_map(ebpf, "EPOCHS")?,
-            _maps: [rules, cache, mappings],
+            _maps: [rules, cache, mappings, spaces],
             next_word: 0,
             placed: FxHashMap::default(),
             lists: FxHashMap::default(),
+            retired: Vec::new(),
             free: FreeRanges::new(MAX_MAPPINGS),
             generation: 0,
+            generations: FxHashSet::default(),
+            given,
             publications: 0,
             used: TableUse::default(),
         };
@@ -316,14 +336,13 @@ impl KernelTables {
         }
         let count = elements.len() as u32;
         let mut lists = self.lists.remove(&target).unwrap_or_default();
-        if let Some(old) = lists.previous.take() {
-            self.free.give_back(old.range);
-        }
+        self.retired.extend(lists.previous.take());
+        self.reclaim();
         let Some(range) = self.free.take(count + 1) else {
             self.lists.insert(target, lists);
             return Err(KernelError::TooManyMappings { limit: MAX_MAPPINGS });
         };
-        let generation = self.next_generation(&lists);
+        let generation = self.next_generation();
         let head = MappingList {
             image: epoch.image,
             removals: epoch.removals,
@@ -339,38 +358,64 @@ impl KernelTables {
         }
         self.publications = self.publications.wrapping_add(1).max(1);
         let word = u64::from(range.start) | u64::from(self.publications) << 32;
-        // The system call orders what was written before it.
-        let published = self.spaces.set(target.into(), word, 0);
-        lists.previous = lists.current.replace(List { range, generation });
+        if let Some(place) = self.space(target) {
+            // After what was written before it.
+            place.store(word, Ordering::Release);
+        }
+        lists.previous = lists.current.replace(List { range, generation, word });
         self.lists.insert(target, lists);
-        published.map_err(|source| KernelError::Map { map: "SPACES", source })
+        Ok(())
+    }
+
+    fn space(&self, target: u16) -> Option<&AtomicU64> {
+        let at = usize::from(target) * size_of::<SpaceWord>();
+        let word = self.spaces.get(at..at + size_of::<SpaceWord>())?;
+        // SAFETY: an aligned word of memory that lives as long as `self`; the programs read and
+        // write it whole.
+        Some(unsafe { &*word.as_ptr().cast::<AtomicU64>() })
     }
 
     /// A target has ended.
     pub(super) fn forget(&mut self, target: u16) {
+        if let Some(space) = self.space(target) {
+            space.store(0, Ordering::Release);
+        }
         if let Some(lists) = self.lists.remove(&target) {
-            for list in [lists.current, lists.previous].into_iter().flatten() {
-                self.free.give_back(list.range);
-            }
+            self.retired.extend([lists.current, lists.previous].into_iter().flatten());
+        }
+    }
+
+    /// Gives back the room of retired lists that no target has any more. No other can get one of
+    /// them: children get their parents' newest.
+    fn reclaim(&mut self) {
+        if self.retired.is_empty() {
+            return;
+        }
+        let words: FxHashSet<SpaceWord> = (0..self.given.count())
+            .filter_map(|target| self.space(target as u16))
+            .map(|word| word.load(Ordering::Acquire))
+            .collect();
+        let (used, unused) = std::mem::take(&mut self.retired)
+            .into_iter()
+            .partition(|list| words.contains(&list.word));
+        self.retired = used;
+        let unused: Vec<List> = unused;
+        for list in unused {
+            self.generations.remove(&list.generation);
+            self.free.give_back(list.range);
         }
     }
 
     /// One that no list has. After the last one the first come again, and nothing
     /// remembered of them may be left.
-    fn next_generation(&mut self, of_target: &Lists) -> u16 {
-        let lists = self.lists.values().chain(std::iter::once(of_target));
-        let in_use: FxHashSet<u16> = lists
-            .flat_map(|lists| [&lists.current, &lists.previous])
-            .flatten()
-            .map(|list| list.generation)
-            .collect();
+    fn next_generation(&mut self) -> u16 {
         loop {
             self.generation = self.generation.wrapping_add(1);
             if self.generation == 0 {
                 let words = self.cache.get_mut(..CACHE_WORDS * size_of::<u64>());
                 words.unwrap_or_default().fill(0);
             }
-            if !in_use.contains(&self.generation) {
+            if self.generations.insert(self.generation) {
                 return self.generation;
             }
         }
@@ -462,14 +507,14 @@ impl FreeRanges {
     }
 }
 
-fn array_data(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
+pub(super) fn array_data(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
     match ebpf.take_map(name) {
         Some(Map::Array(data)) => Ok(data),
         _ => Err(KernelError::Missing { what: name }),
     }
 }
 
-fn map_memory(
+pub(super) fn map_memory(
     name: &'static str,
     map: &MapData,
     length_bytes: usize,

@@ -9,6 +9,8 @@ pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const HEADER_BYTES: usize = 24;
 const TYPE_BYTES: usize = 12;
+/// The kind of arrays.
+const ARRAY: u32 = 3;
 /// Of struct, union, section and 64-bit enumerations, each.
 const MEMBER_BYTES: usize = 12;
 
@@ -23,6 +25,7 @@ pub(super) enum Kind {
 /// Types that were found, by what was asked for.
 pub(super) struct KernelTypes<'a> {
     bytes: Vec<u8>,
+    types: Range<usize>,
     names: Range<usize>,
     found: Vec<(Kind, &'a str, Place)>,
 }
@@ -76,7 +79,7 @@ impl<'a> KernelTypes<'a> {
             position = position.checked_add(TYPE_BYTES + bytes_after(kind, count)?)?;
             id += 1;
         }
-        Some(Self { bytes, names, found })
+        Some(Self { bytes, types, names, found })
     }
 
     fn place(&self, kind: Kind, name: &str) -> Option<Place> {
@@ -91,16 +94,74 @@ impl<'a> KernelTypes<'a> {
 
     /// Byte offset of a direct member of a struct that was asked for.
     pub(super) fn member_offset(&self, of: &str, member: &str) -> Option<u32> {
+        self.member(self.place(Kind::Struct, of)?, member).map(|found| found.offset)
+    }
+
+    /// How many bytes a struct has that was asked for.
+    pub(super) fn size(&self, of: &str) -> Option<u32> {
+        word(&self.bytes, self.place(Kind::Struct, of)?.position + 8)
+    }
+
+    /// Byte offset of a member of a struct, or of a struct without a name in it, that is an array
+    /// of another struct; both were asked for.
+    pub(super) fn array_offset(&self, of: &str, member: &str, element: &str) -> Option<u32> {
         let place = self.place(Kind::Struct, of)?;
-        (0..place.count).find_map(|number| {
+        let found = self.member(place, member).or_else(|| self.nested(place, member))?;
+        let array = self.position(found.type_id)?;
+        let is_array = word(&self.bytes, array + 4)? >> 24 & 0x1f == ARRAY;
+        let is_of_element =
+            word(&self.bytes, array + TYPE_BYTES)? == self.place(Kind::Struct, element)?.id;
+        (is_array && is_of_element).then_some(found.offset)
+    }
+
+    fn members(&self, place: Place) -> impl Iterator<Item = (u32, Member)> {
+        (0..place.count).map_while(move |number| {
             let position = place.position + TYPE_BYTES + number * MEMBER_BYTES;
-            if !is_named(&self.bytes, &self.names, word(&self.bytes, position)?, member) {
-                return None;
-            }
             let bits = word(&self.bytes, position + 8)?;
-            Some(if place.has_bit_fields { bits & 0x00ff_ffff } else { bits } / 8)
+            let offset = if place.has_bit_fields { bits & 0x00ff_ffff } else { bits } / 8;
+            let type_id = word(&self.bytes, position + 4)?;
+            Some((word(&self.bytes, position)?, Member { type_id, offset }))
         })
     }
+
+    fn member(&self, place: Place, name: &str) -> Option<Member> {
+        let mut members = self.members(place);
+        let is_it = |(of, _): &(u32, Member)| is_named(&self.bytes, &self.names, *of, name);
+        members.find(is_it).map(|(_, member)| member)
+    }
+
+    /// A member of a struct without a name that is a member.
+    fn nested(&self, place: Place, name: &str) -> Option<Member> {
+        self.members(place).filter(|(name, _)| *name == 0).find_map(|(_, outer)| {
+            let position = self.position(outer.type_id)?;
+            let info = word(&self.bytes, position + 4)?;
+            if info >> 24 & 0x1f != Kind::Struct as u32 {
+                return None;
+            }
+            let (count, has_bit_fields) = ((info & 0xffff) as usize, info >> 31 != 0);
+            let place = Place { id: outer.type_id, position, count, has_bit_fields };
+            let inner = self.member(place, name)?;
+            Some(Member { offset: outer.offset.checked_add(inner.offset)?, ..inner })
+        })
+    }
+
+    /// Where the type of a number is.
+    fn position(&self, id: u32) -> Option<usize> {
+        let mut position = self.types.start;
+        for _ in 1..id {
+            let info = word(&self.bytes, position + 4)?;
+            let after = bytes_after(info >> 24 & 0x1f, (info & 0xffff) as usize)?;
+            position = position.checked_add(TYPE_BYTES + after)?;
+        }
+        (id != 0 && position < self.types.end).then_some(position)
+    }
+}
+
+/// A member of a struct.
+#[derive(Clone, Copy)]
+struct Member {
+    type_id: u32,
+    offset: u32,
 }
 
 /// What follows the first words of a type, by its kind and its number of members; none for a
@@ -191,6 +252,63 @@ mod tests {
         let whole = types();
         for length in 0..whole.len() {
             assert!(KernelTypes::find_in(whole[..length].to_vec(), &WANTED).is_none(), "{length}");
+        }
+    }
+
+    /// `struct task`, whose only member is a struct without a name, with an array of `run`.
+    fn nested_types(element: u32) -> Vec<u8> {
+        let names = b"\0task\0run\0counts\0";
+        let types: [u32; 24] = [
+            1,
+            4 << 24 | 1,
+            64, // struct task
+            0,
+            2,
+            64, // without a name
+            0,
+            4 << 24 | 1,
+            32, // that
+            10,
+            3,
+            128, // counts
+            0,
+            3 << 24,
+            0, // array
+            element,
+            0,
+            4,
+            6,
+            4 << 24 | 1,
+            40, // struct run
+            6,
+            0,
+            0, // a member of the same name
+        ];
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        for number in [24, 0, 24 * 4, 24 * 4, names.len() as u32] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend(types.iter().flat_map(|number| number.to_le_bytes()));
+        bytes.extend(names);
+        bytes
+    }
+
+    #[test]
+    fn arrays_are_found_in_structs_without_a_name_and_known_by_their_elements() {
+        let wanted = [(Kind::Struct, "task"), (Kind::Struct, "run")];
+        let types = KernelTypes::find_in(nested_types(4), &wanted).unwrap();
+        assert_eq!(types.array_offset("task", "counts", "run"), Some(8 + 16));
+        assert_eq!(types.array_offset("task", "count", "run"), None);
+        assert_eq!(types.member_offset("task", "counts"), None);
+        assert_eq!(types.size("run"), Some(40));
+        let others = KernelTypes::find_in(nested_types(1), &wanted).unwrap();
+        assert_eq!(others.array_offset("task", "counts", "run"), None);
+        for change in 0..nested_types(4).len() {
+            let mut bytes = nested_types(4);
+            bytes[change] ^= 0xff;
+            if let Some(types) = KernelTypes::find_in(bytes, &wanted) {
+                types.array_offset("task", "counts", "run");
+            }
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Totals {
     /// Frees of blocks that are not known: allocated before the trace began, or
     /// their allocation was lost.
     pub unknown_frees: u64,
+    /// Frees, in a forked process, of blocks that its parent had allocated.
+    pub inherited_frees: u64,
     /// Calls of free by the allocator itself for blocks already freed; no frees.
     pub allocator_internal_frees: u64,
     /// Blocks whose end was not seen, but whose address was given out again.

@@ -8,6 +8,7 @@
 
 mod block;
 mod estimate;
+mod faults;
 mod histogram;
 mod live;
 mod sampled;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use block::{Block, LiveBlock, LossWindow, Totals, Weight};
 pub use estimate::{Interval, Spread, deviations_for, interval};
+pub use faults::{FaultSite, FaultSums};
 pub use histogram::{LifetimeSummary, Lifetimes};
 pub use sampled::{Sampled, Spreads};
 pub use sites::{Resident, Site, SiteKey, SiteSums};

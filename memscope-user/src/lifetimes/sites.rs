@@ -80,7 +80,7 @@ impl SiteSums {
     }
 
     /// Adds those of another site.
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         for (sum, other) in [
             (&mut self.allocations, other.allocations),
             (&mut self.allocated_bytes, other.allocated_bytes),
@@ -170,12 +170,12 @@ impl Site {
 }
 
 impl Resident {
-    fn add(&mut self, weight: Weight) {
+    pub(super) fn add(&mut self, weight: Weight) {
         self.blocks = self.blocks.wrapping_add(weight.blocks);
         self.bytes = self.bytes.wrapping_add(weight.bytes);
     }
 
-    fn subtract(&mut self, weight: Weight) {
+    pub(super) fn subtract(&mut self, weight: Weight) {
         self.blocks = self.blocks.wrapping_sub(weight.blocks);
         self.bytes = self.bytes.wrapping_sub(weight.bytes);
     }

@@ -1,7 +1,7 @@
-use hashbrown::{HashMap, HashTable};
+use hashbrown::{HashMap, HashSet, HashTable};
 use rustc_hash::FxBuildHasher;
 
-use super::sites::SiteKey;
+use super::sites::{Resident, SiteKey};
 use crate::model::{ProcessId, ThreadId};
 
 /// A map that tells how much memory it takes.
@@ -38,9 +38,14 @@ pub(super) struct ProcessState {
     pub(super) id: ProcessId,
     /// Places of its live blocks, by their addresses.
     pub(super) live: HashTable<u32>,
+    /// Their sums.
+    pub(super) resident: Resident,
     /// Indices of its threads.
     pub(super) threads: Map<ThreadId, u32>,
     pub(super) in_flight: Map<ThreadId, InFlight>,
+    /// Addresses of blocks that were live in its parent when it was forked, and that it has not
+    /// freed yet.
+    pub(super) inherited: HashSet<u64, FxBuildHasher>,
     /// What was live then is live for good.
     pub(super) has_ended: bool,
 }
@@ -50,8 +55,10 @@ impl ProcessState {
         Self {
             id,
             live: HashTable::new(),
+            resident: Resident::default(),
             threads: Map::default(),
             in_flight: Map::default(),
+            inherited: HashSet::default(),
             has_ended: false,
         }
     }
@@ -60,6 +67,7 @@ impl ProcessState {
         self.live.allocation_size()
             + self.threads.allocation_size()
             + self.in_flight.allocation_size()
+            + self.inherited.allocation_size()
     }
 }
 
@@ -111,7 +119,7 @@ impl Actors {
         by
     }
 
-    fn process_index(&mut self, process: ProcessId) -> usize {
+    pub(super) fn process_index(&mut self, process: ProcessId) -> usize {
         let processes = &mut self.processes;
         *self.process_indices.entry(process).or_insert_with(|| {
             processes.push(ProcessState::new(process));
@@ -120,6 +128,11 @@ impl Actors {
     }
 
     /// A process, if it is known.
+    pub(super) fn process(&self, process: ProcessId) -> Option<&ProcessState> {
+        self.processes.get(*self.process_indices.get(&process)? as usize)
+    }
+
+    /// The same, to be changed.
     pub(super) fn process_mut(&mut self, process: ProcessId) -> Option<&mut ProcessState> {
         let index = *self.process_indices.get(&process)?;
         self.processes.get_mut(index as usize)

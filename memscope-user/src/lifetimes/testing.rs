@@ -13,16 +13,22 @@
 //! +1000                       that much later
 //! every 4096                  sampled from now on, on average every 4096 bytes
 //! end 2                       process 2 ends (see [`Trace::process_ends`])
+//! fork 1 2                    process 2 begins as a copy of process 1
 //! window 5 3 1                a window ends (see [`Trace::windows`]): ms that targets used in
 //!                             it, ms before it, ms that probes cost
 //! window 5 3 1 last           the same, and the recording ends with it
+//! memory 1 anon 900 file 90     the memory of process 1 is read (see [`Trace::readings`]): what, and
+//!                             how many bytes; shmem, pss, swap, peak, group, brk and mapped are the others
 //! ```
 //!
 //! `2:1 malloc …` is thread 1 of process 2; else it is process 1.
 
 use std::collections::BTreeMap;
 
-use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId, Window};
+use crate::model::{
+    ControlGroupMemory, Event, Fork, FreeCaller, MappedMemory, MemoryReading, ProbeId, ProcessId,
+    ProcessMemory, StackId, ThreadId, Window,
+};
 
 /// Nanoseconds from one line to the next.
 pub(crate) const STEP_NS: u64 = 10;
@@ -32,8 +38,12 @@ pub(crate) struct Trace {
     pub(crate) events: Vec<Event>,
     /// After how many events a process ends, which one, and when.
     pub(crate) process_ends: Vec<(usize, ProcessId, u64)>,
+    /// After how many events a process is forked.
+    pub(crate) forks: Vec<(usize, Fork)>,
     /// After how many events a window ends.
     pub(crate) windows: Vec<(usize, Window)>,
+    /// After how many events memory is read.
+    pub(crate) readings: Vec<(usize, MemoryReading)>,
     stacks: BTreeMap<String, (StackId, u32)>,
     now_ns: u64,
     interval_bytes: u64,
@@ -73,6 +83,13 @@ impl Trace {
                 self.process_ends.push((self.events.len(), process, self.now_ns));
                 return;
             }
+            ["fork", parent, child] => {
+                self.now_ns += STEP_NS;
+                let id = |number: &str| ProcessId(number.parse().unwrap());
+                let (process, parent, time_ns) = (id(child), id(parent), self.now_ns);
+                self.forks.push((self.events.len(), Fork { process, parent, time_ns }));
+                return;
+            }
             ["window", observed, missed, cost, rest @ ..] => {
                 self.now_ns += STEP_NS;
                 let ns = |ms: &str| ms.parse::<u64>().unwrap() * 1_000_000;
@@ -92,6 +109,14 @@ impl Trace {
                     is_last: rest == ["last"],
                 };
                 self.windows.push((self.events.len(), window));
+                return;
+            }
+            ["memory", process, rest @ ..] => {
+                self.now_ns += STEP_NS;
+                let process = ProcessId(process.parse().unwrap());
+                let (time_ns, memory) = (self.now_ns, memory(rest));
+                let reading = MemoryReading { process, time_ns, memory };
+                self.readings.push((self.events.len(), reading));
                 return;
             }
             ["lost", count] => {
@@ -159,6 +184,30 @@ impl Trace {
         };
         self.events.push(event);
     }
+}
+
+fn memory(words: &[&str]) -> ProcessMemory {
+    let mut memory = ProcessMemory::default();
+    for pair in words.chunks_exact(2) {
+        let bytes: u64 = pair[1].parse().unwrap();
+        let half = MappedMemory { mapped_bytes: bytes, resident_bytes: bytes / 2 };
+        match pair[0] {
+            "anon" => memory.resident.get_or_insert_default().anonymous_bytes = bytes,
+            "file" => memory.resident.get_or_insert_default().file_bytes = bytes,
+            "shmem" => memory.resident.get_or_insert_default().shared_bytes = bytes,
+            "pss" => memory.proportional_bytes = Some(bytes),
+            "swap" => memory.swapped_bytes = Some(bytes),
+            "peak" => memory.peak_resident_bytes = Some(bytes),
+            "group" => {
+                let path = "/system.slice/server".to_owned();
+                memory.control_group = Some(ControlGroupMemory { path, bytes: Some(bytes) });
+            }
+            "brk" => memory.heap_mappings.get_or_insert_default().brk = half,
+            "mapped" => memory.heap_mappings.get_or_insert_default().anonymous = half,
+            other => panic!("no such memory: {other:?}"),
+        }
+    }
+    memory
 }
 
 fn address(word: &str) -> u64 {

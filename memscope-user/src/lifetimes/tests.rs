@@ -8,6 +8,7 @@ use super::{
 };
 use crate::model::StackId;
 
+mod forks;
 mod properties;
 mod reallocations;
 mod sampling;
@@ -19,7 +20,11 @@ pub(super) fn run(trace: &Trace) -> (Tracker, Vec<Block>) {
     let mut ended = Vec::new();
     let mut ends = trace.process_ends.iter().peekable();
     let mut windows = trace.windows.iter().peekable();
+    let mut forks = trace.forks.iter().peekable();
     for position in 0..=trace.events.len() {
+        while let Some((_, fork)) = forks.next_if(|(after, _)| *after == position) {
+            tracker.fork(fork);
+        }
         while let Some((_, process, _)) = ends.next_if(|(after, ..)| *after == position) {
             tracker.end_process(*process);
         }
@@ -48,6 +53,7 @@ fn tell(trace: &Trace) -> String {
         ("failed", totals.failed_allocations, None),
         ("temporary", totals.temporary_allocations, None),
         ("unknown", totals.unknown_frees, None),
+        ("inherited", totals.inherited_frees, None),
         ("internal", totals.allocator_internal_frees, None),
         ("lost", totals.marked_losses, None),
     ] {

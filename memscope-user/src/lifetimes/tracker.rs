@@ -1,18 +1,19 @@
 use std::hash::BuildHasher as _;
 
-use hashbrown::hash_table::Entry;
+use hashbrown::{HashSet, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
 
 use super::{
     Weight,
     block::{Block, LiveBlock, LossWindow, Totals},
+    faults::{FaultSite, FaultSums, Faults},
     live::{LiveBlocks, ordinal_of},
     sampled::weight_of,
-    sites::{Site, SiteKey, SiteSums, Sites},
+    sites::{Resident, Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
     windows::Windows,
 };
-use crate::model::{CountedAllocations, Event, FreeCaller, ProcessId, ThreadId, Window};
+use crate::model::{CountedAllocations, Event, Fork, FreeCaller, ProcessId, ThreadId, Window};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -28,6 +29,7 @@ pub struct Tracker {
     begun: u64,
     loss_windows: Vec<LossWindow>,
     windows: Windows,
+    faults: Faults,
 }
 
 fn hash_of(address_avma: u64) -> u64 {
@@ -70,6 +72,9 @@ impl Tracker {
                     let (from_ns, until_ns) = (first_lost_ns, time_ns);
                     self.loss_windows.push(LossWindow { from_ns, until_ns, lost_count });
                 }
+            }
+            Event::PageFault { process, stack, resident, is_major, .. } => {
+                self.faults.count(SiteKey { process, stack }, resident, is_major);
             }
         }
     }
@@ -128,7 +133,30 @@ impl Tracker {
         if let Some(state) = self.actors.process_mut(process) {
             state.has_ended = true;
             state.in_flight.clear();
+            state.inherited = HashSet::default();
         }
+    }
+
+    /// A process begins as the copy of another one. It inherits what is live there, which is
+    /// nobody's second allocation.
+    pub fn fork(&mut self, fork: &Fork) {
+        let (child, parent) =
+            (self.actors.process_index(fork.process), self.actors.process_index(fork.parent));
+        let Some(of) = self.actors.processes.get(parent) else { return };
+        let addresses = of.live.iter().map(|place| self.blocks.address_avma(*place));
+        let inherited = addresses.chain(of.inherited.iter().copied()).collect();
+        if let Some(state) = self.actors.processes.get_mut(child) {
+            state.inherited = inherited;
+        }
+    }
+
+    /// Whether a block that is not its own was inherited by a process; it has it no more.
+    #[inline]
+    fn end_inherited(&mut self, by: By, address_avma: u64) -> bool {
+        let inherited = &mut self.actors.processes[by.process_index].inherited;
+        let was_inherited = !inherited.is_empty() && inherited.remove(&address_avma);
+        self.totals.inherited_frees += u64::from(was_inherited);
+        was_inherited
     }
 
     /// The thread goes on, so a reallocation it was in is over: its return was lost.
@@ -179,6 +207,7 @@ impl Tracker {
                 let address_avma = blocks.address_avma(place);
                 let block = blocks.take(place);
                 blocks.release(place);
+                state.resident.subtract(block.weight);
                 add(&mut self.totals.unseen_ends, block.weight.blocks);
                 add(&mut self.totals.unseen_end_bytes, block.weight.bytes);
                 self.sites.end_unseen(&block);
@@ -207,6 +236,10 @@ impl Tracker {
     ) -> u64 {
         let Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes } = *begin;
         let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
+        if !process.inherited.is_empty() {
+            // Given out again: its end was not seen.
+            process.inherited.remove(&address_avma);
+        }
         let entry = process.live.entry(
             hash_of(address_avma),
             |place| blocks.address_avma(*place) == address_avma,
@@ -236,6 +269,7 @@ impl Tracker {
             ordinal,
         };
         self.blocks.put(place, address_avma, &block);
+        self.actors.processes[by.process_index].resident.add(weight);
         add(&mut self.totals.allocations, weight.blocks);
         add(&mut self.totals.allocated_bytes, weight.bytes);
         self.sites.begin(site, time_ns, weight);
@@ -249,6 +283,7 @@ impl Tracker {
         let address_avma = self.blocks.address_avma(place);
         let block = self.blocks.take(place);
         let process = &mut self.actors.processes[by.process_index];
+        process.resident.subtract(block.weight);
         let mover = process.in_flight.iter_mut().find(|(thread, in_flight)| {
             **thread != by.thread
                 && in_flight.old_address_avma == address_avma
@@ -269,7 +304,7 @@ impl Tracker {
         self.end(mover, address_avma, block, time_ns, ended);
     }
 
-    /// A known block ends.
+    /// A known block ends, which is no longer among the live ones.
     fn end(
         &mut self,
         by: By,
@@ -300,6 +335,7 @@ impl Tracker {
             .find_entry(hash_of(address_avma), |place| blocks.address_avma(*place) == address_avma);
         let (place, _) = found.ok()?.remove();
         let block = self.blocks.take(place);
+        process.resident.subtract(block.weight);
         self.blocks.release(place);
         Some(block)
     }
@@ -314,6 +350,7 @@ impl Tracker {
     ) {
         let Some(block) = self.remove(by, address_avma) else {
             match caller {
+                _ if self.end_inherited(by, address_avma) => self.go_on(by),
                 FreeCaller::Program => {
                     self.go_on(by);
                     self.totals.unknown_frees += 1;
@@ -353,7 +390,9 @@ impl Tracker {
                 }
                 None => {
                     // With sampling it was mostly a block that was not drawn.
-                    self.totals.unknown_frees += u64::from(begin.interval_bytes == 0);
+                    let is_known =
+                        self.end_inherited(by, old_address_avma) || begin.interval_bytes != 0;
+                    self.totals.unknown_frees += u64::from(!is_known);
                     None
                 }
             },
@@ -394,6 +433,12 @@ impl Tracker {
         self.sites.resident().bytes
     }
 
+    /// What is live in a process now, or was when it ended.
+    #[must_use]
+    pub fn live_of(&self, process: ProcessId) -> Resident {
+        self.actors.process(process).map_or(Resident::default(), |state| state.resident)
+    }
+
     /// All sites, in the order in which they were first seen.
     #[must_use]
     pub fn sites(&self) -> Vec<Site> {
@@ -405,6 +450,18 @@ impl Tracker {
             }
         }
         sites
+    }
+
+    /// Page faults by site, in the order in which these were first seen.
+    #[must_use]
+    pub fn fault_sites(&self) -> &[FaultSite] {
+        self.faults.sites()
+    }
+
+    /// All page faults together.
+    #[must_use]
+    pub fn fault_totals(&self) -> FaultSums {
+        self.faults.totals()
     }
 
     /// The stretches in which records are missing, at most the first few thousand.
@@ -463,6 +520,7 @@ impl Tracker {
         self.blocks.held_bytes()
             + self.actors.held_bytes()
             + self.sites.held_bytes()
+            + self.faults.held_bytes()
             + self.loss_windows.capacity() * size_of::<LossWindow>()
             + self.windows.list.capacity() * size_of::<Window>()
     }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{ProbeId, ProcessId, StackId, ThreadId};
+use super::{ProbeId, ProcessId, ResidentBytes, StackId, ThreadId};
 
 /// Something that happened in a traced process, or a gap where something may have.
 ///
@@ -96,6 +96,23 @@ pub enum Event {
         /// How many.
         lost_count: u64,
     },
+    /// A page fault was handled.
+    PageFault {
+        /// Whose.
+        process: ProcessId,
+        /// Of which thread.
+        thread: ThreadId,
+        /// When it was handled.
+        time_ns: u64,
+        /// What was accessed.
+        address_avma: u64,
+        /// From where.
+        stack: StackId,
+        /// What became resident by it.
+        resident: ResidentBytes,
+        /// Whether it had to wait, for a disk or for another thread.
+        is_major: bool,
+    },
 }
 
 /// Who called a function that frees.
@@ -118,7 +135,8 @@ impl Event {
             | Self::ReallocationBegin { time_ns, .. }
             | Self::ReallocationEnd { time_ns, .. }
             | Self::ThreadExit { time_ns, .. }
-            | Self::Loss { time_ns, .. } => time_ns,
+            | Self::Loss { time_ns, .. }
+            | Self::PageFault { time_ns, .. } => time_ns,
         }
     }
 }

@@ -9,9 +9,13 @@
 
 mod event;
 mod ids;
+mod memory;
 
 pub use event::{Event, FreeCaller};
 pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
+pub use memory::{
+    ControlGroupMemory, HeapMappings, MappedMemory, MemoryReading, ProcessMemory, ResidentMemory,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +50,13 @@ pub enum Item {
     /// A stretch of time in which the targets were observed, if a budget was to be kept; given
     /// when it is over, and after all that was recorded in it.
     Window(Window),
+    /// A process was begun by another one, as its copy.
+    Fork(Fork),
+    /// How much memory a process had at some moment. What happened until then is before it.
+    Memory(MemoryReading),
+    /// What became of resident memory beside page faults; only where these are observed, and then
+    /// before all of them. Later ones replace earlier ones.
+    PageSums(PageSums),
 }
 
 /// One image of one process: exec begins a new one.
@@ -73,6 +84,38 @@ pub struct Process {
     /// Whether it may have called an allocator before that was probed, while the
     /// process was observed already: what it did then is missing, and not counted.
     pub probed_late: bool,
+}
+
+/// A process that is a copy of another one's image; both were defined before. What was live in that
+/// one is inherited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The copy.
+    pub process: ProcessId,
+    /// Of which process.
+    pub parent: ProcessId,
+    /// `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+}
+
+/// Where probes are put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeScope {
+    /// In the targets only.
+    Targets,
+    /// In all processes of the host that use the same files.
+    Host,
+}
+
+impl ProbeScope {
+    /// What the command line calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Targets => "targets",
+            Self::Host => "host",
+        }
+    }
 }
 
 /// End of a process image.
@@ -400,6 +443,63 @@ pub struct Window {
     pub is_last: bool,
 }
 
+/// Bytes that are resident, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResidentBytes {
+    /// Of the process alone: heap, stacks, written copies of files' pages.
+    pub anonymous: u64,
+    /// Pages of files.
+    pub file: u64,
+    /// Pages of shared memory.
+    pub shared: u64,
+}
+
+impl ResidentBytes {
+    /// All kinds together.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        // A forged recording can have more than a u64 holds.
+        self.anonymous.wrapping_add(self.file).wrapping_add(self.shared)
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        self.anonymous = self.anonymous.wrapping_add(others.anonymous);
+        self.file = self.file.wrapping_add(others.file);
+        self.shared = self.shared.wrapping_add(others.shared);
+    }
+}
+
+/// What became of the targets' resident memory beside their page faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageSums {
+    /// What became resident in no page fault that was told.
+    pub elsewhere: ResidentBytes,
+    /// What was given back or taken away, but for the end of a process.
+    pub gone: ResidentBytes,
+}
+
+/// What is observed of the targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Observes {
+    /// Calls of allocators.
+    #[default]
+    Allocations,
+    /// Page faults.
+    PageFaults,
+}
+
+impl Observes {
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allocations => "allocations",
+            Self::PageFaults => "pages",
+        }
+    }
+}
+
 /// What is done when records come faster than they can be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnOverflow {
@@ -444,11 +544,13 @@ pub enum LossCause {
     MalformedRecord,
     /// No room to remember a block that was drawn.
     SampleTableFull,
+    /// No room in the ring buffer for a page fault.
+    RingFullPageFault,
 }
 
 impl LossCause {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFullAllocation,
         Self::RingFullFree,
         Self::RingFullReallocation,
@@ -459,6 +561,7 @@ impl LossCause {
         Self::ResultUnreadable,
         Self::MalformedRecord,
         Self::SampleTableFull,
+        Self::RingFullPageFault,
     ];
 
     /// Name in exports.
@@ -475,6 +578,7 @@ impl LossCause {
             Self::ResultUnreadable => "result_unreadable",
             Self::MalformedRecord => "malformed_record",
             Self::SampleTableFull => "sample_table_full",
+            Self::RingFullPageFault => "ring_full_page_fault",
         }
     }
 }

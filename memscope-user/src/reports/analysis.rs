@@ -5,12 +5,16 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
+use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
-    lifetimes::{Block, LiveBlock, LossWindow, Sampled, Site, Totals, Tracker, Windows},
+    lifetimes::{
+        Block, FaultSite, FaultSums, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals,
+        Tracker, Windows,
+    },
     model::{
         Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
-        Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack, StackId,
-        StackOutcome,
+        Observes, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack,
+        StackId, StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -22,6 +26,8 @@ pub struct Definitions {
     pub processes: BTreeMap<ProcessId, Process>,
     /// Of the processes that ended.
     pub process_ends: FxHashMap<ProcessId, ProcessEnd>,
+    /// Of the processes that were forked by others of this recording.
+    pub parents: FxHashMap<ProcessId, ProcessId>,
     /// Files mapped as code.
     pub modules: FxHashMap<ModuleId, Module>,
     /// Attached probes.
@@ -62,7 +68,10 @@ impl Definitions {
             | Item::Counters(_)
             | Item::ExactCounts(_)
             | Item::Counted(_)
-            | Item::Window(_) => {}
+            | Item::Window(_)
+            | Item::Fork(_)
+            | Item::Memory(_)
+            | Item::PageSums(_) => {}
         }
     }
 }
@@ -74,6 +83,8 @@ pub struct Analyzer {
     tracker: Tracker,
     counters: Option<Counters>,
     exact: Option<ExactCounts>,
+    memory: BTreeMap<ProcessId, MemoryTimeline>,
+    page_sums: Option<PageSums>,
     last_event_ns: u64,
 }
 
@@ -91,13 +102,26 @@ impl Analyzer {
             }
             Item::Counters(counters) => self.counters = Some(counters.clone()),
             Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
+            Item::PageSums(sums) => self.page_sums = Some(*sums),
             Item::Counted(counted) => {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
             }
+            Item::Fork(fork) => {
+                self.last_event_ns = self.last_event_ns.max(fork.time_ns);
+                self.definitions.parents.insert(fork.process, fork.parent);
+                self.tracker.fork(fork);
+            }
             Item::Window(window) => {
                 self.last_event_ns = self.last_event_ns.max(window.end_ns);
                 self.tracker.end_window(window, ended);
+            }
+            Item::Memory(reading) => {
+                self.last_event_ns = self.last_event_ns.max(reading.time_ns);
+                let live = self.tracker.live_of(reading.process);
+                let process = self.definitions.processes.get(&reading.process);
+                let has_run = process.is_some_and(|process| !process.from_start);
+                self.memory.entry(reading.process).or_default().add(reading, live, has_run);
             }
             _ => {}
         }
@@ -111,6 +135,12 @@ impl Analyzer {
     #[must_use]
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
+    }
+
+    /// What page faults have made resident; none if these are not observed.
+    #[must_use]
+    pub fn faulted_bytes(&self) -> Option<u64> {
+        self.page_sums.map(|_| self.tracker.fault_totals().resident.total())
     }
 
     /// Everything that was found, given what the recording says of itself.
@@ -134,6 +164,13 @@ impl Analyzer {
             *count = count
                 .wrapping_add(site.sums.allocations.wrapping_add(site.sums.failed_allocations));
         }
+        let fault_sites = self.tracker.fault_sites().to_vec();
+        for site in &fault_sites {
+            let stack = self.definitions.stacks.get(&site.key.stack);
+            let outcome = stack.map_or(StackOutcome::FramesLost, |stack| stack.outcome);
+            let count: &mut u64 = stack_outcomes.entry(outcome).or_default();
+            *count = count.wrapping_add(site.sums.faults);
+        }
         let mut live_ages: FxHashMap<u32, LiveAge> = FxHashMap::default();
         for (_, _, block) in self.tracker.live_blocks() {
             let age = live_ages
@@ -146,13 +183,19 @@ impl Analyzer {
         for of_site in sites.iter().filter_map(|site| site.sampled.as_ref()) {
             sampled.get_or_insert_default().merge(of_site);
         }
+        let sums = sites.iter().map(|site| (site.key.process, &site.sums));
         let analysis = Analysis {
+            process_sums: sums_by_process(sums),
             totals,
             windows: self.tracker.windows().clone(),
             loss_windows: self.tracker.loss_windows().to_vec(),
             definitions: self.definitions,
             counters: self.counters,
             exact: self.exact,
+            memory: timelines(self.memory, self.page_sums),
+            page_sums: self.page_sums,
+            fault_sites,
+            fault_totals: self.tracker.fault_totals(),
             capture,
             end,
             ended_at_ns,
@@ -165,6 +208,17 @@ impl Analyzer {
         };
         (analysis, self.tracker)
     }
+}
+
+/// Where faults were observed, nothing is known of blocks.
+fn timelines(
+    mut memory: BTreeMap<ProcessId, MemoryTimeline>,
+    page_sums: Option<PageSums>,
+) -> BTreeMap<ProcessId, MemoryTimeline> {
+    if page_sums.is_some() {
+        memory.values_mut().for_each(MemoryTimeline::forget_blocks);
+    }
+    memory
 }
 
 /// Everything that the reports are made of.
@@ -182,16 +236,26 @@ pub struct Analysis {
     pub totals: Totals,
     /// Per site; a block's `site` is an index into it.
     pub sites: Vec<Site>,
+    /// The same by process.
+    pub process_sums: FxHashMap<ProcessId, SiteSums>,
     /// When the live blocks of a site began, by index of the site.
     pub live_ages: FxHashMap<u32, LiveAge>,
     /// What the sampled blocks tell; none if none was sampled.
     pub sampled: Option<Sampled>,
-    /// How many allocations have a stack of each outcome.
+    /// How many allocations, or page faults, have a stack of each outcome.
     pub stack_outcomes: BTreeMap<StackOutcome, u64>,
     /// What the kernel side counted; none if the recording was cut before it said so.
     pub counters: Option<Counters>,
     /// What it counted of all calls while it sampled; none in full mode.
     pub exact: Option<ExactCounts>,
+    /// How much memory processes had over time.
+    pub memory: BTreeMap<ProcessId, MemoryTimeline>,
+    /// What became of resident memory beside page faults; none if these were not observed.
+    pub page_sums: Option<PageSums>,
+    /// Page faults, per process and stack.
+    pub fault_sites: Vec<FaultSite>,
+    /// All of them together.
+    pub fault_totals: FaultSums,
     /// When the targets were observed, if a budget was to be kept: what it has cost, and what
     /// numbers were scaled by.
     pub windows: Windows,
@@ -219,6 +283,15 @@ impl Analysis {
         self.ended_at_ns.saturating_sub(self.capture.started_at_ns)
     }
 
+    /// What was observed of the targets.
+    #[must_use]
+    pub fn observed(&self) -> Observes {
+        match self.page_sums {
+            Some(_) => Observes::PageFaults,
+            None => Observes::Allocations,
+        }
+    }
+
     /// Whether the numbers are estimates.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
@@ -244,7 +317,7 @@ impl Analysis {
             && self.totals.unseen_ends == 0
             && self.totals.marked_losses == 0
             && !self.windows.has_gaps()
-            && !self.definitions.probes.is_empty()
+            && (self.page_sums.is_some() || !self.definitions.probes.is_empty())
             && !self.definitions.processes.values().any(|process| process.probed_late)
     }
 }

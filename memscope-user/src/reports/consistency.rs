@@ -85,6 +85,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
     for (name, left, right) in sums {
         law(name, left, right)?;
     }
+    check_faults(analysis)?;
     // The counters of all CPUs are not read at one moment: only the last reading,
     // after recording had been switched off, is exact.
     match (&analysis.counters, &analysis.end) {
@@ -93,6 +94,20 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_faults(analysis: &Analysis) -> Result<(), Inconsistency> {
+    let faults = analysis.fault_sites.iter();
+    law(
+        "Σ sites' page faults = page faults",
+        faults.clone().fold(0_u64, |sum, site| sum.wrapping_add(site.sums.faults)),
+        analysis.fault_totals.faults,
+    )?;
+    law(
+        "Σ sites' resident bytes = resident bytes",
+        faults.fold(0_u64, |sum, site| sum.wrapping_add(site.sums.resident.total())),
+        analysis.fault_totals.resident.total(),
+    )
 }
 
 fn check_counters(counters: &Counters) -> Result<(), Inconsistency> {

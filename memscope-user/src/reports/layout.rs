@@ -1,7 +1,7 @@
 //! How tables of sites look in a terminal of 80 to 100 columns.
 
 use super::{
-    Analysis, Wrappers,
+    Analysis, ProcessName, Wrappers,
     frames::{ResolvedFrame, base_name, missing_callers},
     row::SiteRow,
 };
@@ -59,18 +59,33 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
     format!("{}{rest}", cut(&text::harmless(&frame.name()), room))
 }
 
+/// A call chain of a process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chain<'a> {
+    pub(super) process: ProcessName<'a>,
+    pub(super) frames: &'a [ResolvedFrame<'a>],
+    /// A [`StackOutcome::name`].
+    pub(super) outcome: &'a str,
+}
+
 /// The row's process, if there are several, and its call chain, folded.
 pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, wrappers: Wrappers, analysis: &Analysis) {
+    let chain = Chain { process: row.process, frames: &row.frames, outcome: row.stack };
+    self::chain(out, &chain, wrappers, analysis);
+}
+
+/// The process, if there are several, and the call chain, folded.
+pub(super) fn chain(out: &mut String, row: &Chain<'_>, wrappers: Wrappers, analysis: &Analysis) {
     if analysis.definitions.processes.len() > 1 {
         line!(out, "{INDENT}in {}", row.process.text());
     }
-    let wrappers = wrappers.hidden(&row.frames);
+    let wrappers = wrappers.hidden(row.frames);
     let width = WIDTH - INDENT.len();
     for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
     }
     let hidden = row.frames.len().saturating_sub(wrappers + MAX_SHOWN_FRAMES);
-    let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.stack);
+    let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.outcome);
     let mut tail = Vec::new();
     if hidden > 0 {
         tail.push(format!("… {hidden} more"));

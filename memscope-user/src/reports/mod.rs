@@ -13,11 +13,15 @@ mod folding;
 mod frames;
 mod layout;
 mod leaks;
+mod memory;
 mod origin;
+mod pages;
 mod peak;
+mod processes;
 mod row;
 mod sites;
 mod summary;
+mod timeline;
 mod trust;
 mod view;
 
@@ -36,10 +40,17 @@ pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
 pub(crate) use layout::cut;
 pub use leaks::LeaksReport;
+pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};
 pub use origin::{ProcessName, started_at};
+pub use pages::{PageRow, PagesReport};
 pub use peak::PeakReport;
+pub(crate) use processes::end_name;
+pub use processes::{ProcessRow, ProcessSums, ProcessesReport};
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};
 pub use summary::SummaryReport;
+pub use timeline::{
+    AtAttach, Explained, HeapAtAttach, MAX_POINTS, MemoryPoint, MemoryTimeline, Proportional,
+};
 pub use trust::{Budget, LiveBounds, Trust};
 pub use view::{Report, View};

@@ -3,10 +3,12 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Estimate, SiteOrder, SitesReport, Trust, Wrappers,
+    Analysis, Bounds, Estimate, PagesReport, ResolvedFrame, SiteOrder, SitesReport, Trust,
+    Wrappers,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
+    memory::{explained_text, largest},
     origin::{self, ProcessName},
     peak::peak_after_ns,
     row::SiteRow,
@@ -19,7 +21,7 @@ use crate::{
 /// Sites shown per question.
 const TOP: usize = 3;
 /// Most lines about processes.
-const MAX_PROCESS_LINES: usize = 3;
+const MAX_PROCESS_LINES: usize = 2;
 /// What shares are counted in.
 const MILLION: u64 = 1_000_000;
 /// The terminal's width.
@@ -68,10 +70,17 @@ pub struct SummaryReport<'a> {
     pub exact_calls: Option<u64>,
     /// Sum of the sizes they asked for.
     pub exact_bytes: Option<u64>,
+    /// Resident bytes of the process with most of them, at the last reading; none if they were
+    /// not read. `report --view memory` has all.
+    pub resident_bytes: Option<u64>,
+    /// What was live in that process then.
+    pub resident_live_bytes: Option<u64>,
     /// The sites with most bytes live at the end.
     pub most_live: Vec<SiteRow<'a>>,
     /// The sites with most bytes allocated.
     pub most_allocated: Vec<SiteRow<'a>>,
+    /// What page faults tell; none if allocations were observed.
+    pub pages: Option<PagesReport<'a>>,
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
@@ -86,6 +95,7 @@ impl<'a> SummaryReport<'a> {
         let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP), wrappers).rows;
         most_live.retain(|row| row.live_blocks > 0);
         let processes = analysis.definitions.processes.keys();
+        let largest = largest(analysis);
         Self {
             recording,
             started_at: origin::started_at(&analysis.capture),
@@ -107,9 +117,12 @@ impl<'a> SummaryReport<'a> {
             estimate: Estimate::of_all(analysis),
             exact_calls: analysis.exact.as_ref().map(ExactCounts::calls),
             exact_bytes: analysis.exact.as_ref().map(ExactCounts::bytes),
+            resident_bytes: largest.as_ref().map(|(.., explained)| explained.resident.bytes()),
+            resident_live_bytes: largest.as_ref().map(|(.., explained)| explained.live_bytes),
             most_live,
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
+            pages: analysis.page_sums.map(|_| PagesReport::of(analysis, Some(TOP))),
             trust: Trust::of(analysis),
             analysis,
         }
@@ -121,7 +134,17 @@ impl<'a> SummaryReport<'a> {
         let mut out = String::new();
         line!(out, "{}", cut(&text::harmless(self.recording), WIDTH));
         self.tell_processes(&mut out);
+        self.tell_when(&mut out);
+        if let Some(pages) = &self.pages {
+            pages.tell_sums(&mut out);
+            out.push('\n');
+            tell_chains(&mut out, "Most made resident", pages);
+            let gap = if pages.rows.is_empty() { "" } else { "\n" };
+            line!(out, "{gap}{}", self.trust.sentence);
+            return out;
+        }
         self.tell_numbers(&mut out);
+        self.tell_memory(&mut out);
         if self.allocations == 0 {
             let hits =
                 self.probe_hits.map_or_else(|| "an unknown number of".to_owned(), text::count);
@@ -154,8 +177,32 @@ impl<'a> SummaryReport<'a> {
         }
     }
 
-    fn tell_numbers(&self, out: &mut String) {
+    /// Of one process, as pages that several share cannot be summed up.
+    fn tell_memory(&self, out: &mut String) {
+        let Some((process, timeline, explained)) = largest(self.analysis) else { return };
+        let title = match process.pid {
+            Some(pid) if self.processes.len() > 1 => format!("pid {pid}"),
+            _ => "memory".to_owned(),
+        };
         let estimate = self.estimate.as_ref();
+        let told = match timeline.at_attach() {
+            None => format!("live blocks explain {}", explained_text(&explained, estimate)),
+            Some(attach) => {
+                let before =
+                    attach.resident_bytes.map_or_else(|| "unknown".to_owned(), text::bytes);
+                let now_bytes = explained.resident.bytes();
+                format!(
+                    "RSS was {before}, is {}; new blocks explain {} ({})",
+                    text::bytes(now_bytes),
+                    live_bytes_about(explained.live_bytes, estimate),
+                    text::percent(explained.live_bytes, now_bytes)
+                )
+            }
+        };
+        line!(out, "{}", cut(&format!("  {title:<10} {told}"), WIDTH));
+    }
+
+    fn tell_when(&self, out: &mut String) {
         let when = self.started_at.split('.').next().unwrap_or_default();
         line!(
             out,
@@ -163,6 +210,10 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
+    }
+
+    fn tell_numbers(&self, out: &mut String) {
+        let estimate = self.estimate.as_ref();
         if let Some(budget) = self.trust.budget {
             let percent = |ppm: u64| text::percent(ppm, MILLION);
             line!(
@@ -255,9 +306,31 @@ fn tell_sites(
             text::percent(bytes, all_bytes),
             counted(blocks, "block")
         );
-        let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
-        let frame = row.frames.get(title_position(&row.frames));
-        let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
-        line!(out, "{numbers} {}", cut(&title, room));
+        tell_row(out, &numbers, &row.frames, title_position(&row.frames));
     }
+}
+
+/// As [`tell_sites`], of page faults.
+fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
+    if pages.rows.is_empty() {
+        return;
+    }
+    line!(out, "{heading}");
+    for row in &pages.rows {
+        let numbers = format!(
+            "  {:>9} {:>7} in {:<14}",
+            text::bytes(row.resident_bytes),
+            text::percent(row.resident_bytes, pages.resident_bytes),
+            counted(row.faults, "fault")
+        );
+        tell_row(out, &numbers, &row.frames, 0);
+    }
+}
+
+/// Numbers, and the frame that they are shown by.
+fn tell_row(out: &mut String, numbers: &str, frames: &[ResolvedFrame<'_>], title: usize) {
+    let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
+    let frame = frames.get(title);
+    let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
+    line!(out, "{numbers} {}", cut(&title, room));
 }

@@ -11,6 +11,8 @@
 //! !late                           process 1 was attached to
 //! !probed-late                    process 1 may have allocated before it was probed
 //! !unprobed                       no allocator was found
+//! !pages 4096 0                   page faults were observed; bytes elsewhere, and gone
+//! !fault a 4096 0 0 major         a page fault; bytes anonymous, of files, shared
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,12 +22,25 @@ use crate::{
     lifetimes::testing::{Trace, parse},
     model::{
         Capture, CountedAllocations, Counters, EndReason, Ending, EndingReason, Event, ExactCounts,
-        Frame, FrameId, FrameSymbols, Item, Location, LossCause, Module, ModuleId, Probe, ProbeId,
-        Process, ProcessEnd, ProcessId, SizeClass, SourceFunction, Stack, StackId, StackMode,
-        StackOutcome,
+        Frame, FrameId, FrameSymbols, Item, Location, LossCause, Module, ModuleId, PageSums, Probe,
+        ProbeId, Process, ProcessEnd, ProcessId, ResidentBytes, SizeClass, SourceFunction, Stack,
+        StackId, StackMode, StackOutcome, ThreadId,
     },
     store::RecordingEnd,
 };
+
+/// `fill` and `read` are told apart; two places in one line of `fill` are not.
+pub(crate) const FAULTS: &str = "
+    !unprobed
+    !pages 8192 4096
+    !stack one complete fill main
+    !stack two complete read main
+    !fault one 4096 0 0
+    !fault two 0 65536 0 major
+    !fault one 2097152 0 0
+    !fault two 0 0 0
+    !fault two 0 0 4096
+    !exit 1 0";
 
 /// When all test recordings begin, `CLOCK_MONOTONIC`.
 pub(crate) const STARTED_AT_NS: u64 = 1_000;
@@ -145,6 +160,22 @@ impl Definer {
                 };
                 self.items.push(Item::Counted(counted));
             }
+            ["fault", stack, anonymous, file, shared, rest @ ..] => {
+                let resident = resident(anonymous, file, shared);
+                self.items.push(Item::Event(Event::PageFault {
+                    process: ProcessId(1),
+                    thread: ThreadId(1),
+                    time_ns: STARTED_AT_NS + 1,
+                    address_avma: 0x1000,
+                    stack: trace.stack(stack),
+                    resident,
+                    is_major: *rest == ["major"],
+                }));
+            }
+            ["pages", elsewhere, gone] => self.items.push(Item::PageSums(PageSums {
+                elsewhere: resident(elsewhere, "0", "0"),
+                gone: resident(gone, "0", "0"),
+            })),
             ["late"] => {
                 let late = Process { from_start: false, ..process(1, "server") };
                 self.items.push(Item::Process(late));
@@ -157,6 +188,11 @@ impl Definer {
             other => panic!("no such directive: {other:?}"),
         }
     }
+}
+
+fn resident(anonymous: &str, file: &str, shared: &str) -> ResidentBytes {
+    let [anonymous, file, shared] = [anonymous, file, shared].map(|bytes| bytes.parse().unwrap());
+    ResidentBytes { anonymous, file, shared }
 }
 
 /// The items of a recording, the counters last.
@@ -192,15 +228,21 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
     let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
     let mut windows = trace.windows.into_iter().peekable();
+    let mut readings = trace.readings.into_iter().peekable();
     for (position, event) in trace.events.into_iter().enumerate() {
         while let Some((_, window)) = windows.next_if(|(after, _)| *after == position) {
             items.push(Item::Window(window));
         }
+        while let Some((_, reading)) = readings.next_if(|(after, _)| *after == position) {
+            items.push(Item::Memory(reading));
+        }
         items.push(Item::Event(event));
     }
     items.extend(windows.map(|(_, window)| Item::Window(window)));
+    items.extend(readings.map(|(_, reading)| Item::Memory(reading)));
     items.extend(ends);
-    let recorded = recorded as u64;
+    let faults = items.iter().filter(|item| matches!(item, Item::Event(Event::PageFault { .. })));
+    let recorded = (recorded + faults.count()) as u64;
     let lost: u64 = definer.lost.iter().map(|(_, count)| count).sum();
     items.push(Item::Counters(Counters {
         attempted: recorded + lost,

@@ -9,6 +9,8 @@ use crate::{
     store::RecordingEnd,
 };
 
+mod memory;
+mod pages;
 mod sampling;
 mod trust;
 mod windows;
@@ -208,7 +210,7 @@ fn the_summary_fits_a_terminal_at_its_worst() {
             ["a", "b", "c", "d"][process - 1]
         ));
     }
-    text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nlost 9");
+    text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nmemory 1 anon 123456789 brk 5\nlost 9");
     let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
     analysis.damage_count = 3;
     let shown = View::Summary.report(&analysis, &"path/".repeat(60), None, Wrappers::Folded).text();

@@ -42,7 +42,8 @@ pub struct Trust {
     pub unknown_frees: u64,
     /// Whether every process was observed from its first instruction.
     pub from_start: bool,
-    /// Whether any allocator function was probed at all.
+    /// Whether what was to be observed could be seen: an allocator function was probed, or page
+    /// faults were asked for.
     pub probed: bool,
     /// Processes that may have called an allocator before it was probed.
     pub probed_late: u64,
@@ -108,7 +109,8 @@ const fn may_hide_free(cause: LossCause) -> bool {
         | LossCause::RingFullStack
         | LossCause::RingFullProcess
         | LossCause::ResultUnreadable
-        | LossCause::SampleTableFull => false,
+        | LossCause::SampleTableFull
+        | LossCause::RingFullPageFault => false,
     }
 }
 
@@ -121,7 +123,10 @@ const fn may_hide_allocation(cause: LossCause) -> bool {
         | LossCause::ResultUnreadable
         | LossCause::MalformedRecord
         | LossCause::SampleTableFull => true,
-        LossCause::RingFullFree | LossCause::RingFullStack | LossCause::RingFullProcess => false,
+        LossCause::RingFullFree
+        | LossCause::RingFullStack
+        | LossCause::RingFullProcess
+        | LossCause::RingFullPageFault => false,
     }
 }
 
@@ -151,7 +156,7 @@ fn lost_by_cause(analysis: &Analysis) -> BTreeMap<&'static str, u64> {
 fn live_bounds(analysis: &Analysis) -> Option<LiveBounds> {
     let counters = analysis.counters.as_ref()?;
     // A lost record of a sampled block stood for more than one.
-    if analysis.damage_count > 0 || analysis.is_sampled() {
+    if analysis.damage_count > 0 || analysis.is_sampled() || analysis.page_sums.is_some() {
         return None;
     }
     let live = analysis.totals.live_blocks;
@@ -189,7 +194,7 @@ impl Trust {
             counted_allocations: analysis.totals.counted_allocations,
             unknown_frees: analysis.totals.unknown_frees,
             from_start: analysis.definitions.processes.values().all(|process| process.from_start),
-            probed: !analysis.definitions.probes.is_empty(),
+            probed: analysis.page_sums.is_some() || !analysis.definitions.probes.is_empty(),
             probed_late: analysis
                 .definitions
                 .processes

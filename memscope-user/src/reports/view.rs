@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Analysis, LeaksReport, PeakReport, SiteOrder, SitesReport, SummaryReport, Wrappers};
+use super::{
+    Analysis, LeaksReport, MemoryReport, PagesReport, PeakReport, ProcessesReport, SiteOrder,
+    SitesReport, SummaryReport, Wrappers,
+};
 
 /// A question to a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +22,27 @@ pub enum View {
     Leaks,
     /// Whose memory was it at the peak?
     Peak,
+    /// What did each process do?
+    Processes,
+    /// How much memory was there, and how much of it are live blocks?
+    Memory,
+    /// What has made resident memory grow?
+    Pages,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] =
-        [Self::Summary, Self::Sites, Self::Allocated, Self::Temporary, Self::Leaks, Self::Peak];
+    pub const ALL: [Self; 9] = [
+        Self::Summary,
+        Self::Sites,
+        Self::Allocated,
+        Self::Temporary,
+        Self::Leaks,
+        Self::Peak,
+        Self::Processes,
+        Self::Memory,
+        Self::Pages,
+    ];
 
     /// What `--view` calls it.
     #[must_use]
@@ -36,6 +54,9 @@ impl View {
             Self::Temporary => "temporary",
             Self::Leaks => "leaks",
             Self::Peak => "peak",
+            Self::Processes => "processes",
+            Self::Memory => "memory",
+            Self::Pages => "pages",
         }
     }
 
@@ -49,6 +70,11 @@ impl View {
             Self::Temporary => "call chains by blocks freed with no other allocation in between",
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
+            Self::Processes => "each process and what it allocated",
+            Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
+            Self::Pages => {
+                "call chains by what became resident in their page faults (trace --pages)"
+            }
         }
     }
 
@@ -59,7 +85,7 @@ impl View {
     }
 
     /// Answers the question. `recording` is what the recording is called, such as
-    /// its path; `top` limits the number of sites. With folded wrappers, sites that differ
+    /// its path; `top` limits the number of sites, or of moments. With folded wrappers, sites that differ
     /// in nothing else are one.
     #[must_use]
     pub fn report<'a>(
@@ -82,6 +108,9 @@ impl View {
             }
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
+            Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
+            Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
+            Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
         }
     }
 }
@@ -98,6 +127,12 @@ pub enum Report<'a> {
     Leaks(LeaksReport<'a>),
     /// To [`View::Peak`].
     Peak(PeakReport<'a>),
+    /// To [`View::Processes`].
+    Processes(ProcessesReport<'a>),
+    /// To [`View::Memory`].
+    Memory(MemoryReport<'a>),
+    /// To [`View::Pages`].
+    Pages(PagesReport<'a>),
 }
 
 impl Report<'_> {
@@ -109,6 +144,9 @@ impl Report<'_> {
             Self::Sites(report) => report.text(),
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
+            Self::Processes(report) => report.text(),
+            Self::Memory(report) => report.text(),
+            Self::Pages(report) => report.text(),
         }
     }
 }

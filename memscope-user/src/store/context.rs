@@ -42,6 +42,9 @@ pub(super) const OTHER_THREAD_EXIT: u8 = OTHER | 1 << 3;
 pub(super) const OTHER_LOSS: u8 = OTHER | 2 << 3;
 /// No item: the sampling interval of the blocks that follow.
 pub(super) const OTHER_INTERVAL: u8 = OTHER | 3 << 3;
+pub(super) const OTHER_PAGE_FAULT: u8 = OTHER | 4 << 3;
+/// One that had to wait.
+pub(super) const OTHER_MAJOR_FAULT: u8 = OTHER | 5 << 3;
 
 /// In the column of addresses: the address itself follows. Of other numbers half is a
 /// zigzag-encoded difference to the last address: of even ones in units, of odd ones,

@@ -3,7 +3,7 @@ use super::{
     context::*,
     varint::{take, take_u32, unzigzag},
 };
-use crate::model::{Event, FreeCaller, Item, ProbeId, StackId};
+use crate::model::{Event, FreeCaller, Item, ProbeId, ResidentBytes, StackId};
 
 /// The items of a payload, up to the first that cannot be decoded; whether all could.
 pub(super) fn decode_items(payload: &[u8]) -> (Vec<Item>, bool) {
@@ -75,6 +75,9 @@ impl Decoder<'_> {
             return Some(Event::Loss { first_lost_ns, time_ns: self.time()?, lost_count });
         }
         let time_ns = self.time()?;
+        if matches!(tag, OTHER_PAGE_FAULT | OTHER_MAJOR_FAULT) {
+            return self.page_fault(time_ns, tag == OTHER_MAJOR_FAULT);
+        }
         let kind = tag & KIND_MASK;
         if kind == OTHER && tag != OTHER_THREAD_EXIT {
             return None;
@@ -131,6 +134,15 @@ impl Decoder<'_> {
             OTHER => Event::ThreadExit { process, thread, time_ns },
             _ => return None,
         })
+    }
+
+    fn page_fault(&mut self, time_ns: u64, is_major: bool) -> Option<Event> {
+        let Thread { process, thread, .. } = self.thread(false)?;
+        let address_avma = self.new_address()?;
+        let stack = StackId(take_u32(&mut self.columns.stacks)?);
+        let mut bytes = || take(&mut self.columns.sizes);
+        let resident = ResidentBytes { anonymous: bytes()?, file: bytes()?, shared: bytes()? };
+        Some(Event::PageFault { process, thread, time_ns, address_avma, stack, resident, is_major })
     }
 
     fn time(&mut self) -> Option<u64> {

@@ -136,7 +136,27 @@ impl Encoder {
                 self.time(time_ns);
                 self.columns.tags.push(OTHER_LOSS);
             }
+            Event::PageFault { .. } => self.page_fault(event),
         }
+    }
+
+    fn page_fault(&mut self, event: &Event) {
+        let Event::PageFault { process, thread, time_ns, address_avma, stack, resident, is_major } =
+            *event
+        else {
+            return;
+        };
+        self.time(time_ns);
+        let slot = self.slot(process, thread);
+        self.push_thread(slot, process, thread);
+        push_address(&mut self.columns.addresses, self.last_avma, address_avma);
+        self.addresses += 1;
+        self.last_avma = address_avma;
+        varint::push(&mut self.columns.stacks, stack.0.into());
+        for bytes in [resident.anonymous, resident.file, resident.shared] {
+            varint::push(&mut self.columns.sizes, bytes);
+        }
+        self.columns.tags.push(if is_major { OTHER_MAJOR_FAULT } else { OTHER_PAGE_FAULT });
     }
 
     fn reallocation_end(&mut self, event: &Event) {

@@ -3,10 +3,22 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    Counters, EndReason, Event, Frame, FrameId, FrameSymbols, FreeCaller, Item, Location,
-    LossCause, Module, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction,
-    Stack, StackId, StackOutcome, ThreadId, Window,
+    ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
+    HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId,
+    PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
+    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
 };
+
+fn page_sums() -> BoxedStrategy<PageSums> {
+    let resident = || {
+        any::<(u64, u64, u64)>().prop_map(|(anonymous, file, shared)| ResidentBytes {
+            anonymous,
+            file,
+            shared,
+        })
+    };
+    (resident(), resident()).prop_map(|(elsewhere, gone)| PageSums { elsewhere, gone }).boxed()
+}
 
 /// Few ids, so that items refer to each other.
 fn id() -> BoxedStrategy<u32> {
@@ -25,7 +37,7 @@ fn text() -> BoxedStrategy<String> {
 fn event() -> BoxedStrategy<Event> {
     let common = (id(), id(), any::<u64>(), address());
     let begin = (any::<u64>(), id(), id(), address(), prop_oneof![3 => Just(0), 1 => any::<u64>()]);
-    (0..6, common, begin, any::<bool>())
+    (0..7, common, begin, any::<bool>())
         .prop_map(
             |(
                 kind,
@@ -67,6 +79,19 @@ fn event() -> BoxedStrategy<Event> {
                         interval_bytes,
                     },
                     4 => Event::ThreadExit { process, thread, time_ns },
+                    5 => Event::PageFault {
+                        process,
+                        thread,
+                        time_ns,
+                        address_avma,
+                        stack,
+                        resident: ResidentBytes {
+                            anonymous: size_bytes,
+                            file: other,
+                            shared: interval_bytes,
+                        },
+                        is_major: allocator,
+                    },
                     _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
                 }
             },
@@ -154,6 +179,35 @@ fn window() -> BoxedStrategy<Window> {
         .boxed()
 }
 
+fn memory() -> BoxedStrategy<MemoryReading> {
+    let bytes = || option::of(any::<u64>());
+    let resident = option::of(any::<[u64; 3]>());
+    let group = option::of((text(), bytes()));
+    let mapped = |mapped_bytes, resident_bytes| MappedMemory { mapped_bytes, resident_bytes };
+    let heap = option::of(any::<[u64; 4]>().prop_map(move |of| HeapMappings {
+        brk: mapped(of[0], of[1]),
+        anonymous: mapped(of[2], of[3]),
+    }));
+    (id(), any::<u64>(), resident, (bytes(), bytes(), bytes()), group, heap)
+        .prop_map(|(process, time_ns, resident, numbers, group, heap_mappings)| MemoryReading {
+            process: ProcessId(process),
+            time_ns,
+            memory: ProcessMemory {
+                resident: resident.map(|of| ResidentMemory {
+                    anonymous_bytes: of[0],
+                    file_bytes: of[1],
+                    shared_bytes: of[2],
+                }),
+                peak_resident_bytes: numbers.0,
+                swapped_bytes: numbers.1,
+                proportional_bytes: numbers.2,
+                control_group: group.map(|(path, bytes)| ControlGroupMemory { path, bytes }),
+                heap_mappings,
+            },
+        })
+        .boxed()
+}
+
 fn frame() -> BoxedStrategy<Frame> {
     (id(), id(), any::<u64>(), any::<bool>())
         .prop_map(|(id, whose, place, mapped)| Frame {
@@ -206,6 +260,13 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         8 => event().prop_map(Item::Event),
         1 => counters().prop_map(Item::Counters),
         1 => window().prop_map(Item::Window),
+        1 => any::<(u32, u32, u64)>().prop_map(|(process, parent, time_ns)| Item::Fork(Fork {
+            process: ProcessId(process),
+            parent: ProcessId(parent),
+            time_ns,
+        })),
+        1 => memory().prop_map(Item::Memory),
+        1 => page_sums().prop_map(Item::PageSums),
     ]
     .boxed()
 }

@@ -7,20 +7,24 @@
 
 mod allocator;
 mod blocks;
+mod cgroup;
 mod exits;
 mod launch;
+mod memory;
 mod module;
 mod plan;
 mod process;
 mod site;
 
 pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
+pub use cgroup::{ControlGroup, GroupError};
 pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
+pub use memory::ControlGroups;
 pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
-    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, path_of_open,
+    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, path_of_open,
 };
 pub use site::{
     ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, SiteReason, choose_site,

@@ -66,7 +66,8 @@ pub enum TargetError {
 pub struct TargetProcess {
     pid: u32,
     start_ticks: u64,
-    process: Process,
+    /// None if it was gone before it could be looked at.
+    process: Option<Process>,
 }
 
 /// Which file: it has moved or changed its name if the path says something else.
@@ -119,7 +120,34 @@ impl TargetProcess {
             Process::new(number).map_err(|error| classify(pid, "the directory", error))?;
         let stat = process.stat().map_err(|error| classify(pid, "stat", error))?;
         check_traceable(pid, &stat)?;
-        Ok(Self { pid, start_ticks: stat.starttime, process })
+        Ok(Self { pid, start_ticks: stat.starttime, process: Some(process) })
+    }
+
+    /// A process that was gone before it could be looked at.
+    #[must_use]
+    pub fn gone(pid: u32) -> Self {
+        Self { pid, start_ticks: 0, process: None }
+    }
+
+    /// The file that this program is.
+    #[must_use]
+    pub fn own_file() -> Option<FileIdentity> {
+        let metadata = std::fs::metadata("/proc/self/exe").ok()?;
+        Some(FileIdentity {
+            device: (
+                rustix::fs::major(metadata.dev()).cast_signed(),
+                rustix::fs::minor(metadata.dev()).cast_signed(),
+            ),
+            inode: metadata.ino(),
+        })
+    }
+
+    pub(super) fn process(&self) -> Result<&Process, ProcError> {
+        self.process.as_ref().ok_or(ProcError::NotFound(None))
+    }
+
+    fn stat(&self) -> Option<Stat> {
+        self.process().ok()?.stat().ok()
     }
 
     /// Its number.
@@ -137,13 +165,19 @@ impl TargetProcess {
     /// Name of its main thread.
     #[must_use]
     pub fn comm(&self) -> Option<String> {
-        self.process.stat().ok().map(|stat| stat.comm)
+        self.stat().map(|stat| stat.comm)
+    }
+
+    /// The process that has begun it.
+    #[must_use]
+    pub fn parent_pid(&self) -> Option<u32> {
+        self.stat().and_then(|stat| u32::try_from(stat.ppid).ok())
     }
 
     /// Path of its executable.
     #[must_use]
     pub fn exe(&self) -> Option<String> {
-        self.process.exe().ok().map(|path| path.to_string_lossy().into_owned())
+        self.process().ok()?.exe().ok().map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Its executable memory, in the order of addresses.
@@ -154,8 +188,8 @@ impl TargetProcess {
     pub fn code_mappings(&self) -> Result<Vec<CodeMapping>, TargetError> {
         let unreadable = |source| classify(self.pid, "maps", source);
         let mut text = Vec::new();
-        self.process
-            .open_relative("maps")
+        self.process()
+            .and_then(|process| process.open_relative("maps"))
             .map_err(unreadable)?
             .take(MAX_MAPS_BYTES)
             .read_to_end(&mut text)
@@ -204,7 +238,7 @@ impl TargetProcess {
         if length_bytes > MAX_IMAGE_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too much to read at once"));
         }
-        let memory = self.process.mem().map_err(io::Error::other)?;
+        let memory = self.process().and_then(Process::mem).map_err(io::Error::other)?;
         let mut bytes = vec![0; length_bytes as usize];
         memory.read_exact_at(&mut bytes, start_avma)?;
         Ok(bytes)
@@ -213,16 +247,24 @@ impl TargetProcess {
     /// Whether it still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.process
-            .stat()
-            .is_ok_and(|stat| stat.starttime == self.start_ticks && stat.state != 'Z')
+        self.stat().is_some_and(|stat| stat.starttime == self.start_ticks && stat.state != 'Z')
     }
 
     /// Number of its threads.
     #[must_use]
     pub fn thread_count(&self) -> Option<u64> {
-        self.process.stat().ok().and_then(|stat| u64::try_from(stat.num_threads).ok())
+        self.stat().and_then(|stat| u64::try_from(stat.num_threads).ok())
     }
+}
+
+/// The numbers of all processes there are now.
+///
+/// # Errors
+///
+/// If `/proc` cannot be read.
+pub fn all_pids() -> Result<Vec<u32>, io::Error> {
+    let processes = procfs::process::all_processes().map_err(io::Error::other)?;
+    Ok(processes.flatten().filter_map(|process| u32::try_from(process.pid).ok()).collect())
 }
 
 /// Path under which this process can reach an open file, whatever its own path is.

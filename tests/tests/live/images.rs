@@ -13,9 +13,13 @@ fn numbers(row: &[&str]) -> Vec<u64> {
 
 /// Traces a program that replaces itself; what its images printed, and the export.
 fn trace_images(arguments: &[&str]) -> (Figures, Export) {
+    trace_images_with(&[], arguments)
+}
+
+fn trace_images_with(options: &[&str], arguments: &[&str]) -> (Figures, Export) {
     let scratch = Scratch::new();
     let program = programs::build("execer.c", Variant::Default);
-    let finished = run(&mut scratch.trace_program(&[], program, arguments));
+    let finished = run(&mut scratch.trace_program(options, program, arguments));
     finished.assert_code(0);
     let (figures, export) = (Figures::parse(&finished.stdout), scratch.export());
     let (rows, processes) = (figures.rows("image"), export.list("processes"));
@@ -55,11 +59,22 @@ fn c22_exec_begins_a_new_image_and_leaves_the_blocks_of_the_old_one_live() {
     }
 }
 
+/// Probes in all processes are no thread's.
+#[test]
+fn c22_exec_by_a_second_thread_leaves_the_probes_alone() {
+    let (figures, export) = trace_images(&["2", "60", "32", "thread"]);
+    export.assert_complete();
+    let rows = figures.rows("image");
+    assert_image(&export, 0, &rows[0], 1);
+    assert_eq!(export.list("processes")[1]["probed_late"], false);
+}
+
 /// The kernel takes the probes away with the thread that they were made for. They are put back, and what
 /// was done meanwhile is missing and said to be.
 #[test]
 fn c22_exec_by_a_second_thread_is_no_silent_loss() {
-    let (figures, export) = trace_images(&["2", "60", "32", "thread"]);
+    let (figures, export) =
+        trace_images_with(&["--probes", "targets"], &["2", "60", "32", "thread"]);
     let rows = figures.rows("image");
     assert_image(&export, 0, &rows[0], 1);
     let second = &export.list("processes")[1];
@@ -79,17 +94,23 @@ fn frees_of_a_forked_child_leave_the_parents_blocks_alone() {
     let figures = Figures::parse(&finished.stdout);
     let export = scratch.export();
     export.assert_complete();
-    let parent = numbers(&figures.rows("parent")[0]);
-    assert_eq!(export.list("processes").len(), 1, "this version follows no children");
-    for (key, column) in [
-        ("allocations", 1),
-        ("allocated_bytes", 2),
-        ("frees", 3),
-        ("live_blocks", 5),
-        ("live_bytes", 6),
-    ] {
-        assert_eq!(export.total(key), parent[column], "{key}");
+    assert_eq!(export.list("processes").len(), 2);
+    let mut inherited_frees = 0;
+    for who in ["parent", "child"] {
+        let row = numbers(&figures.rows(who)[0]);
+        let process = number(export.processes_of(row[0])[0], "process");
+        for (key, column) in [
+            ("allocations", 1),
+            ("allocated_bytes", 2),
+            ("frees", 3),
+            ("live_blocks", 5),
+            ("live_bytes", 6),
+        ] {
+            assert_eq!(export.sum_of(process, key), row[column], "{key} of the {who}");
+        }
+        inherited_frees += row[4];
     }
+    assert_eq!(export.total("inherited_frees"), inherited_frees);
     assert_eq!(export.total("unknown_frees"), 0);
 }
 

@@ -53,10 +53,11 @@ pub(crate) fn assert_conserved(export: &Export) {
     assert_eq!(over_sites("at_peak_bytes"), total("peak_live_bytes"), "Σ over sites at the peak");
 
     let stacks = &export.0["stacks"];
+    let page_faults = export.0["pages"]["faults"].as_u64().unwrap_or(0);
     assert_eq!(
         number(stacks, "complete") + number(stacks, "truncated"),
-        total("allocations") + total("failed_allocations"),
-        "every allocation has a stack with an outcome: {stacks}"
+        total("allocations") + total("failed_allocations") + page_faults,
+        "every allocation, or page fault, has a stack with an outcome: {stacks}"
     );
 
     assert_completeness_is_told(export);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::results::{Results, Run, Spread};
 use super::tracers::{
-    BARE_TRAP, BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED, MASSIF,
-    MEMCHECK, NONE, SAMPLED,
+    BARE_TRAP, BPFTRACE, CALLER, DHAT, ELSEWHERE, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED,
+    MASSIF, MEMCHECK, NONE, SAMPLED,
 };
 use super::workloads::{WORKLOADS, Workload};
 
@@ -118,6 +118,13 @@ const COMPARISONS: &[Comparison] = &[
         base: BARE_TRAP,
         on: On::These(&["pairs"]),
         bound: Bound::AtMost(1.10),
+    },
+    Comparison {
+        claim: "`--probes host` costs processes that are not traced the bare trap (within 1.25 ×)",
+        tracer: ELSEWHERE,
+        base: BARE_TRAP,
+        on: On::These(&["pairs"]),
+        bound: Bound::AtMost(1.25),
     },
     Comparison {
         claim: "`--max-overhead 5%` holds, give or take 2 points",

@@ -29,6 +29,8 @@ pub(super) enum Mode {
     Sampled,
     /// In windows of time, so that it costs no more than a share.
     Limited,
+    /// With probes in all processes of the machine.
+    Everywhere,
 }
 
 impl Mode {
@@ -38,6 +40,7 @@ impl Mode {
             Mode::Caller => &["--stacks", "caller"],
             Mode::Sampled => &["--sample", SAMPLE],
             Mode::Limited => &["--max-overhead", BUDGET],
+            Mode::Everywhere => &["--probes", "host"],
         }
     }
 
@@ -118,6 +121,28 @@ impl Tracing {
     }
 }
 
+/// memscope, recording another program, with probes in all processes.
+pub(super) struct TracingElsewhere {
+    tracing: Tracing,
+    other: Process,
+}
+
+impl TracingElsewhere {
+    pub(super) fn attach(memscope: &Path, folder: &Path) -> Result<Self> {
+        let mut command = Command::new("sleep");
+        let other = Process::spawn(command.arg("infinity"), folder.join("other-stderr"))?;
+        let tracing = Tracing::attach(memscope, Mode::Everywhere, other.pid(), folder)?;
+        Ok(Self { tracing, other })
+    }
+
+    /// To be called when the program has ended, which must not have been recorded.
+    pub(super) fn finish(self) -> Result<MemscopeFigures> {
+        // Dropped, it is killed, and the trace ends with it.
+        drop(self.other);
+        Ok(self.tracing.finish(0)?.1)
+    }
+}
+
 /// What is read of the JSON export.
 #[derive(Deserialize)]
 struct Export {
@@ -189,8 +214,11 @@ impl Export {
         if mode == Mode::Limited {
             return self.judge_limited(at_least);
         }
+        if mode == Mode::Everywhere && self.totals.allocations > 0 {
+            bail!("memscope recorded {} blocks of a program that sleeps", self.totals.allocations);
+        }
         let (expected_mode, seen) = match mode {
-            Mode::Full | Mode::Caller => ("full", Some(self.totals.allocations)),
+            Mode::Full | Mode::Caller | Mode::Everywhere => ("full", Some(self.totals.allocations)),
             // Totals are estimates then.
             Mode::Sampled | Mode::Limited => {
                 ("sampled", self.exact.as_ref().map(|exact| exact.calls))
@@ -257,6 +285,12 @@ mod tests {
         // Of sampled blocks the totals are estimates, and what is counted is exact.
         assert_eq!(export("sampled", 90, 0).judge(Mode::Sampled, 100).unwrap(), 100);
         assert!(export("sampled", 110, 0).judge(Mode::Sampled, 101).is_err());
+    }
+
+    #[test]
+    fn what_others_do_must_not_be_recorded() {
+        assert_eq!(export("full", 0, 0).judge(Mode::Everywhere, 0).unwrap(), 0);
+        assert!(export("full", 1, 0).judge(Mode::Everywhere, 0).is_err());
     }
 
     #[test]

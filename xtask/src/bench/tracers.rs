@@ -25,6 +25,8 @@ pub(super) struct Tracer {
 pub(super) enum Kind {
     None,
     Memscope(Mode),
+    /// memscope, tracing another process with probes in all.
+    Elsewhere,
     /// Programs that do nothing, on memscope's instructions.
     Empty(Returns),
     Bpftrace,
@@ -36,6 +38,7 @@ pub(super) const FULL: &str = "memscope";
 pub(super) const CALLER: &str = "memscope-caller";
 pub(super) const SAMPLED: &str = "memscope-sampled";
 pub(super) const LIMITED: &str = "memscope-limited";
+pub(super) const ELSEWHERE: &str = "memscope-elsewhere";
 pub(super) const FLOOR: &str = "floor";
 pub(super) const BARE_TRAP: &str = "bare-trap";
 pub(super) const BPFTRACE: &str = "bpftrace";
@@ -67,6 +70,11 @@ pub(super) const TRACERS: &[Tracer] = &[
         name: LIMITED,
         title: "**memscope** `--max-overhead 5%`",
         kind: Kind::Memscope(Mode::Limited),
+    },
+    Tracer {
+        name: ELSEWHERE,
+        title: "**memscope** `--probes host`, of another process",
+        kind: Kind::Elsewhere,
     },
     Tracer {
         name: FLOOR,
@@ -126,6 +134,7 @@ pub(super) enum Attached {
     /// Nothing but what the program was started with.
     Launched,
     Memscope(memscope::Tracing),
+    Elsewhere(memscope::TracingElsewhere),
     Empty(EmptyPrograms),
     Bpftrace(bpftrace::Tracing),
 }
@@ -164,6 +173,10 @@ impl Tracer {
                 let option = mode.missing(&kit.trace_help)?;
                 Some(format!("this memscope has no {option}"))
             }
+            Kind::Elsewhere => {
+                let option = Mode::Everywhere.missing(&kit.trace_help)?;
+                Some(format!("this memscope has no {option}"))
+            }
             Kind::Bpftrace => program("bpftrace"),
             Kind::Peer(Peer::Heaptrack) => program("heaptrack"),
             // Without zstd it packs what it records in another way.
@@ -184,7 +197,9 @@ impl Tracer {
         let (launch, copies) = match self.kind {
             Kind::Bpftrace => bpftrace::copies(sites, folder)?,
             Kind::Peer(peer) => (peer.launch(&kit.libraries, folder)?, Vec::new()),
-            Kind::None | Kind::Memscope(_) | Kind::Empty(_) => (Launch::default(), Vec::new()),
+            Kind::None | Kind::Memscope(_) | Kind::Elsewhere | Kind::Empty(_) => {
+                (Launch::default(), Vec::new())
+            }
         };
         Ok(Prepared { launch, copies })
     }
@@ -202,6 +217,9 @@ impl Tracer {
             Kind::None | Kind::Peer(_) => Attached::Launched,
             Kind::Memscope(mode) => {
                 Attached::Memscope(memscope::Tracing::attach(&kit.memscope, mode, pid, folder)?)
+            }
+            Kind::Elsewhere => {
+                Attached::Elsewhere(memscope::TracingElsewhere::attach(&kit.memscope, folder)?)
             }
             Kind::Empty(returns) => Attached::Empty(EmptyPrograms::attach(sites, pid, returns)?),
             Kind::Bpftrace => {
@@ -225,6 +243,7 @@ impl Tracer {
                 seen.allocations = Some(allocations);
                 seen.memscope = Some(figures);
             }
+            Attached::Elsewhere(tracing) => seen.memscope = Some(tracing.finish()?),
             Attached::Bpftrace(tracing) => seen.allocations = Some(tracing.finish(at_least)?),
             // How often they ran is counted in a run of its own, because to count takes time.
             Attached::Empty(programs) => seen.disturbed = programs.runs()? > 0,
@@ -262,8 +281,8 @@ mod tests {
             assert_eq!(Tracer::named(tracer.name).unwrap().kind, tracer.kind, "{}", tracer.name);
         }
         for name in [
-            NONE, FULL, CALLER, SAMPLED, LIMITED, FLOOR, BARE_TRAP, BPFTRACE, HEAPTRACK, MEMCHECK,
-            MASSIF, DHAT,
+            NONE, FULL, CALLER, SAMPLED, LIMITED, ELSEWHERE, FLOOR, BARE_TRAP, BPFTRACE, HEAPTRACK,
+            MEMCHECK, MASSIF, DHAT,
         ] {
             assert!(Tracer::named(name).is_some(), "{name}");
         }

@@ -1,8 +1,9 @@
 use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
-    CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_STACK, KIND_STACK_COPY, ProcessExec, StackCopy,
-    StackHeader,
+    BEGUN_BY_CHILD_EXEC, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_PROCESS_BEGIN,
+    KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY, ProcessBegin, ProcessExec, ProcessExit,
+    StackCopy, StackHeader,
 };
 
 use super::*;
@@ -18,8 +19,12 @@ struct FakeView(Arc<Mutex<Option<Observation>>>, Arc<Mutex<Vec<u16>>>);
 
 impl ProcessView for FakeView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
-        assert_eq!(target, TARGET);
-        self.0.lock().unwrap().clone()
+        // Others are gone before they can be looked at.
+        self.0.lock().unwrap().clone().filter(|_| target == TARGET)
+    }
+
+    fn start_ticks(&self, _target: u16) -> Option<u64> {
+        Some(77)
     }
 
     fn probes_gone(&mut self, target: u16) {
@@ -133,7 +138,28 @@ fn copied_stack(time_ns: u64, number: u32, frames_avma: &[u64]) -> Record {
 
 fn exec(image: u16, time_ns: u64, leader_replaced: u32) -> Record {
     let header = header(KIND_EXEC, image, time_ns);
-    Record::Exec(ProcessExec { header, leader_replaced, padding: 0 })
+    Record::Exec(ProcessExec { header, leader_replaced, padding: 0, comm: [0; 16] })
+}
+
+/// Another target than the first.
+const CHILD: u16 = 4;
+
+fn begin(begun_by: u32, image: u16, time_ns: u64) -> Record {
+    let comm = *b"child\0another\0\0\0";
+    Record::ProcessBegin(ProcessBegin {
+        header: Header { target: CHILD, ..header(KIND_PROCESS_BEGIN, image, time_ns) },
+        pid: 43,
+        begun_by,
+        parent_target: TARGET,
+        parent_image: 0,
+        padding: 0,
+        comm,
+    })
+}
+
+fn exit(wait_status: u32, time_ns: u64) -> Record {
+    let header = Header { target: CHILD, ..header(KIND_PROCESS_EXIT, 0, time_ns) };
+    Record::ProcessExit(ProcessExit { header, wait_status, padding: 0 })
 }
 
 impl Bench {
@@ -333,6 +359,67 @@ fn an_exec_that_replaces_the_leader_takes_the_probes_with_it_and_says_so() {
         matches!(items.last(), Some(Item::Process(Process { probed_late: false, .. }))),
         "{items:?}"
     );
+}
+
+#[test]
+fn a_forked_child_has_what_its_parent_has() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let items = bench.take(&begin(BEGUN_BY_FORK, 0, 5));
+    let [Item::Process(process), Item::Fork(fork)] = &items[..] else { panic!("{items:?}") };
+    assert_eq!((process.id, process.pid, process.start_ticks), (ProcessId(1), 43, 77));
+    assert_eq!((process.comm.as_str(), process.exe.as_str()), ("child", "/bin/first"));
+    assert_eq!(process.allocators, ["/lib/0.so"]);
+    assert!(!process.from_start && process.probed_late, "its probes come later");
+    assert_eq!(*fork, Fork { process: ProcessId(1), parent: ProcessId(0), time_ns: 5 });
+    let space = &bench.collector.targets[&CHILD].space;
+    assert!(space.range_at(0x10_100, 6).is_some());
+    let items = bench.take(&exit(3 << 8, 9));
+    let end = ProcessEnd { process: ProcessId(1), time_ns: 9, reason: EndReason::Exit(Some(3)) };
+    assert_eq!(items, [Item::ProcessEnd(end)]);
+    assert_eq!(bench.take(&exit(0, 10)), [], "it ends once");
+}
+
+#[test]
+fn where_probes_are_everywhere_a_child_has_them_from_its_start() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    bench.collector.probes_everywhere = true;
+    let items = bench.take(&begin(BEGUN_BY_FORK, 0, 5));
+    assert!(
+        matches!(items[0], Item::Process(Process { from_start: true, probed_late: false, .. })),
+        "{items:?}"
+    );
+    bench.take(&exec(1, 6, 1));
+    assert_eq!(*bench.unprobed.lock().unwrap(), [] as [u16; 0], "and they are no thread's");
+}
+
+#[test]
+fn a_child_that_is_followed_from_its_exec_has_what_that_has_mapped() {
+    let mut bench = Bench::new(vec![]);
+    let collector = &mut bench.collector;
+    let mut told = Vec::new();
+    for (time_ns, start_avma, module) in [(3, 0x10_000, 5), (4, 0x20_000, 0)] {
+        let code = range(start_avma, Some(module));
+        collector.mapped(CHILD, time_ns, code, |item| told.push(item));
+    }
+    assert!(matches!(told[..], [Item::Module(_), Item::Module(_)]), "{told:?}");
+    let items = bench.take(&begin(BEGUN_BY_CHILD_EXEC, 0, 5));
+    let [Item::Process(_), Item::Process(process)] = &items[..] else { panic!("{items:?}") };
+    assert_eq!(process.exe, "/lib/5.so", "what was mapped first");
+    assert_eq!(process.allocators, ["/lib/0.so"]);
+    assert!(bench.collector.targets[&CHILD].space.range_at(0x20_100, 6).is_some());
+}
+
+#[test]
+fn what_ends_a_process_is_told_as_a_shell_does() {
+    for (wait_status, expected) in
+        [(0, Some(0)), (7 << 8, Some(7)), (9, Some(137)), (0x86, Some(134)), (NO_STATUS, None)]
+    {
+        let mut bench = Bench::new(vec![]);
+        bench.take(&begin(BEGUN_BY_EXEC, 0, 5));
+        let items = bench.take(&exit(wait_status, 6));
+        let [Item::ProcessEnd(end)] = &items[..] else { panic!("{items:?}") };
+        assert_eq!(end.reason, EndReason::Exit(expected), "{wait_status:#x}");
+    }
 }
 
 #[test]
@@ -573,4 +660,25 @@ fn stacks_walked_by_old_tables_are_trusted_where_nothing_has_changed() {
         StackOutcome::TablesOutdated,
         "another library lies there"
     );
+}
+
+#[test]
+fn memory_is_that_of_the_image_that_runs_then() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let read = |bench: &mut Bench, target, time_ns| {
+        let mut items = Vec::new();
+        let memory = ProcessMemory { swapped_bytes: Some(time_ns), ..ProcessMemory::default() };
+        bench.collector.memory_read(target, time_ns, memory, |item| items.push(item));
+        items
+    };
+    let reading = |process, time_ns| {
+        let memory = ProcessMemory { swapped_bytes: Some(time_ns), ..ProcessMemory::default() };
+        [Item::Memory(MemoryReading { process: ProcessId(process), time_ns, memory })]
+    };
+    assert_eq!(read(&mut bench, TARGET, 5), reading(0, 5));
+    bench.take(&exec(1, 6, 0));
+    assert_eq!(read(&mut bench, TARGET, 7), reading(1, 7));
+    assert_eq!(read(&mut bench, TARGET + 1, 8), [], "there is no such target");
+    bench.collector.end_target(TARGET, 9, Some(0), |_| {});
+    assert_eq!(read(&mut bench, TARGET, 9), [], "it has ended");
 }

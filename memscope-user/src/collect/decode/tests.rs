@@ -51,6 +51,22 @@ fn an_allocation_is_read_back() {
 }
 
 #[test]
+fn a_page_fault_is_read_back_and_only_whole() {
+    let record = PageFault {
+        header: header(KIND_PAGE_FAULT),
+        address_avma: 0x1000,
+        stack: 7,
+        thread: 9,
+        resident_pages: [16, 512, 1],
+        is_major: 1,
+    };
+    let bytes = record.as_bytes();
+    assert_eq!(decode(bytes), Ok(Some(Record::PageFault(record))));
+    let error = DecodeError::Length { kind: KIND_PAGE_FAULT, bytes: bytes.len() - 1 };
+    assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(error));
+}
+
+#[test]
 fn a_small_allocation_says_the_same_as_a_large_one() {
     for (size_bytes, probe, stack, address_avma, time_ns) in [
         (24, 1, 7, 0x1000, 3),

@@ -2,11 +2,13 @@
 
 mod budget;
 mod copies;
+mod memory;
 mod modules;
 mod naming;
 mod output;
 mod pause;
 mod pipeline;
+mod selected;
 mod session;
 mod status;
 mod tables;
@@ -30,6 +32,8 @@ pub use self::pause::run_guard;
 use self::{
     modules::Notice,
     output::Output,
+    pipeline::Following,
+    selected::Selected,
     session::{Recorded, Session},
     status::StatusLine,
     windows::Limit,
@@ -37,7 +41,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
-    model::{Capture, EndingReason},
+    model::{Capture, EndingReason, Observes},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -71,6 +75,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     if targets.iter().any(|target| target.pid() == std::process::id()) {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }
+    let selected = Selected::find(options)?;
     let ring_bytes = ring_bytes(options)?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut kernel = Kernel::load(KernelConfig {
@@ -82,6 +87,9 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         seed,
         on_overflow: options.on_overflow,
         counts_cost: options.max_overhead.is_some(),
+        follows: options.follows(),
+        selection: selected.selection(),
+        observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
     })?;
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
@@ -100,6 +108,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let begun = match begin(
         options,
         targets,
+        selected,
         kernel,
         &output,
         &capture,
@@ -123,11 +132,13 @@ struct Begun {
     session: Session,
     notices: UnboundedReceiver<Notice>,
     command: Option<RunningCommand>,
+    selected: Selected,
 }
 
 fn begin(
     options: &TraceOptions,
     targets: Vec<TargetProcess>,
+    mut selected: Selected,
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
@@ -138,15 +149,27 @@ fn begin(
     let debuginfod =
         options.debuginfod.then(|| Debuginfod::from_environment(invoker)).transpose()?;
     let file = output.file()?;
-    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, debuginfod)
+    let how = Following {
+        follows: options.follows() || options.selects(),
+        scope: options.probe_scope(),
+        observes: kernel.observes(),
+    };
+    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, how, debuginfod)
         .with_context(|| cannot_save(output))?;
+    if options.selects() {
+        session.enable_new();
+        let found = selected.attach(&mut session)?;
+        log::info!("{found} processes are traced now");
+        session.prepare()?;
+        return Ok(Begun { session, notices, command: None, selected });
+    }
     if options.command.is_empty() {
         for target in targets {
             session.attach_running(target)?;
         }
         session.prepare()?;
         limit.map_or(Ok(()), |limit| session.limit(limit))?;
-        return Ok(Begun { session, notices, command: None });
+        return Ok(Begun { session, notices, command: None, selected });
     }
     let mut held = HeldCommand::start(&options.command, invoker)?;
     let target = session.add_command(TargetProcess::open(held.pid())?)?;
@@ -161,7 +184,7 @@ fn begin(
     session.started(target)?;
     session.prepare()?;
     limit.map_or(Ok(()), |limit| session.limit(limit))?;
-    Ok(Begun { session, notices, command: Some(held.release()?) })
+    Ok(Begun { session, notices, command: Some(held.release()?), selected })
 }
 
 /// The end of a trace is asked for once or twice, see [`follow`].
@@ -218,7 +241,7 @@ async fn follow(
     begun: Begun,
     log: Option<EbpfLog>,
 ) -> anyhow::Result<(Recorded, Option<i32>)> {
-    let Begun { mut session, mut notices, mut command } = begun;
+    let Begun { mut session, mut notices, mut command, mut selected } = begun;
     set_niceness(URGENT_NICENESS);
     let mut interrupts = Interrupts::new()?;
     let mut log = watch_log(log)?;
@@ -235,18 +258,19 @@ async fn follow(
         tokio::select! {
             ended = session.next_exit() => {
                 session.note_used();
-                let code = match &mut command {
-                    Some(command) => Some(command.wait().context("cannot wait for the command")?),
-                    None => None,
-                };
+                let code = command.as_mut().map(exit_code).transpose()?;
                 command_code = command_code.or(code);
                 session.target_ended(ended, code);
-                if session.live_targets() == 0 {
+                // Whatever a command leaves behind is not waited for.
+                if command.is_some() || is_over(options, &session) {
                     break EndingReason::TargetsEnded;
                 }
             }
             Some(notice) = notices.recv() => {
                 session.act_on(&with_waiting(notice, &mut notices));
+                if is_over(options, &session) {
+                    break EndingReason::TargetsEnded;
+                }
                 if notices.is_empty() {
                     session.prepare()?;
                 }
@@ -261,6 +285,7 @@ async fn follow(
             }
             () = &mut deadline => break EndingReason::Duration,
             _ = ticks.tick() => {
+                selected.look_again(&mut session)?;
                 let (counters, progress) = session.save_counters()?;
                 if progress.failure.is_some() {
                     break EndingReason::Interrupted;
@@ -277,9 +302,18 @@ async fn follow(
         && command_code.is_none()
         && reason == EndingReason::Duration
     {
-        command_code = Some(command.wait().context("cannot wait for the command")?);
+        command_code = Some(exit_code(command)?);
     }
     Ok((recorded, command_code))
+}
+
+fn exit_code(command: &mut RunningCommand) -> anyhow::Result<i32> {
+    command.wait().context("cannot wait for the command")
+}
+
+/// Whether there is nothing left to wait for.
+fn is_over(options: &TraceOptions, session: &Session) -> bool {
+    session.live_targets() == 0 && !options.selects()
 }
 
 fn next_time(wait: Option<Duration>) -> Option<Instant> {
@@ -349,7 +383,9 @@ fn conclude(
         let failure = anyhow::Error::new(failure);
         return Err(failure.context(cannot_save(output)));
     }
-    let nothing = analysis.totals.allocations == 0 && analysis.totals.frees == 0;
+    let nothing = analysis.totals.allocations == 0
+        && analysis.totals.frees == 0
+        && analysis.fault_totals.faults == 0;
     if options.strict && (nothing || !analysis.is_complete()) {
         return Ok(ExitCode::from(EXIT_INCOMPLETE));
     }

@@ -2,6 +2,7 @@
 //! it can be probed and symbolized even when its path is gone.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
@@ -38,6 +39,7 @@ pub(super) struct LoadedModule {
     pub(super) probes: Vec<(ProbeId, PlannedProbe)>,
     code: Vec<CodeSegment>,
     loader_state_svma: Option<u64>,
+    identity: Option<FileIdentity>,
     /// See [`root_of`].
     root: Option<File>,
 }
@@ -74,6 +76,11 @@ impl LoadedModule {
     /// Where a process's loader says what it does, if this is its loader.
     pub(super) fn loader_state_avma(&self, mapping: &CodeMapping) -> Option<u64> {
         Some(self.loader_state_svma?.wrapping_add(self.load_bias(mapping)?))
+    }
+
+    /// Whether it is this file.
+    pub(super) fn is_file(&self, identity: Option<FileIdentity>) -> bool {
+        identity.is_some() && self.identity == identity
     }
 
     /// Whether blocks come from it.
@@ -166,6 +173,10 @@ impl ModuleCache {
             probes: self.number(plan_probes(&facts, EmulatedForms::of_this_kernel())),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
+            identity: match &mapping.file {
+                MappedFile::File { identity, .. } => Some(*identity),
+                _ => None,
+            },
             root: root_of(pid),
         });
         self.by_id.push(Arc::clone(&loaded));
@@ -246,8 +257,47 @@ pub(super) fn probed_modules_of(
     probed
 }
 
-/// The targets of a trace, by their indices.
-pub(super) type SharedProcesses = Arc<Mutex<FxHashMap<u16, Arc<TargetProcess>>>>;
+/// The targets of a trace.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    by_target: FxHashMap<u16, Arc<TargetProcess>>,
+    by_pid: FxHashMap<u32, u16>,
+}
+
+/// The targets, as several threads see them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SharedProcesses(Arc<Mutex<Processes>>);
+
+impl SharedProcesses {
+    fn lock(&self) -> MutexGuard<'_, Processes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, target: u16) -> Option<Arc<TargetProcess>> {
+        self.lock().by_target.get(&target).cloned()
+    }
+
+    pub(super) fn insert(&self, target: u16, process: Arc<TargetProcess>) {
+        let mut processes = self.lock();
+        processes.by_pid.insert(process.pid(), target);
+        processes.by_target.insert(target, process);
+    }
+
+    /// Of a target that has ended.
+    pub(super) fn remove(&self, target: u16) {
+        let mut processes = self.lock();
+        let Some(process) = processes.by_target.remove(&target) else { return };
+        if processes.by_pid.get(&process.pid()) == Some(&target) {
+            processes.by_pid.remove(&process.pid());
+        }
+    }
+
+    fn by_pid(&self, pid: u32) -> Option<(u16, Arc<TargetProcess>)> {
+        let processes = self.lock();
+        let target = *processes.by_pid.get(&pid)?;
+        Some((target, Arc::clone(processes.by_target.get(&target)?)))
+    }
+}
 
 /// The collector's eyes: looks at a target and tells the attaching thread when there
 /// are allocators that were not there before.
@@ -269,15 +319,28 @@ pub(super) enum Notice {
     ProbesGone(u16),
     /// Code of this target has come or gone.
     CodeChanged(u16),
+    /// This target executes another program, since this moment.
+    Executed(u16, u64),
+    /// The kernel side follows a process by itself.
+    Begun {
+        /// The target.
+        target: u16,
+        /// The target that has begun it, if one has.
+        parent: Option<u16>,
+        /// Whether it is a copy of that.
+        is_copy: bool,
+        /// Since when.
+        time_ns: u64,
+    },
+    /// This target has ended.
+    Ended(u16),
 }
 
 impl TargetView {
     /// What a target has mapped, to the collector. An allocator is told to the attaching thread.
     pub(super) fn code_range_of_event(&self, mapped: TargetMapping) -> CodeRange {
         let TargetMapping { target, mapping, file, .. } = mapped;
-        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
-        let pid = processes.get(&target).map_or(0, |process| process.pid());
-        drop(processes);
+        let pid = self.processes.get(target).map_or(0, |process| process.pid());
         let loaded = lock(&self.modules).load_opened(pid, &mapping, || file);
         let range = code_range(&mapping, loaded);
         if range.is_allocator {
@@ -370,38 +433,59 @@ pub(super) struct EventFilter {
     processes: SharedProcesses,
     /// Files that were opened here before, and are in the hands of the collecting thread.
     opened: FxHashSet<FileIdentity>,
+    /// What concerned no target: a process can become one by the exec that it is about.
+    unclaimed: VecDeque<AddressSpaceEvent>,
+    /// Whether that can be.
+    keeps_unclaimed: bool,
 }
 
+/// Most of what concerned no target that is kept.
+const MAX_UNCLAIMED: usize = 4096;
+
 impl EventFilter {
-    pub(super) fn new(processes: SharedProcesses) -> Self {
-        Self { processes, opened: FxHashSet::default() }
+    pub(super) fn new(processes: SharedProcesses, keeps_unclaimed: bool) -> Self {
+        Self {
+            processes,
+            opened: FxHashSet::default(),
+            unclaimed: VecDeque::new(),
+            keeps_unclaimed,
+        }
+    }
+
+    /// A process has become a target: gives what was told of it before.
+    pub(super) fn claim(&mut self, pid: u32, mut give: impl FnMut(TargetEvent)) {
+        let (of_process, others): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.unclaimed).into_iter().partition(|event| event.pid() == pid);
+        self.unclaimed = others;
+        for event in of_process {
+            self.take(event, &mut give);
+        }
     }
 
     /// What of a report concerns targets. A number that has been given to another process since a
     /// target ended is taken for the target's, which can do no harm: all records of
     /// that are from before.
-    pub(super) fn take(&mut self, event: &AddressSpaceEvent, mut give: impl FnMut(TargetEvent)) {
-        let targets: Vec<(u16, Arc<TargetProcess>)> = self
-            .processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .filter(|(_, process)| process.pid() == event.pid())
-            .map(|(target, process)| (*target, Arc::clone(process)))
-            .collect();
-        for (target, process) in targets {
-            give(match event {
-                AddressSpaceEvent::Mapped(event) => {
-                    let mapping = mapping_of_event(event);
-                    let file = self.open_once(&process, &mapping);
-                    let time_ns = event.time_ns;
-                    TargetEvent::Mapped(TargetMapping { target, time_ns, mapping, file })
+    pub(super) fn take(&mut self, event: AddressSpaceEvent, mut give: impl FnMut(TargetEvent)) {
+        let Some((target, process)) = self.processes.by_pid(event.pid()) else {
+            if self.keeps_unclaimed {
+                if self.unclaimed.len() == MAX_UNCLAIMED {
+                    self.unclaimed.pop_front();
                 }
-                AddressSpaceEvent::Replaced { time_ns, .. } => {
-                    TargetEvent::Replaced { target, time_ns: *time_ns }
-                }
-            });
-        }
+                self.unclaimed.push_back(event);
+            }
+            return;
+        };
+        give(match &event {
+            AddressSpaceEvent::Mapped(event) => {
+                let mapping = mapping_of_event(event);
+                let file = self.open_once(&process, &mapping);
+                let time_ns = event.time_ns;
+                TargetEvent::Mapped(TargetMapping { target, time_ns, mapping, file })
+            }
+            AddressSpaceEvent::Replaced { time_ns, .. } => {
+                TargetEvent::Replaced { target, time_ns: *time_ns }
+            }
+        });
     }
 
     fn open_once(&mut self, process: &TargetProcess, mapping: &CodeMapping) -> Option<File> {
@@ -437,14 +521,17 @@ fn mapping_of_event(event: &MmapEvent) -> CodeMapping {
 
 impl ProcessView for TargetView {
     fn observe(&mut self, target: u16) -> Option<Observation> {
-        let process =
-            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned()?;
+        let process = self.processes.get(target)?;
         let seen = mappings_of(&process).ok()?;
         let observation = observation_of(&self.modules, &process, &seen);
         if observation.code.iter().any(|range| range.is_allocator) {
             self.notice(Notice::Allocators(target));
         }
         Some(observation)
+    }
+
+    fn start_ticks(&self, target: u16) -> Option<u64> {
+        self.processes.get(target).map(|process| process.start_ticks()).filter(|ticks| *ticks != 0)
     }
 
     fn probes_gone(&mut self, target: u16) {
@@ -457,8 +544,7 @@ impl ProcessView for TargetView {
         stack: &CopiedStack,
         range_at: &dyn Fn(u64) -> Option<&'code CodeRange>,
     ) -> Option<WalkedCopy> {
-        let process =
-            self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned();
+        let process = self.processes.get(target);
         Some(self.frame_infos.walk(&self.modules, process.as_deref(), stack, range_at))
     }
 }

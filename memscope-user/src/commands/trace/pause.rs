@@ -10,7 +10,7 @@ use std::{
     os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -55,8 +55,7 @@ impl Resumer {
     pub(super) fn resume(&self) {
         self.pauses.take(|target| {
             self.has_paused.store(true, Ordering::Release);
-            let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(process) = processes.get(&target) else { return };
+            let Some(process) = self.processes.get(target) else { return };
             if let Err(error) = kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGCONT) {
                 log::debug!("process {} does not go on: {error}", process.pid());
             }

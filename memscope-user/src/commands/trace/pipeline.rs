@@ -27,18 +27,25 @@ use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::{
-    modules::{EventFilter, Notice, SharedModules, TargetEvent, TargetView},
+    memory::{HeldReadings, Reading},
+    modules::{EventFilter, Notice, SharedModules, SharedProcesses, TargetEvent, TargetView},
     naming::{SymbolJob, symbolize},
     pause::Resumer,
 };
 use crate::{
-    collect::{Collector, DecodeError, Decoder, Observation, OfImage, Record, TargetStart},
+    collect::{
+        Collector, DecodeError, Decoder, Observation, OfImage, ProcessBegin, Record, TargetStart,
+        is_fork, parent_of,
+    },
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
-    model::{Counters, Event, ExactCounts, FrameSymbols, Item, Probe, Window},
+    model::{
+        Counters, Event, ExactCounts, FrameSymbols, Item, Observes, PageSums, Probe, ProbeScope,
+        Window,
+    },
     reports::Analyzer,
     store::{StoreError, Writer},
     symbols::Debuginfod,
-    target::MappedFile,
+    target::{MappedFile, TargetProcess},
 };
 
 /// Records handed over at once.
@@ -78,12 +85,19 @@ pub(super) enum Control {
     DefineProbe(Probe),
     StartTarget(TargetStart),
     Seen(u16, Observation),
-    EndTarget { target: u16, time_ns: u64, status: Option<i32> },
+    EndTarget {
+        target: u16,
+        time_ns: u64,
+        status: Option<i32>,
+    },
     ProbedLate(u16),
     Counters(Counters),
     ExactCounts(ExactCounts),
+    PageSums(PageSums),
     Overflows(Vec<OverflowCount>),
     Window(Window),
+    /// Of a target at some moment, told at once: it waits for the records before it.
+    Memory(Box<Reading>),
     NoMoreRecords,
 }
 
@@ -92,6 +106,8 @@ pub(super) enum Control {
 pub(super) struct Progress {
     pub(super) events: u64,
     pub(super) resident_bytes: u64,
+    /// Made resident by page faults; none if these are not observed.
+    pub(super) faulted_bytes: Option<u64>,
     pub(super) written_bytes: u64,
     /// Why the recording cannot go on.
     pub(super) failure: Option<Arc<StoreError>>,
@@ -172,20 +188,38 @@ pub(super) struct PipelineParts<W> {
     pub(super) view: TargetView,
     pub(super) debuginfod: Option<Debuginfod>,
     pub(super) writer: Writer<W>,
+    pub(super) follow: Following,
+}
+
+/// How processes come to be targets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Following {
+    /// Whether some do so by themselves.
+    pub(super) follows: bool,
+    pub(super) scope: ProbeScope,
+    pub(super) observes: Observes,
+}
+
+impl Following {
+    /// Whether a child is observed from its beginning. Page faults are: the kernel has children
+    /// inherit what they are counted by.
+    fn has_children_whole(self) -> bool {
+        self.scope == ProbeScope::Host || self.observes == Observes::PageFaults
+    }
 }
 
 impl<W: Write + Send + 'static> Pipeline<W> {
     pub(super) fn start(parts: PipelineParts<W>, modules: SharedModules) -> anyhow::Result<Self> {
-        let PipelineParts { ring, resumer, view, debuginfod, writer } = parts;
+        let PipelineParts { ring, resumer, view, debuginfod, writer, follow } = parts;
         let (input, receiver) = mpsc::sync_channel(WAITING_BATCHES);
         let (after_drain, after_drain_receiver) = mpsc::channel();
         let (jobs, job_receiver) = mpsc::channel();
         let (progress_sender, progress) = watch::channel(Progress::default());
         let drain_state = Arc::new(DrainState::default());
-        let mappings = Mappings::open(&view);
+        let mappings = Mappings::open(&view, follow.follows);
         let drain = spawn("memscope-drain", {
             let (state, input) = (Arc::clone(&drain_state), input.clone());
-            let drain = Drain { ring, resumer, mappings, notices: view.notices.clone() };
+            let drain = Drain { ring, resumer, mappings };
             move || drain.run(&state, &input, &after_drain_receiver)
         })?;
         let symbols = spawn("memscope-symbols", {
@@ -193,7 +227,8 @@ impl<W: Write + Send + 'static> Pipeline<W> {
             move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
-            Collect::new(view, writer, jobs, progress_sender).run(&receiver)
+            let everywhere = follow.has_children_whole();
+            Collect::new(view, everywhere, writer, jobs, progress_sender).run(&receiver)
         })?;
         Ok(Self { input, progress, drain_state, after_drain, drain, collect, symbols })
     }
@@ -250,6 +285,7 @@ struct Mappings {
     /// Losses that the collecting thread knows of, and when it was told last.
     told_lost: u64,
     notices: UnboundedSender<Notice>,
+    processes: SharedProcesses,
     /// Targets that have generated code of which the attaching thread does not know yet.
     generating: FxHashSet<u16>,
     told_generating_at: Instant,
@@ -257,7 +293,7 @@ struct Mappings {
 }
 
 impl Mappings {
-    fn open(view: &TargetView) -> Self {
+    fn open(view: &TargetView, follows: bool) -> Self {
         let events = MmapEvents::open()
             .map_err(anyhow::Error::from)
             .inspect_err(|error| {
@@ -266,13 +302,37 @@ impl Mappings {
             .ok();
         Self {
             events,
-            filter: EventFilter::new(Arc::clone(&view.processes)),
+            filter: EventFilter::new(view.processes.clone(), follows),
             held: Vec::new(),
             told_lost: 0,
             notices: view.notices.clone(),
+            processes: view.processes.clone(),
             generating: FxHashSet::default(),
             told_generating_at: Instant::now(),
             told_at: Instant::now(),
+        }
+    }
+
+    /// Tells the attaching thread what it must know of a record.
+    fn note(&mut self, record: &Record) {
+        if let Record::ProcessBegin(begin) = record {
+            self.follow(begin);
+        }
+        let notice = notice_of(record);
+        if notice.is_some_and(|notice| self.notices.send(notice).is_err()) {
+            log::debug!("after the end: {notice:?}");
+        }
+    }
+
+    /// A process is followed: what the kernel has told of it is a target's from now on.
+    fn follow(&mut self, begin: &ProcessBegin) {
+        let process = TargetProcess::open(begin.pid)
+            .inspect_err(|error| log::debug!("a process has ended soon: {error}"))
+            .unwrap_or_else(|_gone| TargetProcess::gone(begin.pid));
+        let target = begin.header.target;
+        self.processes.insert(target, Arc::new(process));
+        if !is_fork(begin) {
+            self.filter.claim(begin.pid, |event| self.held.push(event));
         }
     }
 
@@ -308,7 +368,7 @@ impl Mappings {
         // Each processor tells what happened on it; what happened since the first was asked
         // is kept until all have been asked again, to be told in the order of time.
         let asked_ns = super::monotonic_ns();
-        events.drain(|event| self.filter.take(&event, |event| self.held.push(event)));
+        events.drain(|event| self.filter.take(event, |event| self.held.push(event)));
         self.held.sort_by_key(TargetEvent::time_ns);
         let ready = self.held.partition_point(|event| event.time_ns() <= asked_ns);
         let mapped: Vec<TargetEvent> = self.held.drain(..ready).collect();
@@ -366,9 +426,20 @@ fn resume_if_room(resumer: Option<&Resumer>, ring: &EventRing, stop: bool) -> bo
     has_room
 }
 
-/// True if there is nobody to be told any more.
-fn tell_changed(notices: &UnboundedSender<Notice>, target: u16) -> bool {
-    notices.send(Notice::CodeChanged(target)).is_err()
+/// What the attaching thread must know of a record.
+fn notice_of(record: &Record) -> Option<Notice> {
+    Some(match record {
+        Record::CodeChanged(record) => Notice::CodeChanged(record.header.target),
+        Record::Exec(record) => Notice::Executed(record.header.target, record.header.time_ns),
+        Record::ProcessBegin(record) => Notice::Begun {
+            target: record.header.target,
+            is_copy: is_fork(record),
+            parent: parent_of(record),
+            time_ns: record.header.time_ns,
+        },
+        Record::ProcessExit(record) => Notice::Ended(record.header.target),
+        _ => return None,
+    })
 }
 
 /// What the draining thread works with.
@@ -376,7 +447,6 @@ struct Drain {
     ring: EventRing,
     resumer: Option<Resumer>,
     mappings: Mappings,
-    notices: UnboundedSender<Notice>,
 }
 
 impl Drain {
@@ -386,7 +456,7 @@ impl Drain {
         input: &SyncSender<Input>,
         after_drain: &Receiver<Control>,
     ) -> anyhow::Result<()> {
-        let Self { mut ring, resumer, mut mappings, notices } = self;
+        let Self { mut ring, resumer, mut mappings } = self;
         super::set_niceness(super::DRAIN_NICENESS);
         ring.also_wake_by(mappings.fds())?;
         let mut decoder = Decoder::default();
@@ -406,10 +476,7 @@ impl Drain {
                     match decoded(&mut decoder, raw, &mut counts) {
                         Ok(record) => {
                             // Not by way of the collector, which may have much to do before.
-                            let changed = record.as_ref().and_then(Record::changed_code_of);
-                            if changed.is_some_and(|target| tell_changed(&notices, target)) {
-                                log::debug!("after the end: code has changed");
-                            }
+                            record.iter().for_each(|record| mappings.note(record));
                             batch.extend(record);
                         }
                         Err(error) => {
@@ -456,6 +523,7 @@ impl Drain {
 struct Collect<W> {
     collector: Collector<TargetView>,
     sink: Sink<W>,
+    readings: HeldReadings,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
@@ -501,12 +569,13 @@ impl<W: Write> Sink<W> {
 impl<W: Write> Collect<W> {
     fn new(
         view: TargetView,
+        probes_everywhere: bool,
         writer: Writer<W>,
         jobs: Sender<SymbolJob>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         Self {
-            collector: Collector::new(view),
+            collector: Collector::new(view).with_probes_everywhere(probes_everywhere),
             sink: Sink {
                 analyzer: Analyzer::default(),
                 writer,
@@ -514,6 +583,7 @@ impl<W: Write> Collect<W> {
                 events: 0,
                 failure: None,
             },
+            readings: HeldReadings::default(),
             progress,
             flushed_at: Instant::now(),
         }
@@ -523,10 +593,8 @@ impl<W: Write> Collect<W> {
         loop {
             match input.recv_timeout(FLUSH_INTERVAL) {
                 Ok(Input::Records(records)) => {
+                    self.records(&records);
                     let sink = &mut self.sink;
-                    for record in &records {
-                        self.collector.take(record, |item| sink.take(&item));
-                    }
                     // Soon, so that a new image's allocator is probed early.
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
@@ -568,6 +636,36 @@ impl<W: Write> Collect<W> {
         }
     }
 
+    /// Takes records, and the readings that come in between.
+    fn records(&mut self, records: &[Record]) {
+        let mut rest = records;
+        loop {
+            let next = self.readings.within(rest);
+            let (now, later) =
+                rest.split_at(next.as_ref().map_or(rest.len(), |(before, _)| *before));
+            let sink = &mut self.sink;
+            for record in now {
+                self.collector.take(record, |item| sink.take(&item));
+            }
+            let Some((_, reading)) = next else { return };
+            self.memory_read(reading);
+            rest = later;
+        }
+    }
+
+    fn memory_read(&mut self, reading: Reading) {
+        let Reading { target, time_ns, memory } = reading;
+        let sink = &mut self.sink;
+        self.collector.memory_read(target, time_ns, memory, |item| sink.take(&item));
+    }
+
+    /// No record of what happened until now will come any more.
+    fn give_readings(&mut self) {
+        while let Some(reading) = self.readings.next() {
+            self.memory_read(reading);
+        }
+    }
+
     fn mapped(&mut self, events: Vec<TargetEvent>) {
         for event in events {
             match event {
@@ -585,6 +683,16 @@ impl<W: Write> Collect<W> {
     }
 
     fn control(&mut self, control: Control) {
+        // What lived in a window is not followed on when it has ended.
+        let ends = |control: &Control| {
+            matches!(
+                control,
+                Control::EndTarget { .. } | Control::Window(_) | Control::NoMoreRecords
+            )
+        };
+        if ends(&control) {
+            self.give_readings();
+        }
         let (collector, sink) = (&mut self.collector, &mut self.sink);
         match control {
             Control::DefineProbe(probe) => collector.define_probe(probe, |item| sink.take(&item)),
@@ -608,7 +716,9 @@ impl<W: Write> Collect<W> {
                 }
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
+            Control::PageSums(sums) => sink.take(&Item::PageSums(sums)),
             Control::Window(window) => sink.take(&Item::Window(window)),
+            Control::Memory(reading) => self.readings.hold(*reading),
             Control::NoMoreRecords => {
                 sink.jobs = None;
             }
@@ -618,11 +728,15 @@ impl<W: Write> Collect<W> {
     /// What is done from time to time: save, tell how things stand.
     fn publish(&mut self) {
         self.flushed_at = Instant::now();
+        while let Some(reading) = self.readings.overdue(super::monotonic_ns()) {
+            self.memory_read(reading);
+        }
         let sink = &mut self.sink;
         sink.flush();
         self.progress.send_replace(Progress {
             events: sink.events,
             resident_bytes: sink.analyzer.tracker().resident_bytes(),
+            faulted_bytes: sink.analyzer.faulted_bytes(),
             written_bytes: sink.writer.written_bytes(),
             failure: sink.failure.clone(),
         });

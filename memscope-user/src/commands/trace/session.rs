@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, PoisonError, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -18,24 +18,25 @@ use tokio::{
 use super::{
     budget::Overhead,
     copies::FrameInfos,
+    memory::MemoryReader,
     modules::{
         LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
         observation_of, probed_modules_of,
     },
     monotonic_ns,
     pause::{Guard, Resumer},
-    pipeline::{Collected, Control, Input, Pipeline, PipelineParts, Progress},
+    pipeline::{Collected, Control, Following, Input, Pipeline, PipelineParts, Progress},
     tables::bring_tables,
     windows::{Limit, Observed, Windowed},
 };
 use crate::{
     collect::TargetStart,
     kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS},
-    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId},
+    model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId, Observes, ProbeScope},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
-    target::{TargetError, TargetProcess},
+    target::{FileIdentity, TargetError, TargetProcess},
     unwind::{TableCache, Tables},
 };
 
@@ -43,25 +44,41 @@ use crate::{
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_millis(100);
 
 struct Target {
-    index: u16,
     process: Arc<TargetProcess>,
-    exit: AsyncFd<OwnedFd>,
+    /// By what its end is noticed, if not by a record of the kernel side.
+    exit: Option<AsyncFd<OwnedFd>>,
+    /// Files whose probes are there for it.
     attached: FxHashSet<ModuleId>,
     /// How many files are probed from which blocks come.
     allocators: usize,
-    /// Whether it may run: what is attached from then on may have been used before.
-    running: bool,
-    ended: bool,
+    /// Since when it may have used what it has mapped now: since it was begun, or the program that
+    /// it executes. None while it is held.
+    runs_since_ns: Option<u64>,
+}
+
+/// Whom a target is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// By its name: it is waited for.
+    Named,
+    /// By what it is.
+    Selected,
 }
 
 /// A trace that is going on.
 pub(super) struct Session {
     kernel: Kernel,
     pipeline: Pipeline<File>,
+    memory: MemoryReader,
     modules: SharedModules,
     processes: SharedProcesses,
-    targets: Vec<Target>,
-    defined: FxHashSet<ModuleId>,
+    /// Those that have not ended.
+    targets: FxHashMap<u16, Target>,
+    scope: ProbeScope,
+    /// What is probed, since when.
+    probed_since_ns: FxHashMap<ModuleId, u64>,
+    /// Memscope's own file, which is never probed.
+    own: Option<FileIdentity>,
     tables: Tables,
     /// If targets may be stopped.
     guard: Option<Guard>,
@@ -88,6 +105,7 @@ impl Session {
         ring_bytes: u32,
         output: File,
         capture: &Capture,
+        how: Following,
         debuginfod: Option<Debuginfod>,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
@@ -96,110 +114,140 @@ impl Session {
         let (notices_sender, notices) = unbounded_channel();
         let view = TargetView {
             modules: Arc::clone(&modules),
-            processes: Arc::clone(&processes),
+            processes: processes.clone(),
             notices: notices_sender,
             frame_infos: FrameInfos::default(),
         };
         let has_paused = Arc::new(AtomicBool::new(false));
         let resumer = kernel
             .take_pauses()?
-            .map(|pauses| Resumer::new(pauses, Arc::clone(&processes), Arc::clone(&has_paused)));
+            .map(|pauses| Resumer::new(pauses, processes.clone(), Arc::clone(&has_paused)));
         let guard = resumer.is_some().then(|| Guard::start(has_paused)).transpose()?;
         let writer = Writer::new(output, capture)?;
-        let parts = PipelineParts { ring, resumer, view, debuginfod, writer };
+        let parts = PipelineParts { ring, resumer, view, debuginfod, writer, follow: how };
         let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
+        let memory = MemoryReader::start(pipeline.input.clone())?;
         let cache = TableCache::open()
             .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
             .ok();
         let session = Self {
             kernel,
             pipeline,
+            memory,
             modules,
             processes,
-            targets: Vec::new(),
-            defined: FxHashSet::default(),
+            targets: FxHashMap::default(),
+            scope: how.scope,
+            probed_since_ns: FxHashMap::default(),
+            own: TargetProcess::own_file(),
             tables: Tables::new(cache),
             guard,
             windowed: None,
         };
+        session.tell_page_sums()?;
         Ok((session, notices))
     }
 
     /// Attaches to a process that runs already, and begins to record it.
     pub(super) fn attach_running(&mut self, process: TargetProcess) -> anyhow::Result<()> {
         let pid = process.pid();
-        let target = self.add(process, false)?;
-        // More than once, because libraries can be loaded meanwhile.
-        while self.attach_new_modules(target)? > 0 {}
-        self.bring_tables(target)?;
-        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
-            bail!("target {target} is not there");
-        };
-        if state.allocators == 0 {
+        let target = self.add(process, Known::Named)?;
+        let Some(target) = target else { bail!("process {pid} is traced already") };
+        self.begin_running(target)?;
+        let has_none = self.targets.get(&target).is_some_and(|state| state.allocators == 0);
+        if has_none && self.kernel.observes() == Observes::Allocations {
             bail!(
                 "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
             );
         }
-        state.running = true;
-        self.enable(target)
+        Ok(())
+    }
+
+    /// Attaches to a process that was not named. It can have ended, or be followed already.
+    pub(super) fn attach_selected(&mut self, process: TargetProcess) -> anyhow::Result<()> {
+        let Some(target) = self.add(process, Known::Selected)? else { return Ok(()) };
+        self.begin_running(target)
+    }
+
+    fn begin_running(&mut self, target: u16) -> anyhow::Result<()> {
+        // More than once, because libraries can be loaded meanwhile.
+        while self.attach_new_modules(target)? > 0 {}
+        self.bring_tables(target)?;
+        if let Some(state) = self.targets.get_mut(&target) {
+            state.runs_since_ns = Some(monotonic_ns());
+        }
+        // As late as can be, so that all that is older than the first event is in it.
+        if let Some(state) = self.targets.get(&target) {
+            self.memory.follow(target, Arc::clone(&state.process), true)?;
+        }
+        self.enable(target);
+        Ok(())
+    }
+
+    /// From now on programs are traced that are to be by what they are.
+    pub(super) fn enable_new(&mut self) {
+        self.kernel.enable_new();
     }
 
     /// Unless the targets are not observed just now.
-    fn enable(&mut self, target: u16) -> anyhow::Result<()> {
+    fn enable(&mut self, target: u16) {
         if self.windowed.as_ref().is_none_or(Windowed::is_open) {
-            self.kernel.set_enabled(target, true)?;
+            self.kernel.set_enabled(target, true);
         }
-        Ok(())
     }
 
     /// Makes a held command a target; it is recorded from its first instruction.
     pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
-        let target = self.add(process, true)?;
-        self.enable(target)?;
+        let target = self.add_started(process, Known::Named, true)?;
+        let target = target.context("the command is traced already")?;
+        if let Some(state) = self.targets.get(&target) {
+            self.memory.follow(target, Arc::clone(&state.process), false)?;
+        }
+        self.enable(target);
         Ok(target)
     }
 
     /// A command that was held is let go, having loaded all it will run at first.
     pub(super) fn started(&mut self, target: u16) -> anyhow::Result<()> {
-        if let Some(state) = self.targets.iter().find(|state| state.index == target)
-            && let Ok(seen) = mappings_of(&state.process)
-        {
+        let Some(state) = self.targets.get_mut(&target) else { return Ok(()) };
+        state.runs_since_ns = Some(monotonic_ns());
+        if let Ok(seen) = mappings_of(&state.process) {
             let seen = observation_of(&self.modules, &state.process, &seen);
             self.tell(Control::Seen(target, seen))?;
-        }
-        if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
-            state.running = true;
         }
         Ok(())
     }
 
-    fn add(&mut self, process: TargetProcess, from_start: bool) -> anyhow::Result<u16> {
+    fn add(&mut self, process: TargetProcess, known: Known) -> anyhow::Result<Option<u16>> {
+        self.add_started(process, known, false)
+    }
+
+    /// None if it is followed already.
+    fn add_started(
+        &mut self,
+        process: TargetProcess,
+        known: Known,
+        from_start: bool,
+    ) -> anyhow::Result<Option<u16>> {
         let pid = process.pid();
-        let index = u16::try_from(self.targets.len())
-            .ok()
-            .filter(|index| u32::from(*index) < MAX_TARGETS)
-            .with_context(|| format!("more than {} processes", MAX_TARGETS))?;
-        let exit = pidfd_open(
-            Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
-            PidfdFlags::empty(),
-        )
-        .with_context(|| format!("process {pid} has ended"))?;
+        if self.kernel.target_of(pid).is_some() {
+            return Ok(None);
+        }
+        let exit = watch_exit(pid)?;
         // A process number that was given to another process in between is noticed here.
         if !process.is_alive() {
             bail!("process {pid} ended before it could be traced");
         }
-        // SAFETY: it owns the descriptor and keeps it until it is dropped.
-        let exit = unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }
-            .context("cannot watch the process")?;
-        let process = Arc::new(process);
-        self.processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(index, Arc::clone(&process));
-        self.kernel.watch_process(index, pid)?;
-        if let Some(guard) = &mut self.guard {
-            guard.watch(pid, process.start_ticks())?;
+        let index = self
+            .kernel
+            .new_target()
+            .with_context(|| format!("more than {MAX_TARGETS} processes were traced"))?;
+        if !self.kernel.watch_process(index, pid)? {
+            return Ok(None);
         }
+        self.kernel.observe_faults(pid)?;
+        let process = Arc::new(process);
+        self.processes.insert(index, Arc::clone(&process));
         self.tell(Control::StartTarget(TargetStart {
             target: index,
             pid,
@@ -207,55 +255,113 @@ impl Session {
             time_ns: monotonic_ns(),
             from_start,
         }))?;
-        self.targets.push(Target {
+        let exit = exit.filter(|_| known == Known::Named || !self.kernel.tells_exits());
+        self.keep(
             index,
-            process,
-            exit,
-            attached: FxHashSet::default(),
-            allocators: 0,
-            running: false,
-            ended: false,
-        });
-        Ok(index)
+            Target {
+                process,
+                exit,
+                attached: FxHashSet::default(),
+                allocators: 0,
+                runs_since_ns: None,
+            },
+        )?;
+        Ok(Some(index))
+    }
+
+    fn keep(&mut self, index: u16, target: Target) -> anyhow::Result<()> {
+        if let Some(guard) = &mut self.guard {
+            guard.watch(target.process.pid(), target.process.start_ticks())?;
+            self.kernel.let_stop(index);
+        }
+        self.targets.insert(index, target);
+        Ok(())
+    }
+
+    /// The kernel side has begun to follow a process.
+    fn begun(
+        &mut self,
+        target: u16,
+        parent: Option<u16>,
+        is_copy: bool,
+        time_ns: u64,
+    ) -> anyhow::Result<()> {
+        let Some(process) = self.processes.get(target) else { return Ok(()) };
+        if parent.is_none() {
+            // A child has inherited it.
+            self.kernel.observe_faults(process.pid())?;
+        }
+        let is_whole = is_copy && self.scope == ProbeScope::Host;
+        let parent = parent.filter(|_| is_whole).and_then(|parent| self.targets.get(&parent));
+        self.memory.follow_begun(target, Arc::clone(&process))?;
+        let (attached, allocators) =
+            parent.map(|parent| (parent.attached.clone(), parent.allocators)).unwrap_or_default();
+        let exit = None;
+        let runs_since_ns = Some(time_ns);
+        self.keep(target, Target { process, exit, attached, allocators, runs_since_ns })?;
+        if is_whole {
+            // It has what its parent has, its tables too.
+            return Ok(());
+        }
+        while self.attach_new_modules(target)? > 0 {}
+        self.bring_tables(target)
     }
 
     /// Probes what is not probed yet in a target; how many modules that were.
     pub(super) fn attach_new_modules(&mut self, target: u16) -> anyhow::Result<usize> {
-        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended)
-        else {
-            return Ok(0);
-        };
-        let (process, running) = (Arc::clone(&state.process), state.running);
+        let Some(state) = self.targets.get(&target) else { return Ok(0) };
+        let (process, runs_since_ns) = (Arc::clone(&state.process), state.runs_since_ns);
         let seen = mappings_of(&process)?;
-        let new: Vec<Arc<LoadedModule>> =
-            probed_modules_of(&self.modules, &process, &seen.mappings)
-                .into_iter()
-                .filter(|module| !state.attached.contains(&module.module.id))
-                .collect();
+        let mut new: Vec<Arc<LoadedModule>> =
+            probed_modules_of(&self.modules, &process, &seen.mappings);
+        new.retain(|module| {
+            !state.attached.contains(&module.module.id) && !module.is_file(self.own)
+        });
         if !new.is_empty() {
             // Told, not left to be looked at: a short command would be gone by then.
             let seen = observation_of(&self.modules, &process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
+        let mut is_late = false;
         for module in &new {
-            if self.defined.insert(module.module.id) {
-                for definition in module.definitions() {
-                    self.tell(Control::DefineProbe(definition))?;
-                }
-            }
-            self.attach_module(target, &process, module)?;
-            if let Some(state) = self.targets.iter_mut().find(|state| state.index == target) {
+            let probed_since_ns = self.probe(target, &process, module)?;
+            if let Some(state) = self.targets.get_mut(&target) {
                 state.attached.insert(module.module.id);
                 state.allocators += usize::from(module.is_allocator());
             }
+            is_late |= self.kernel.observes() == Observes::Allocations
+                && module.is_allocator()
+                && runs_since_ns.is_some_and(|runs_since_ns| probed_since_ns > runs_since_ns);
         }
-        let state = self.targets.iter().find(|state| state.index == target);
-        let single = state.is_some_and(|state| state.allocators == 1);
-        self.kernel.set_single_allocator(target, single)?;
-        if running && new.iter().any(|module| module.is_allocator()) {
+        let single = self.targets.get(&target).is_some_and(|state| state.allocators == 1);
+        self.kernel.set_single_allocator(target, single);
+        if is_late {
             self.tell(Control::ProbedLate(target))?;
         }
         Ok(new.len())
+    }
+
+    /// Has a file's probes attached for a target; since when they are.
+    fn probe(
+        &mut self,
+        target: u16,
+        process: &TargetProcess,
+        module: &LoadedModule,
+    ) -> anyhow::Result<u64> {
+        let id = module.module.id;
+        let known = self.probed_since_ns.get(&id).copied();
+        if known.is_none() && self.kernel.observes() == Observes::Allocations {
+            for definition in module.definitions() {
+                self.tell(Control::DefineProbe(definition))?;
+            }
+        }
+        if let Some(since_ns) = known.filter(|_| self.scope == ProbeScope::Host) {
+            return Ok(since_ns);
+        }
+        self.attach_module(target, process, module)?;
+        let now_ns = monotonic_ns();
+        self.probed_since_ns.insert(id, now_ns);
+        Ok(now_ns)
     }
 
     /// Does what was found to be necessary.
@@ -264,14 +370,29 @@ impl Session {
             let done = match *notice {
                 Notice::Allocators(target) => self.attach_new_modules(target).map(drop),
                 Notice::CodeChanged(target) => self.bring_tables(target),
+                Notice::Executed(target, time_ns) => {
+                    if let Some(state) = self.targets.get_mut(&target) {
+                        state.runs_since_ns = Some(time_ns);
+                    }
+                    self.bring_tables(target)
+                }
                 Notice::ProbesGone(target) => {
-                    if let Some(state) = self.targets.iter_mut().find(|state| state.index == target)
-                    {
+                    if let Some(state) = self.targets.get_mut(&target) {
                         state.attached.clear();
                         state.allocators = 0;
                     }
                     self.kernel.forget_probes(target);
                     self.attach_new_modules(target).map(drop)
+                }
+                Notice::Begun { target, parent, is_copy, time_ns } => {
+                    self.begun(target, parent, is_copy, time_ns)
+                }
+                Notice::Ended(target) => {
+                    // Of a process that was named the status may be known better.
+                    if self.targets.get(&target).is_some_and(|state| state.exit.is_none()) {
+                        self.target_ended(target, None);
+                    }
+                    Ok(())
                 }
             };
             match done {
@@ -285,10 +406,7 @@ impl Session {
 
     /// Has a target's stacks walked by the tables of what it has mapped now.
     pub(super) fn bring_tables(&mut self, target: u16) -> anyhow::Result<()> {
-        let Some(state) = self.targets.iter().find(|state| state.index == target && !state.ended)
-        else {
-            return Ok(());
-        };
+        let Some(state) = self.targets.get(&target) else { return Ok(()) };
         bring_tables(&mut self.kernel, &self.tables, &self.modules, &state.process, target)
     }
 
@@ -314,7 +432,7 @@ impl Session {
         }
         self.kernel.attach(&AttachRequest {
             target,
-            pid: process.pid(),
+            pid: (self.scope == ProbeScope::Targets).then(|| process.pid()),
             file: &crate::target::path_of_open(file),
             shown_path: &module.module.path,
             probes: &module.probes,
@@ -331,15 +449,19 @@ impl Session {
 
     /// Waits for the next target that exits; its index.
     pub(super) async fn next_exit(&self) -> u16 {
-        let exits = self.targets.iter().filter(|target| !target.ended).map(|target| {
+        let watched = self
+            .targets
+            .iter()
+            .filter_map(|(index, target)| target.exit.as_ref().map(|exit| (*index, exit)));
+        let exits = watched.map(|(index, exit)| {
             Box::pin(async move {
                 // A descriptor that cannot be watched would never be ready; then the
                 // trace goes on until it is ended from outside.
-                if let Err(error) = target.exit.readable().await {
+                if let Err(error) = exit.readable().await {
                     log::warn!("the end of a target will not be noticed: {error}");
                     std::future::pending::<()>().await;
                 }
-                target.index
+                index
             })
         });
         first_of(exits.collect()).await
@@ -347,10 +469,7 @@ impl Session {
 
     /// A target has exited.
     pub(super) fn target_ended(&mut self, target: u16, status: Option<i32>) {
-        let Some(state) = self.targets.iter_mut().find(|state| state.index == target) else {
-            return;
-        };
-        state.ended = true;
+        let Some(state) = self.targets.remove(&target) else { return };
         let pid = state.process.pid();
         // While its stacks still have their numbers.
         match self.kernel.take_overflows() {
@@ -358,11 +477,16 @@ impl Session {
             Err(error) => log::warn!("allocations without room are not counted: {error}"),
         }
         self.kernel.forget_process(target, pid);
+        self.processes.remove(target);
         self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }
 
+    pub(super) fn is_traced(&self, pid: u32) -> bool {
+        self.kernel.target_of(pid).is_some()
+    }
+
     pub(super) fn live_targets(&self) -> usize {
-        self.targets.iter().filter(|target| !target.ended).count()
+        self.targets.len()
     }
 
     /// Saves what the kernel side has counted; that, and how things stand.
@@ -380,12 +504,20 @@ impl Session {
         if let Some(exact) = self.kernel.exact_counts()? {
             self.tell(Control::ExactCounts(exact))?;
         }
+        self.tell_page_sums()?;
         Ok((counters, self.pipeline.progress.borrow().clone()))
     }
 
+    fn tell_page_sums(&self) -> anyhow::Result<()> {
+        match self.kernel.page_sums()? {
+            Some(sums) => self.tell(Control::PageSums(sums)),
+            None => Ok(()),
+        }
+    }
+
     fn observed(&self) -> Vec<Observed> {
-        let live = self.targets.iter().filter(|target| !target.ended);
-        live.map(|target| Observed { index: target.index, pid: target.process.pid() }).collect()
+        let live = self.targets.iter();
+        live.map(|(index, target)| Observed { index: *index, pid: target.process.pid() }).collect()
     }
 
     /// From now on no more is spent than this.
@@ -426,15 +558,16 @@ impl Session {
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
         let observed = self.observed();
         let windowed = self.windowed.take();
-        let Self { mut kernel, pipeline, targets, guard, .. } = self;
-        for target in targets.iter().filter(|target| !target.ended) {
-            kernel.set_enabled(target.index, false)?;
-        }
+        let Self { mut kernel, pipeline, memory, guard, .. } = self;
+        kernel.disable_all();
         let ended_at_ns = monotonic_ns();
         let patience = Instant::now();
         while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
+        // A process that was begun meanwhile can have been given what its parent had before.
+        kernel.disable_all();
+        memory.finish()?;
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters(state.received())?;
             counters.in_flight = kernel.calls_in_flight()?;
@@ -451,7 +584,9 @@ impl Session {
             let window =
                 windowed.map(|windowed| windowed.finish(&kernel, &observed)).transpose()?;
             let overflows = Control::Overflows(kernel.take_overflows()?);
-            let counts = exact.into_iter().chain([overflows, Control::Counters(counters)]);
+            let pages = kernel.page_sums()?.map(Control::PageSums);
+            let counts = exact.into_iter().chain(pages);
+            let counts = counts.chain([overflows, Control::Counters(counters)]);
             Ok(window.map(Control::Window).into_iter().chain(counts).collect())
         })?;
         let Collected { analyzer, writer, failure, nonsense } = collected;
@@ -472,6 +607,19 @@ impl Session {
         let end = RecordingEnd::Complete(ending);
         Ok(Recorded { analyzer, end, failure, attached: kernel, guard })
     }
+}
+
+/// A descriptor that is ready when a process has ended.
+fn watch_exit(pid: u32) -> anyhow::Result<Option<AsyncFd<OwnedFd>>> {
+    let exit = pidfd_open(
+        Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
+        PidfdFlags::empty(),
+    )
+    .with_context(|| format!("process {pid} has ended"))?;
+    // SAFETY: it owns the descriptor and keeps it until it is dropped.
+    let exit = unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }
+        .context("cannot watch the process")?;
+    Ok(Some(exit))
 }
 
 /// Whether something could not be done because the process has exited.

@@ -45,10 +45,14 @@ impl StatusLine {
         let seconds = self.shown.elapsed().as_secs_f64();
         let rate =
             if seconds > 0.0 { (progress.events - self.events) as f64 / seconds } else { 0.0 };
+        let amount = match progress.faulted_bytes {
+            Some(bytes) => format!("{} made resident", text::bytes(bytes)),
+            None => format!("{} live", text::bytes(progress.resident_bytes)),
+        };
         let message = format!(
-            "{} events/s, {} live, {} lost, {} written{} (Ctrl-C ends)",
+            "{} events/s, {}, {} lost, {} written{} (Ctrl-C ends)",
             text::count(rate as u64),
-            text::bytes(progress.resident_bytes),
+            amount,
             text::count(counters.lost_total()),
             text::bytes(progress.written_bytes),
             overhead.map_or_else(String::new, cost_text),

@@ -46,7 +46,7 @@ pub(super) fn bring_tables(
     kernel.tables_mut().publish(target, &epoch, read_at_ns, &code)?;
     for (mapping, module) in &mapped {
         if let Some(avma) = module.as_ref().and_then(|module| module.loader_state_avma(mapping)) {
-            kernel.set_loader_state(target, avma)?;
+            kernel.set_loader_state(target, avma);
         }
     }
     Ok(())

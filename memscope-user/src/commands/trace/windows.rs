@@ -111,7 +111,7 @@ impl Windowed {
             Action::Draw(interval_bytes) => kernel.set_sampling_interval(interval_bytes)?,
             Action::Close => {
                 for target in targets {
-                    kernel.set_enabled(target.index, false)?;
+                    kernel.set_enabled(target.index, false);
                 }
                 let begun = Instant::now();
                 while kernel.calls_in_flight()? > 0 && begun.elapsed() < IN_FLIGHT_PATIENCE {
@@ -132,7 +132,7 @@ impl Windowed {
                 self.calls_before = calls;
                 self.budget.opened(&self.meter.used(kernel, targets)?);
                 for target in targets {
-                    kernel.set_enabled(target.index, true)?;
+                    kernel.set_enabled(target.index, true);
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::{
     model::{Ending, EndingReason, Item, StackOutcome},
     reports::{
         BlockFate, analyze, replay_blocks,
-        testing::{ENDED_AT_NS, STARTED_AT_NS, analysis, capture, items},
+        testing::{ENDED_AT_NS, FAULTS, STARTED_AT_NS, analysis, capture, items},
     },
     store::{Reader, StoreError, Writer},
 };
@@ -150,6 +150,30 @@ const LIMITED: &str = "
     1 malloc 300 = 0x10 @a
     window 10 90 1";
 
+const MEMORY: &str = "
+    !late
+    !process 2 worker
+    memory 1 anon 4000 file 900 shmem 90 pss 3000 swap 0 peak 5000 group 7000 brk 600 mapped 4000
+    1 malloc 300 = 0x10 @a
+    memory 1 anon 5000 file 900 shmem 90 swap 10 peak 5990 group 8000";
+
+#[test]
+fn json_of_memory_over_time() {
+    let json = json(MEMORY, true);
+    let memory = &json["processes"][0]["memory"];
+    assert_eq!(json["processes"][1]["memory"], Value::Null);
+    assert_eq!((&memory["reading_count"], &memory["peak_rss_bytes"]), (&2.into(), &5990.into()));
+    let (first, last) = (&memory["points"][0], &memory["points"][1]);
+    assert_eq!(first["rss_bytes"], serde_json::json!({"anon": 4000, "file": 900, "shmem": 90}));
+    assert_eq!((&first["live_bytes"], &last["live_bytes"]), (&0.into(), &300.into()));
+    assert_eq!((&last["pss_bytes"], &last["pss_time_ns"]), (&3000.into(), &first["time_ns"]));
+    let group = serde_json::json!({"path": "/system.slice/server", "bytes": 8000});
+    assert_eq!((&last["cgroup"], &last["swap_bytes"]), (&group, &10.into()));
+    assert_eq!(memory["explained"]["rss_bytes"], 5990);
+    assert_eq!(memory["explained"]["live_bytes"], 300);
+    assert_eq!(memory["at_attach"]["anonymous_resident_bytes"], 2000);
+}
+
 #[test]
 fn what_was_counted_of_lost_allocations_is_in_the_sums_and_never_live() {
     let json =
@@ -238,6 +262,8 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     paths(&json(RICH, true), "", &mut found);
     paths(&json(SAMPLED, true), "", &mut found);
     paths(&json(LIMITED, true), "", &mut found);
+    paths(&json(MEMORY, true), "", &mut found);
+    paths(&json(FAULTS, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
@@ -296,7 +322,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["loss"]["lost_events"], 3);
     assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
     assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
-    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 11);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 12);
     assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);
@@ -374,6 +400,21 @@ fn json_adds_up() {
 fn blocks_come_only_when_asked_for() {
     assert_eq!(json(RICH, false).get("blocks"), None);
     assert_eq!(json("", true)["blocks"], serde_json::json!([]));
+}
+
+#[test]
+fn json_of_page_faults() {
+    let json = json(FAULTS, false);
+    assert_eq!(json["capture"]["events"], "pages");
+    assert_eq!(json["totals"]["allocations"], 0);
+    let pages = &json["pages"];
+    assert_eq!((&pages["faults"], &pages["major_faults"]), (&5.into(), &1.into()));
+    assert_eq!(pages["resident"]["bytes"], (2 << 20) + 4096 + 65_536 + 4096);
+    assert_eq!(pages["resident"]["shared_bytes"], 4096);
+    assert_eq!(pages["elsewhere"]["bytes"], 8192);
+    assert_eq!(pages["gone"]["anonymous_bytes"], 4096);
+    assert_eq!(pages["chains"][0]["resident_bytes"], (2 << 20) + 4096);
+    assert_eq!(json["stacks"]["complete"], 5);
 }
 
 #[test]

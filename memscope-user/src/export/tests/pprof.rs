@@ -9,7 +9,10 @@ use crate::{
         export_pprof,
         pprof::proto::{Label, Profile},
     },
-    reports::{Analysis, testing::analysis},
+    reports::{
+        Analysis,
+        testing::{FAULTS, analysis},
+    },
 };
 
 fn profile(analysis: &Analysis) -> Profile {
@@ -32,6 +35,16 @@ impl Profile {
             |id| self.string(self.function.iter().find(|function| function.id == id).unwrap().name);
         location.line.iter().map(|line| name(line.function_id)).collect()
     }
+}
+
+#[test]
+fn page_faults_have_values_of_their_own() {
+    let profile = profile(&analysis(FAULTS));
+    let types: Vec<_> =
+        profile.sample_type.iter().map(|value| profile.string(value.r#type)).collect();
+    assert_eq!(types, ["page_faults", "resident_space"]);
+    let values: Vec<_> = profile.sample.iter().map(|sample| sample.value.clone()).collect();
+    assert_eq!(values, [[2, (2 << 20) + 4096], [3, 65_536 + 4096]]);
 }
 
 #[test]

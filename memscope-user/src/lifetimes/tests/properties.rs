@@ -265,6 +265,11 @@ proptest! {
             .flat_map(|(process, state)| state.live.iter().map(|(at, block)| ((*process, *at), block.size_bytes)))
             .collect();
         prop_assert_eq!(live, expected);
+        for (process, state) in &model.processes {
+            let of_process = tracker.live_of(ProcessId(*process));
+            let bytes: u64 = state.live.values().map(|block| block.size_bytes).sum();
+            prop_assert_eq!((of_process.blocks, of_process.bytes), (state.live.len() as u64, bytes));
+        }
 
         let sites = tracker.sites();
         for site in &sites {
@@ -302,5 +307,8 @@ proptest! {
         let totals = tracker.totals();
         prop_assert_eq!(totals.allocations, totals.frees + totals.unseen_ends + totals.live_blocks);
         prop_assert_eq!(tracker.live_blocks().count() as u64, totals.live_blocks);
+        let each = [ProcessId(0), ProcessId(1)].map(|process| tracker.live_of(process));
+        prop_assert_eq!(each[0].blocks + each[1].blocks, totals.live_blocks);
+        prop_assert_eq!(each[0].bytes.wrapping_add(each[1].bytes), totals.live_bytes);
     }
 }

@@ -1,0 +1,63 @@
+//! Page faults: sums by call chain, and what is said of a recording of them.
+
+use super::{check, check_text};
+use crate::reports::{
+    Report, View, Wrappers,
+    testing::{FAULTS, analysis},
+};
+
+fn report(text: &str, view: View) -> String {
+    let analysis = analysis(text);
+    check(&analysis).unwrap();
+    view.report(&analysis, "pages.mscope", Some(10), Wrappers::Folded).text()
+}
+
+#[test]
+fn chains_are_ordered_by_what_became_resident() {
+    let analysis = analysis(FAULTS);
+    let Report::Pages(pages) = View::Pages.report(&analysis, "", None, Wrappers::Folded) else {
+        panic!("another report");
+    };
+    assert_eq!((pages.events, pages.faults, pages.major_faults), ("pages", 5, 1));
+    assert_eq!(pages.resident_bytes, (2 << 20) + 4096 + 65_536 + 4096);
+    assert_eq!((pages.elsewhere_bytes, pages.gone_bytes), (8192, 4096));
+    let rows: Vec<_> = pages
+        .rows
+        .iter()
+        .map(|row| (row.faults, row.major_faults, row.anonymous_bytes, row.file_bytes))
+        .collect();
+    assert_eq!(rows, [(2, 0, (2 << 20) + 4096, 0), (3, 1, 0, 65_536)]);
+    assert!(pages.trust.complete, "{}", pages.trust.sentence);
+    assert_eq!(pages.trust.live_blocks_between, None);
+    check_text(
+        &Report::Pages(pages),
+        "
+        Made resident by page faults, 2.07 MiB in 5 faults: 2 sites
+        8.00 KiB became resident otherwise; 4.00 KiB went while the program ran
+
+          1.  2.00 MiB  96.8 % in 2 page faults; 2.00 MiB anonymous
+              fill  fill.c:1  [server]
+              main  main.c:2  [server]
+
+          2.  68.0 KiB   3.2 % in 3 page faults, 1 major; 64.0 KiB of files, 4.00 KiB shared
+              read  read.c:3  [server]
+              main  main.c:2  [server]
+
+        Complete: all 5 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn the_summary_of_page_faults_does_not_speak_of_blocks() {
+    let summary = report(FAULTS, View::Summary);
+    assert!(summary.contains("allocations were not observed"), "{summary}");
+    for word in ["live", "freed", "peak", "block", "allocator"] {
+        assert!(!summary.contains(word), "{word} in: {summary}");
+    }
+}
+
+#[test]
+fn a_recording_of_allocations_says_that_page_faults_were_not_observed() {
+    let told = report("1 malloc 100 = 0x10 @leak", View::Pages);
+    assert!(told.starts_with("Page faults were not observed"), "{told}");
+}

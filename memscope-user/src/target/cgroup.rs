@@ -1,0 +1,228 @@
+//! Control groups, by the names that people have for them.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use procfs::{ProcError, process::Process};
+
+/// Most directories looked into, when a group is searched for and when its processes are listed.
+const MAX_DIRECTORIES: usize = 1 << 16;
+/// Shortest beginning of a container's id that is searched for: what `docker ps` shows.
+const MIN_ID_CHARACTERS: usize = 12;
+/// The hierarchies of version 1 that are looked into first: container engines use these all.
+const PREFERRED: [&str; 3] = ["memory", "cpu", "systemd"];
+
+/// Why a control group cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// `/proc` does not say where control groups are.
+    #[error("cannot find out where control groups are mounted")]
+    Mounts(#[source] ProcError),
+    /// No hierarchy has it.
+    #[error(
+        "there is no control group {name:?} in {searched}: give a path below one of these, one as in /proc/PID/cgroup, or at least {MIN_ID_CHARACTERS} characters of a container's id"
+    )]
+    NotFound {
+        /// What was asked for.
+        name: String,
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// It cannot be looked at.
+    #[error("cannot look at the control group {directory}")]
+    Unreadable {
+        /// Its directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlGroup {
+    directory: PathBuf,
+    /// Of version 2: its number, and how many groups are above it.
+    pub unified: Option<(u64, u32)>,
+}
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    directory: PathBuf,
+    /// Which of its groups is mounted there.
+    root: String,
+    is_unified: bool,
+}
+
+impl ControlGroup {
+    /// Finds a group by a path, or a container by its id.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn find(name: &str) -> Result<Self, GroupError> {
+        find_in(&hierarchies().map_err(GroupError::Mounts)?, name)
+    }
+
+    /// Its processes, and those of the groups in it.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        each_directory(&self.directory, |directory| {
+            let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
+            None::<()>
+        });
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    fn of(hierarchy: &Hierarchy, directory: PathBuf) -> Result<Self, GroupError> {
+        let metadata = fs::metadata(&directory)
+            .map_err(|source| GroupError::Unreadable { directory: directory.clone(), source })?;
+        let below = directory.strip_prefix(&hierarchy.directory).unwrap_or(Path::new(""));
+        let depth = |path: &Path| path.components().filter(is_name).count() as u32;
+        let level = depth(Path::new(&hierarchy.root)) + depth(below);
+        // A group's number is that of its directory (`kernfs_node.id`, cgroup_id()).
+        let unified = hierarchy.is_unified.then_some((metadata.ino(), level));
+        Ok(Self { directory, unified })
+    }
+}
+
+fn is_name(component: &std::path::Component<'_>) -> bool {
+    matches!(component, std::path::Component::Normal(_))
+}
+
+fn find_in(hierarchies: &[Hierarchy], name: &str) -> Result<ControlGroup, GroupError> {
+    let path = Path::new(name);
+    let is_plain = !path.components().any(|part| part == std::path::Component::ParentDir);
+    if path.is_absolute() && is_plain {
+        let holder = hierarchies.iter().find(|hierarchy| path.starts_with(&hierarchy.directory));
+        if let Some(hierarchy) = holder.filter(|_| path.is_dir()) {
+            return ControlGroup::of(hierarchy, path.to_owned());
+        }
+        for hierarchy in hierarchies {
+            // What `/proc/PID/cgroup` says begins at the hierarchy's own root.
+            let below = name.strip_prefix(hierarchy.root.trim_end_matches('/')).unwrap_or(name);
+            let directory = hierarchy.directory.join(below.trim_start_matches('/'));
+            if directory.is_dir() {
+                return ControlGroup::of(hierarchy, directory);
+            }
+        }
+    }
+    let is_id = name.len() >= MIN_ID_CHARACTERS && name.chars().all(|c| c.is_ascii_hexdigit());
+    for hierarchy in hierarchies.iter().filter(|_| is_id) {
+        let found = each_directory(&hierarchy.directory, |directory| {
+            let own = directory.file_name()?.to_str()?;
+            own.contains(name).then(|| directory.to_owned())
+        });
+        if let Some(directory) = found {
+            return ControlGroup::of(hierarchy, directory);
+        }
+    }
+    let searched: Vec<String> =
+        hierarchies.iter().map(|hierarchy| hierarchy.directory.display().to_string()).collect();
+    let searched = if searched.is_empty() { "this system".to_owned() } else { searched.join(", ") };
+    Err(GroupError::NotFound { name: name.to_owned(), searched })
+}
+
+/// The mounted hierarchies: that of version 2 first.
+fn hierarchies() -> Result<Vec<Hierarchy>, ProcError> {
+    let mut found: Vec<Hierarchy> = Process::myself()?
+        .mountinfo()?
+        .into_iter()
+        .filter(|mount| mount.fs_type == "cgroup" || mount.fs_type == "cgroup2")
+        .map(|mount| Hierarchy {
+            is_unified: mount.fs_type == "cgroup2",
+            directory: mount.mount_point,
+            root: mount.root,
+        })
+        .collect();
+    found.sort_by_key(|hierarchy| {
+        let name =
+            hierarchy.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let preferred =
+            PREFERRED.iter().position(|preferred| name.split(',').any(|n| n == *preferred));
+        (!hierarchy.is_unified, preferred.unwrap_or(PREFERRED.len()))
+    });
+    Ok(found)
+}
+
+/// Visits a directory and all in it until something is found. Links are not followed.
+fn each_directory<T>(top: &Path, mut visit: impl FnMut(&Path) -> Option<T>) -> Option<T> {
+    let mut waiting = vec![top.to_owned()];
+    for _visited in 0..MAX_DIRECTORIES {
+        let directory = waiting.pop()?;
+        if let Some(found) = visit(&directory) {
+            return Some(found);
+        }
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        waiting.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn tree() -> (tempfile::TempDir, Vec<Hierarchy>) {
+        let top = tempfile::tempdir().unwrap();
+        let (new, old) = (top.path().join("unified"), top.path().join("memory"));
+        fs::create_dir_all(new.join("system.slice/a.service")).unwrap();
+        fs::create_dir_all(old.join(format!("docker/{ID}/inner"))).unwrap();
+        fs::write(old.join(format!("docker/{ID}/cgroup.procs")), "12\n7\n").unwrap();
+        fs::write(old.join(format!("docker/{ID}/inner/cgroup.procs")), "9\n12\nx\n").unwrap();
+        let hierarchy = |directory: PathBuf, is_unified| Hierarchy {
+            directory,
+            root: "/".to_owned(),
+            is_unified,
+        };
+        let hierarchies = vec![hierarchy(new, true), hierarchy(old, false)];
+        (top, hierarchies)
+    }
+
+    #[test]
+    fn groups_are_found_by_path_and_id() {
+        let (top, hierarchies) = tree();
+        let service = top.path().join("unified/system.slice/a.service");
+        for name in ["/system.slice/a.service", service.to_str().unwrap()] {
+            let found = find_in(&hierarchies, name).unwrap();
+            let number = fs::metadata(&service).unwrap().ino();
+            assert_eq!(found.unified, Some((number, 2)), "{name}");
+        }
+        for name in [ID, &ID[..12], &format!("/docker/{ID}")] {
+            let found = find_in(&hierarchies, name).unwrap();
+            assert_eq!((found.unified, found.pids()), (None, vec![7, 9, 12]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_group_is_told() {
+        let (_top, hierarchies) = tree();
+        for name in ["/nothing", "nothing", "", "0123", "/../..", "/etc"] {
+            let error = find_in(&hierarchies, name).unwrap_err();
+            assert!(error.to_string().contains("there is no control group"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_groups_of_this_machine_are_found() {
+        for hierarchy in hierarchies().unwrap() {
+            let group = ControlGroup::of(&hierarchy, hierarchy.directory.clone()).unwrap();
+            assert_eq!(group.unified.is_some(), hierarchy.is_unified);
+        }
+    }
+}
