@@ -196,7 +196,7 @@ impl<'a> MemoryReport<'a> {
             ];
             let marks: Vec<&str> =
                 marks.into_iter().filter_map(|(is, mark)| is.then_some(mark)).collect();
-            line!(out, "{}  {}", self.cells(point), marks.join(", "));
+            line!(out, "{}", format!("{}  {}", self.cells(point), marks.join(", ")).trim_end());
         }
         out.push('\n');
         if let Some(bytes) = timeline.peak_resident_bytes() {

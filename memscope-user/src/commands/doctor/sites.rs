@@ -132,11 +132,16 @@ impl AllocatorDiagnosis {
 
 impl ProbeDiagnosis {
     fn of(probe: &PlannedProbe, facts: &ModuleFacts, costs: Option<HitCosts>) -> Self {
-        let AllocatorFunction { name, kind, .. } = probe.function;
+        let AllocatorFunction { name, kind, can_throw, .. } = probe.function;
         let offset = probe.site.offset;
         let start = probe.file_offset.saturating_sub(offset);
         let function = facts.functions.iter().find(|function| function.file_offset == start);
-        let with_return = kind == FunctionKind::Allocates;
+        let with_return = kind == FunctionKind::Allocates && !can_throw;
+        let cost_of_call = |costs: HitCosts| {
+            // Such a function's return is a stepped instruction.
+            let at_exit_ns = if can_throw { costs.single_stepped_ns } else { 0.0 };
+            (costs.of_call(probe.site.emulated, with_return) + at_exit_ns).round() as u64
+        };
         Self {
             function: name,
             file_offset: probe.file_offset,
@@ -145,8 +150,7 @@ impl ProbeDiagnosis {
                 .and_then(|function| instruction_text(&function.code, offset, start)),
             emulated: probe.site.emulated,
             reason: probe.site.reason.as_str(),
-            cost_ns: costs
-                .map(|costs| costs.of_call(probe.site.emulated, with_return).round() as u64),
+            cost_ns: costs.map(cost_of_call),
         }
     }
 
@@ -206,6 +210,15 @@ mod tests {
                 "       reallocarray      9.30 µs  0x300: mul %rdx (single-stepped: it ends or goes on elsewhere before any emulated instruction)",
                 "       malloc             900 ns  0x100: push %r12 (the entry is emulated)",
             ]
+        );
+        let mut throwing = facts();
+        throwing.functions[0].name = "_Znwm".to_owned();
+        throwing.functions[2].name = "malloc".to_owned();
+        throwing.exits.insert(0x100, Ok(vec![0x120]));
+        let throwing = AllocatorDiagnosis::of("/lib/some.so", &throwing, Some(COSTS)).unwrap();
+        assert_eq!(
+            throwing.lines()[2],
+            "       _Znwm             9.60 µs  0x100: push %r12 (the entry is emulated)"
         );
         let mut unseen = facts();
         unseen.functions[2].name = "_Znwm".to_owned();

@@ -117,6 +117,7 @@ fn many_readings_are_shown_by_few_and_each_process_by_itself() {
         first.lines().filter(|line| line.contains("KiB") && !line.contains("explain")).count(),
         5
     );
+    assert!(shown.lines().all(|line| !line.ends_with(' ')), "{shown:?}");
     assert!(second.contains("  first, peak\n") && second.contains("  last\n"), "{second}");
     assert!(second.contains("live blocks explain 0 B of 99.0 MiB RSS (0.0 %)"), "{second}");
     let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
