@@ -297,8 +297,9 @@ fn left_by_exception(state: &mut ThreadState) -> u32 {
 /// End of a call whose caller was noted as it began.
 #[inline(always)]
 fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()> {
+    let header = to_be_recorded(state, hit, address_avma)?;
     let stack = state.stack as u32;
-    end(state, hit, address_avma, |_state, _header| stack)
+    record(state, hit, header, address_avma, stack)
 }
 
 /// Return of a function that returns a block. Not asked whether recording is on:
@@ -323,34 +324,41 @@ pub(crate) fn returned(
         return None;
     }
     let address_avma = result_of(state, registers)?;
-    end(state, &hit, address_avma, |state, header| {
-        // Volatile, as in `argument`.
-        // SAFETY: as in `entered`.
-        let caller = unsafe {
-            (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
-        };
-        stack_of(state, registers, caller, header)
-    })
+    let header = to_be_recorded(state, &hit, address_avma)?;
+    // Volatile, as in `argument`.
+    // SAFETY: as in `entered`.
+    let caller = unsafe {
+        (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
+    };
+    let stack = stack_of(state, registers, caller, header);
+    record(state, &hit, header, address_avma, stack)
 }
 
-/// Records what a call has given, 0 if nothing. `stack` gives the number of the stack that it
-/// was made from.
+/// Whether what a call has given, 0 if nothing, is to be recorded with its stack; then the
+/// record's header.
 #[inline(always)]
-fn end(
-    state: &mut ThreadState,
-    hit: &Hit,
-    address_avma: u64,
-    stack: impl FnOnce(&mut ThreadState, Header) -> u32,
-) -> Option<()> {
+fn to_be_recorded(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<Header> {
     let samples = emit::settings().samples != 0;
     if samples && !keep_account(state, hit.index, address_avma) {
         return None;
     }
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
     if samples && state.follow == FOLLOW_OLD {
-        return end_of_drawn(state, hit, header, address_avma);
+        end_of_drawn(state, hit, header, address_avma);
+        return None;
     }
-    let stack = stack(state, header);
+    Some(header)
+}
+
+/// Records what a call has given.
+#[inline(always)]
+fn record(
+    state: &mut ThreadState,
+    hit: &Hit,
+    header: Header,
+    address_avma: u64,
+    stack: u32,
+) -> Option<()> {
     if state.block_avma == 0 {
         send_allocation(state, hit, header, address_avma, stack);
     } else {
