@@ -15,7 +15,6 @@ pub(crate) struct Hit {
     pub(crate) cookie: Cookie,
     /// Index of the target.
     pub(crate) index: u16,
-    target: *const Target,
     pub(crate) image: u32,
 }
 
@@ -32,27 +31,33 @@ impl Hit {
 
     #[inline(always)]
     pub(crate) fn of(cookie: Cookie, index: u16) -> Option<Self> {
-        let target = TARGETS.get_ptr(u32::from(index))?;
         let image = EPOCHS.get(u32::from(index))?.image;
-        Some(Self { cookie, index, target, image })
+        Some(Self { cookie, index, image })
+    }
+
+    /// A word of the target's control block. Looked up each time, which is no call: programs have
+    /// little room to keep a pointer in.
+    #[inline(always)]
+    fn says(&self, word: impl FnOnce(*const Target) -> u32) -> bool {
+        TARGETS.get_ptr(u32::from(self.index)).is_some_and(|target| word(target) != 0)
     }
 
     #[inline(always)]
     pub(crate) fn enabled(&self) -> bool {
         // SAFETY: points to an element of an array map, which is never removed.
-        unsafe { (*self.target).enabled != 0 }
+        self.says(|target| unsafe { (*target).enabled })
     }
 
     #[inline(always)]
     pub(crate) fn has_single_allocator(&self) -> bool {
         // SAFETY: as in `enabled`.
-        unsafe { (*self.target).single_allocator != 0 }
+        self.says(|target| unsafe { (*target).single_allocator })
     }
 
     #[inline(always)]
     pub(crate) fn may_stop(&self) -> bool {
         // SAFETY: as in `enabled`.
-        unsafe { (*self.target).may_stop != 0 }
+        self.says(|target| unsafe { (*target).may_stop })
     }
 
     #[inline(always)]

@@ -281,7 +281,7 @@ impl Kernel {
             let link = link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
                 count: points.file_offsets.len(),
-                whose: whose(request.pid),
+                pid: request.pid,
                 source,
             })?;
             self.attached.push(name, Box::new(link));
@@ -304,7 +304,7 @@ impl Kernel {
                     |source| KernelError::Attach {
                         path: request.shown_path.to_owned(),
                         file_offset: probe.file_offset,
-                        whose: whose(request.pid),
+                        pid: request.pid,
                         source,
                     },
                 )?;
@@ -583,11 +583,6 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
-}
-
-/// Whose probes are meant, in words.
-fn whose(pid: Option<u32>) -> String {
-    pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}"))
 }
 
 fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {

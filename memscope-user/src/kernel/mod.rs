@@ -48,6 +48,11 @@ pub use memscope_common::{control::MAX_TARGETS, unwind::Epoch};
 /// copies of stacks are not.
 const SLOT_SHARE: u32 = 2;
 
+/// Whose probes are meant, in words.
+fn whose(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "all processes".to_owned(), |pid| format!("process {pid}"))
+}
+
 /// Why the kernel side could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -95,14 +100,14 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Several probes could not be attached.
-    #[error("cannot attach {count} probes in {path} for {whose}")]
+    #[error("cannot attach {count} probes in {path} for {}", whose(*pid))]
     AttachMany {
         /// The file.
         path: String,
         /// How many.
         count: usize,
-        /// In which process.
-        whose: String,
+        /// In which process; none for all.
+        pid: Option<u32>,
         /// Why.
         #[source]
         source: io::Error,
@@ -128,14 +133,14 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A probe could not be attached.
-    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for {whose}")]
+    #[error("cannot attach a probe at offset {file_offset:#x} of {path} for {}", whose(*pid))]
     Attach {
         /// The file.
         path: String,
         /// Position in it.
         file_offset: u64,
-        /// In which process.
-        whose: String,
+        /// In which process; none for all.
+        pid: Option<u32>,
         /// Why.
         #[source]
         source: aya::programs::ProgramError,

@@ -107,8 +107,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let capture = capture(options, ring_bytes);
     let begun = match begin(
         options,
-        targets,
-        selected,
+        Wanted { named: targets, selected },
         kernel,
         &output,
         &capture,
@@ -135,10 +134,15 @@ struct Begun {
     selected: Selected,
 }
 
+/// Whom to trace, if it is no command.
+struct Wanted {
+    named: Vec<TargetProcess>,
+    selected: Selected,
+}
+
 fn begin(
     options: &TraceOptions,
-    targets: Vec<TargetProcess>,
-    mut selected: Selected,
+    Wanted { named, mut selected }: Wanted,
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
@@ -164,7 +168,7 @@ fn begin(
         return Ok(Begun { session, notices, command: None, selected });
     }
     if options.command.is_empty() {
-        for target in targets {
+        for target in named {
             session.attach_running(target)?;
         }
         session.prepare()?;
@@ -467,8 +471,9 @@ fn default_name(options: &TraceOptions, targets: &[TargetProcess]) -> String {
     let (name, pid) = match targets.first() {
         Some(target) => (target.comm().unwrap_or_default(), target.pid()),
         None => {
-            let command = options.command.first().map(String::as_str).unwrap_or_default();
-            (command.rsplit('/').next().unwrap_or_default().to_owned(), std::process::id())
+            let named = options.command.first().or(options.comm.first()).or(options.cgroup.first());
+            let name = named.map_or("all", String::as_str).trim_end_matches('/');
+            (name.rsplit('/').next().unwrap_or_default().to_owned(), std::process::id())
         }
     };
     let harmless = |character: char| {
