@@ -195,12 +195,7 @@ impl TargetProcess {
             .read_to_end(&mut text)
             .map_err(|error| unreadable(ProcError::Io(error, None)))?;
         // A path that is no UTF-8 must not hide the mappings after it.
-        let text = String::from_utf8_lossy(&text);
-        let maps = MemoryMaps::from_buf_read(Cursor::new(text.as_bytes())).map_err(unreadable)?;
-        let executable =
-            |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-        let mappings: Vec<CodeMapping> =
-            maps.0.into_iter().filter(executable).map(code_mapping).collect();
+        let mappings = executable(&String::from_utf8_lossy(&text)).map_err(unreadable)?;
         // Whatever runs has code; a process that is exiting has given its memory back.
         if mappings.is_empty() {
             return Err(TargetError::Exited { pid: self.pid });
@@ -306,6 +301,16 @@ fn classify(pid: u32, what: &'static str, source: ProcError) -> TargetError {
     }
 }
 
+/// What `maps` says of executable memory.
+fn executable(maps: &str) -> Result<Vec<CodeMapping>, ProcError> {
+    // The parser takes eight digits after this for granted, as System V's shared memory has; but
+    // any file can be called so.
+    let maps = maps.replace("/SYSV", "/sysv");
+    let maps = MemoryMaps::from_buf_read(Cursor::new(maps.as_bytes()))?;
+    let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
+    Ok(maps.0.into_iter().filter(executable).map(code_mapping).collect())
+}
+
 fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
     let file = match map.pathname {
         MMapPath::Path(path) => MappedFile::File {
@@ -328,6 +333,18 @@ fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_of_a_file_stops_the_reading_of_maps() {
+        let line =
+            |name: &str| format!("7f0000000000-7f0000001000 r-xp 00000000 fe:00 9   {name}\n");
+        for name in ["/SYSV", "/SYSVx", "/SYSV00000000 (deleted)", "/a b", "/lib/\u{fffd}.so"] {
+            let maps = format!("{}{}", line(name), line("/lib/libc.so.6"));
+            let found = executable(&maps).unwrap();
+            assert_eq!(found.len(), 2, "{name}");
+            assert!(matches!(found[1].file, MappedFile::File { .. }), "{name}");
+        }
+    }
 
     #[test]
     fn this_process_maps_its_own_executable() {
