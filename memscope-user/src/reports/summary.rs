@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Estimate, PagesReport, ResolvedFrame, SiteOrder, SitesReport, Trust,
-    Wrappers,
+    Analysis, Bounds, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder, SitesReport,
+    Trust, Wrappers,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
@@ -151,11 +151,12 @@ impl<'a> SummaryReport<'a> {
             line!(out, "\nNo allocation was recorded; the probes had {hits} hits.");
         }
         out.push('\n');
-        tell_sites(&mut out, "Most live at the end", &self.most_live, |row| {
+        let several = self.processes.len() > 1;
+        tell_sites(&mut out, "Most live at the end", several, &self.most_live, |row| {
             let bounds = row.estimate.map(|estimate| estimate.live_bytes);
             (row.live_bytes, bounds, self.live_bytes, row.live_blocks)
         });
-        tell_sites(&mut out, "Most allocated", &self.most_allocated, |row| {
+        tell_sites(&mut out, "Most allocated", several, &self.most_allocated, |row| {
             let bounds = row.estimate.map(|estimate| estimate.allocated_bytes);
             (row.allocated_bytes, bounds, self.allocated_bytes, row.allocations)
         });
@@ -168,12 +169,23 @@ impl<'a> SummaryReport<'a> {
         let definitions = &self.analysis.definitions;
         let all = definitions.processes.len();
         let shown = if all > MAX_PROCESS_LINES { MAX_PROCESS_LINES - 1 } else { all };
-        for process in definitions.processes.values().take(shown) {
+        let mut processes: Vec<&Process> = definitions.processes.values().collect();
+        if shown < all {
+            // Those that it is about.
+            let bytes =
+                |process: &Process| ProcessSums::of(self.analysis, process.id).allocated_bytes;
+            processes.sort_by_key(|process| std::cmp::Reverse(bytes(process)));
+        }
+        for process in processes.into_iter().take(shown) {
             let end = definitions.process_ends.get(&process.id).map(|end| end.reason);
             line!(out, "{}", cut(&format!("  process    {}", process_text(process, end)), WIDTH));
         }
         if shown < all {
-            line!(out, "             and {} more", all - shown);
+            line!(
+                out,
+                "             and {} more (--view processes)",
+                text::count((all - shown) as u64)
+            );
         }
     }
 
@@ -291,6 +303,7 @@ fn process_text(process: &Process, end: Option<EndReason>) -> String {
 fn tell_sites(
     out: &mut String,
     heading: &str,
+    several: bool,
     rows: &[SiteRow<'_>],
     number: impl Fn(&SiteRow<'_>) -> (u64, Option<Bounds>, u64, u64),
 ) {
@@ -306,7 +319,8 @@ fn tell_sites(
             text::percent(bytes, all_bytes),
             counted(blocks, "block")
         );
-        tell_row(out, &numbers, &row.frames, title_position(&row.frames));
+        let comm = row.process.comm.filter(|_| several);
+        tell_row(out, &numbers, comm, &row.frames, title_position(&row.frames));
     }
 }
 
@@ -323,14 +337,21 @@ fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
             text::percent(row.resident_bytes, pages.resident_bytes),
             counted(row.faults, "fault")
         );
-        tell_row(out, &numbers, &row.frames, 0);
+        tell_row(out, &numbers, None, &row.frames, 0);
     }
 }
 
-/// Numbers, and the frame that they are shown by.
-fn tell_row(out: &mut String, numbers: &str, frames: &[ResolvedFrame<'_>], title: usize) {
-    let room = WIDTH.saturating_sub(numbers.chars().count() + 1);
+/// Numbers, the process if there are several, and the frame that they are shown by.
+fn tell_row(
+    out: &mut String,
+    numbers: &str,
+    comm: Option<&str>,
+    frames: &[ResolvedFrame<'_>],
+    title: usize,
+) {
+    let whose = comm.map_or_else(String::new, |comm| format!("{}: ", text::harmless(comm)));
+    let room = WIDTH.saturating_sub(numbers.chars().count() + 1 + whose.chars().count());
     let frame = frames.get(title);
     let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
-    line!(out, "{numbers} {}", cut(&title, room));
+    line!(out, "{numbers} {whose}{}", cut(&title, room));
 }
