@@ -702,6 +702,8 @@ impl<W: Write> Collect<W> {
             }
             Control::EndTarget { target, time_ns, status } => {
                 collector.end_target(target, time_ns, status, |item| sink.take(&item));
+                // Not before: what it mapped last is told by way of its number.
+                collector.view().processes.remove(target);
             }
             Control::ProbedLate(target) => {
                 collector.probed_late(target, |item| sink.take(&item));

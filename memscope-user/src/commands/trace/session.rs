@@ -477,7 +477,6 @@ impl Session {
             Err(error) => log::warn!("allocations without room are not counted: {error}"),
         }
         self.kernel.forget_process(target, pid);
-        self.processes.remove(target);
         self.pipeline.after_records(Control::EndTarget { target, time_ns: monotonic_ns(), status });
     }
 
