@@ -60,14 +60,22 @@ fn assert_in_order(windows: &[Window]) {
     assert!(windows.iter().all(|window| window.from_ns <= window.until_ns), "{windows:?}");
 }
 
+/// How fast the kernel takes back the memory of a process that ends, at least: 16 GB/s were measured.
+const TAKEN_BACK_BYTES_PER_NS: u64 = 8;
+
 /// Of all processor time that the targets used, it is known whether they were observed; but of that of processes whose
 /// parent is another one and has waited for them, only what they had used when they were last looked at.
 fn assert_all_time_is_told(export: &Export, cpu_ns: u64, ended_alone: u64) {
+    assert_all_time_is_told_but(export, cpu_ns, ended_alone, 0);
+}
+
+/// The same of a program that ends with so many bytes in its blocks, which the kernel takes back then.
+fn assert_all_time_is_told_but(export: &Export, cpu_ns: u64, ended_alone: u64, live_bytes: u64) {
     let told: u64 = windows(export).iter().map(|w| w.observed_cpu_ns + w.missed_cpu_ns).sum();
     let budget = &export.0["budget"];
     assert_eq!(told, number(budget, "observed_cpu_ns") + number(budget, "missed_cpu_ns"));
     // Their beginning and their end are no part of what the programs measure.
-    let most = cpu_ns + cpu_ns / 50 + 100_000_000;
+    let most = cpu_ns + cpu_ns / 50 + 100_000_000 + live_bytes / TAKEN_BACK_BYTES_PER_NS;
     let least = cpu_ns - cpu_ns / 50 - ended_alone * LONGEST_WAIT_NS;
     assert!((least..=most).contains(&told), "{told} ns of {cpu_ns} ns: {budget}");
 }
@@ -191,7 +199,8 @@ fn a_library_that_is_loaded_while_nothing_is_probed_is_seen_in_the_next_window()
         let (figures, export) =
             changed_in_a_gap(&[USUAL[0], USUAL[1], "--attach-by", way], &plugin);
         assert_kept(&export);
-        assert_all_time_is_told(&export, figures.number("cpu_ns"), 0);
+        let live_bytes = figures.number("live_bytes");
+        assert_all_time_is_told_but(&export, figures.number("cpu_ns"), 0, live_bytes);
         let is_of_plugin = |site: &&Value| site["frames"][0]["function"] == "plugin_leak";
         let site = export.list("sites").iter().find(is_of_plugin).expect("it allocates");
         assert_eq!(site["stack"], "complete", "{site}");
