@@ -8,6 +8,7 @@
 mod allocator;
 mod blocks;
 mod cgroup;
+mod description;
 mod exits;
 mod launch;
 mod memory;
@@ -18,10 +19,11 @@ mod site;
 
 pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
 pub use cgroup::{ControlGroup, GroupError};
+pub use description::{Description, DescriptionError, Descriptions};
 pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;
-pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
+pub use module::{CodeSegment, DescribedCode, FunctionCode, ModuleError, ModuleFacts};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
     CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, path_of_open,

@@ -19,8 +19,8 @@ use crate::{
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
-        CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
-        ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
+        CodeMapping, CodeSegment, Descriptions, EmulatedForms, FileIdentity, FunctionKind,
+        MappedFile, ModuleFacts, PlannedProbe, TargetError, TargetProcess, plan_probes,
         unseen_functions,
     },
 };
@@ -114,6 +114,9 @@ pub(super) struct ModuleCache {
     by_key: FxHashMap<ModuleKey, Arc<LoadedModule>>,
     by_id: Vec<Arc<LoadedModule>>,
     probe_count: u16,
+    descriptions: Descriptions,
+    /// Which of them were found in a file.
+    described: FxHashSet<usize>,
 }
 
 /// A cache that several threads hold.
@@ -125,6 +128,20 @@ pub(super) fn lock(modules: &SharedModules) -> MutexGuard<'_, ModuleCache> {
 }
 
 impl ModuleCache {
+    /// To be called before a file is looked into.
+    pub(super) fn describe(&mut self, descriptions: Descriptions) {
+        self.descriptions = descriptions;
+    }
+
+    /// Functions that were described and are in none of the files: their names, and where they
+    /// were described.
+    pub(super) fn not_found(&self) -> impl Iterator<Item = (&str, &str)> {
+        let missing = self.descriptions.all();
+        missing
+            .filter(|(number, ..)| !self.described.contains(number))
+            .map(|(_, name, origin)| (name, origin))
+    }
+
     /// What is behind a mapping; none for memory without a file.
     pub(super) fn load(
         &mut self,
@@ -150,7 +167,7 @@ impl ModuleCache {
             return Some(Arc::clone(known));
         }
         let file = open();
-        let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_of_interest));
+        let facts = file.as_ref().map(|file| ModuleFacts::search(file, path, &self.descriptions));
         let facts = match facts {
             Some(Ok(facts)) => facts,
             Some(Err(error)) => {
@@ -159,6 +176,7 @@ impl ModuleCache {
             }
             None => ModuleFacts::default(),
         };
+        self.described.extend(facts.described.iter().map(|found| found.description));
         for (function, obstacle) in unseen_functions(&facts) {
             log::warn!("blocks of {function} in {path} are not recorded: {obstacle}");
         }

@@ -20,7 +20,7 @@ use super::{
     copies::FrameInfos,
     memory::MemoryReader,
     modules::{
-        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
+        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, lock, mappings_of,
         observation_of, probed_modules_of,
     },
     monotonic_ns,
@@ -36,7 +36,7 @@ use crate::{
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
-    target::{FileIdentity, TargetError, TargetProcess},
+    target::{Descriptions, FileIdentity, TargetError, TargetProcess},
     unwind::{TableCache, Tables},
 };
 
@@ -146,6 +146,18 @@ impl Session {
         };
         session.tell_page_sums()?;
         Ok((session, notices))
+    }
+
+    /// Has functions probed that were described; to be called before there is a target.
+    pub(super) fn describe(&self, descriptions: Descriptions) {
+        lock(&self.modules).describe(descriptions);
+    }
+
+    /// Says which of the functions that were described no traced process had.
+    pub(super) fn say_not_found(&self) {
+        for (name, origin) in lock(&self.modules).not_found() {
+            log::warn!("{name}, described at {origin}, is in no file of a traced process");
+        }
     }
 
     /// Attaches to a process that runs already, and begins to record it.

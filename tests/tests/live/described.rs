@@ -1,0 +1,137 @@
+//! Allocators that the table does not know: described, or found by a separate debug file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use memscope_tests::Figures;
+use memscope_tests::programs::{self, Variant};
+
+use crate::attach::start;
+use crate::kit::{Export, Scratch, is_installed, run, skip};
+
+const ROUNDS: &str = "500";
+const COUNTED: [&str; 6] =
+    ["allocations", "allocated_bytes", "frees", "freed_bytes", "live_blocks", "failed_allocations"];
+/// The functions of `pool.c`, and their arguments.
+const POOL: [(&str, &str); 4] = [
+    ("pool_alloc", "kind = 'allocates'\nsize = 1"),
+    ("pool_take", "kind = 'allocates'\nsize = 3\ncount = 2\nresult_slot = 0"),
+    ("pool_resize", "kind = 'reallocates'\nsize = 1\nblock = 2"),
+    ("pool_free", "kind = 'frees'\nblock = 1"),
+];
+
+/// A description of the pool; `place` says of each function where it is.
+fn describe(scratch: &Scratch, place: impl Fn(&str) -> String) -> String {
+    let text: String = POOL
+        .iter()
+        .map(|(name, rest)| format!("[[function]]\n{}\n{rest}\n\n", place(name)))
+        .collect();
+    let path = scratch.path("pool.toml");
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn assert_pool(what: &str, figures: &Figures, export: &Export) {
+    export.assert_complete();
+    for key in COUNTED {
+        assert_eq!(export.total(key), figures.number(key), "{key} of {what}");
+    }
+    assert!(figures.number("chunks") > 1, "it called malloc more than once");
+    assert_eq!(export.total("unknown_frees"), 0, "{what}");
+    eprintln!(
+        "{what}: {} allocations, {} frees, {} failed, over {} of malloc: equal",
+        figures.number("allocations"),
+        figures.number("frees"),
+        figures.number("failed_allocations"),
+        figures.number("chunks"),
+    );
+}
+
+fn trace(scratch: &Scratch, options: &[&str], program: &Path) -> (Figures, Export, String) {
+    let mut command = scratch.trace_program(&[&["--strict"], options].concat(), program, &[ROUNDS]);
+    let finished = run(&mut command);
+    finished.assert_code(0);
+    (Figures::parse(&finished.stdout), scratch.export(), finished.stderr)
+}
+
+/// Without symbols, as `strip` makes it.
+fn stripped(scratch: &Scratch, program: &Path) -> PathBuf {
+    let path = scratch.path("stripped");
+    let status = Command::new("strip").arg("-o").arg(&path).arg(program).status().unwrap();
+    assert!(status.success());
+    path
+}
+
+/// Address of a function in a program's own numbering.
+fn svma_of(program: &Path, function: &str) -> String {
+    let output = Command::new("nm").arg(program).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.ends_with(&format!(" {function}"))).unwrap();
+    format!("0x{}", line.split(' ').next().unwrap())
+}
+
+#[test]
+fn a_pool_is_described_by_names() {
+    let scratch = Scratch::new();
+    let program = programs::build("pool.c", Variant::Default);
+    let file = describe(&scratch, |name| format!("name = '{name}'\nfile = 'pool-c'"));
+    let (figures, export, stderr) = trace(&scratch, &["--allocator", &file], &program);
+    assert_pool("a pool by names", &figures, &export);
+    assert!(!stderr.contains("is in no file"), "{stderr}");
+    let undescribed = Scratch::new();
+    let (figures, export, _) = trace(&undescribed, &[], &program);
+    assert_eq!(export.total("allocations"), figures.number("chunks"), "else malloc counts");
+}
+
+#[test]
+fn a_stripped_pool_is_described_by_places() {
+    if !is_installed("strip") || !is_installed("nm") {
+        return skip("a stripped pool", "binutils are not installed");
+    }
+    for variant in [Variant::Default, Variant::Static] {
+        let scratch = Scratch::new();
+        let program = programs::build("pool.c", variant);
+        let stripped = stripped(&scratch, &program);
+        let file = describe(&scratch, |name| {
+            format!("svma = {}\nfile = 'stripped'\nname = '{name}'", svma_of(&program, name))
+        });
+        let (figures, export, _) = trace(&scratch, &["--allocator", &file], &stripped);
+        assert_pool(&format!("a stripped pool, {variant:?}"), &figures, &export);
+    }
+}
+
+#[test]
+fn a_running_pool_is_described_in_words() {
+    let scratch = Scratch::new();
+    let mut program = start("pool.c", &[ROUNDS, "wait"]);
+    let pid = program.wait_ready();
+    let words = [
+        "{name='pool_alloc', kind='allocates', size=1}",
+        "{name='pool_take', kind='allocates', size=3, count=2, result_slot=0}",
+        "{name='pool_resize', kind='reallocates', size=1, block=2}",
+        "{name='pool_free', kind='frees', block=1}",
+        "{name='no_such_function', kind='frees', block=0}",
+    ];
+    let options: Vec<&str> = words.iter().flat_map(|words| ["--allocator", words]).collect();
+    let memscope = scratch.attach(&options, &[pid]);
+    program.go();
+    let (figures, status) = program.finish();
+    assert!(status.success());
+    let finished = memscope.finish();
+    finished.assert_code(0);
+    assert_pool("a running pool", &figures, &scratch.export());
+    let missing = finished.stderr.matches("is in no file of a traced process").count();
+    assert_eq!(missing, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("no_such_function"), "{}", finished.stderr);
+}
+
+#[test]
+fn wrong_descriptions_are_refused() {
+    let scratch = Scratch::new();
+    let file = describe(&scratch, |name| format!("nam = '{name}'"));
+    let finished = run(&mut scratch.trace_program(&["--allocator", &file], "true", &[]));
+    finished.assert_code(2);
+    assert!(finished.stderr.contains("pool.toml:2: unknown field `nam`"), "{}", finished.stderr);
+    assert!(!scratch.recording().exists(), "nothing is left behind");
+}
