@@ -20,8 +20,8 @@ use crate::{
     },
     model::{Observes, OnOverflow, StackMode},
     target::{
-        CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, TargetError,
-        TargetProcess,
+        CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, TargetError,
+        TargetProcess, other_root,
     },
     text::{bytes, count, harmless},
     unwind::{TableCache, Tables},
@@ -214,6 +214,7 @@ fn code_files(
     mappings: &[CodeMapping],
     descriptions: &Descriptions,
 ) -> Vec<(CodeFile, Option<ModuleFacts>)> {
+    let root = other_root(process.pid());
     let mut identities: Vec<FileIdentity> = Vec::new();
     let mut files: Vec<(CodeFile, Option<ModuleFacts>)> = Vec::new();
     for mapping in mappings {
@@ -226,8 +227,8 @@ fn code_files(
             continue;
         }
         let file = process.open_mapped(mapping).ok();
-        let facts =
-            file.as_ref().and_then(|file| ModuleFacts::search(file, path, descriptions).ok());
+        let search = Search { path, root: root.as_ref(), descriptions };
+        let facts = file.as_ref().and_then(|file| ModuleFacts::search(file, &search).ok());
         let segments = facts.as_ref().map(|facts| facts.code.clone()).unwrap_or_default();
         let mappings = vec![mapping.clone()];
         identities.push(*identity);

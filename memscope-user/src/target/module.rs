@@ -2,6 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    path::Path,
 };
 
 use object::{
@@ -15,6 +16,7 @@ use super::{
     description::{Description, Descriptions, Place},
     exits::{CodeView, ExitObstacle, Linked, exits_of},
     plan::is_of_interest,
+    separate::{ElfFacts, Wanted, hexadecimal},
 };
 
 /// Largest file looked into.
@@ -23,6 +25,64 @@ const MAX_FILE_BYTES: u64 = 1 << 36;
 const CODE_PAGE_BYTES: u64 = 1 << 12;
 /// Most bytes of a function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 16;
+
+/// What is looked for in a file, and where beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Search<'a> {
+    /// The path of the file, as the process sees it.
+    pub path: &'a str,
+    /// The process's root directory, if it is not memscope's own.
+    pub root: Option<&'a File>,
+    /// Functions that somebody has described.
+    pub descriptions: &'a Descriptions,
+}
+
+impl Search<'_> {
+    /// The separate debug file of a file.
+    fn debug_file(&self, file: &File) -> Option<File> {
+        let facts = ElfFacts::read(file).ok()?;
+        let found = self.wanted(&facts).find_in(self.root)?;
+        found.facts.has_symbol_table.then_some(found.file)
+    }
+
+    fn wanted<'a>(&'a self, facts: &'a ElfFacts) -> Wanted<'a> {
+        Wanted {
+            build_id: &facts.build_id,
+            debug_link: facts.debug_link.as_ref(),
+            path: Path::new(self.path),
+        }
+    }
+
+    /// Of a file in which there is no allocator: what symbols it has, and where those were looked
+    /// for that were taken out of it.
+    #[must_use]
+    pub fn explain(&self, file: &File) -> String {
+        let facts = match ElfFacts::read(file) {
+            Ok(facts) => facts,
+            Err(error) => return error.to_string(),
+        };
+        if facts.has_symbol_table {
+            return "it has a symbol table, in which there is none".to_owned();
+        }
+        let build_id = if facts.build_id.is_empty() {
+            "no build id".to_owned()
+        } else {
+            format!("build id {}", hexadecimal(&facts.build_id))
+        };
+        let paths: Vec<String> = self
+            .wanted(&facts)
+            .paths()
+            .map(|path| Path::new("/").join(path).display().to_string())
+            .collect();
+        if paths.is_empty() {
+            return format!(
+                "it has no symbol table, {build_id} and no debug link by which a debug file could be found"
+            );
+        }
+        let paths = paths.join(", ");
+        format!("it has no symbol table, {build_id}, and no fitting debug file is at {paths}")
+    }
+}
 
 /// Why a mapped file tells nothing.
 #[derive(Debug, thiserror::Error)]
@@ -112,28 +172,27 @@ impl ModuleFacts {
     ///
     /// If it is none, or cannot be read.
     pub fn read(file: &File, wanted: impl Fn(&str) -> bool) -> Result<Self, ModuleError> {
-        Self::read_described(file, &wanted, &[])
+        Self::read_described(file, &wanted, &[], &|| None)
     }
 
-    /// Looks into an ELF file for all that may be probed, and for what is described of a file at
-    /// this path.
+    /// Looks into an ELF file for all that may be probed, and for what is described of it. If
+    /// symbols were taken out of a program, those of its debug file count, if there is one.
     ///
     /// # Errors
     ///
     /// If it is none, or cannot be read.
-    pub fn search(
-        file: &File,
-        path: &str,
-        descriptions: &Descriptions,
-    ) -> Result<Self, ModuleError> {
-        let described: Vec<(usize, &Description)> = descriptions.of_file(path).collect();
-        Self::read_described(file, &is_of_interest, &described)
+    pub fn search(file: &File, search: &Search<'_>) -> Result<Self, ModuleError> {
+        let described: Vec<(usize, &Description)> =
+            search.descriptions.of_file(search.path).collect();
+        let symbols_elsewhere = || search.debug_file(file);
+        Self::read_described(file, &is_of_interest, &described, &symbols_elsewhere)
     }
 
     fn read_described(
         file: &File,
         wanted: &dyn Fn(&str) -> bool,
         descriptions: &[(usize, &Description)],
+        symbols_elsewhere: &dyn Fn() -> Option<File>,
     ) -> Result<Self, ModuleError> {
         let bytes = file.metadata().map_err(ModuleError::Read)?.len();
         if bytes > MAX_FILE_BYTES {
@@ -149,6 +208,14 @@ impl ModuleFacts {
         };
         let mut symbols = Symbols::default();
         symbols.take(elf.dynamic_symbols().chain(elf.symbols()), &by_name);
+        // Libraries have none either, but they have the names that others call them by.
+        let is_stripped_program = elf.entry() != 0 && elf.symbols().next().is_none();
+        if is_stripped_program
+            && symbols.found.is_empty()
+            && let Some(file) = symbols_elsewhere()
+        {
+            symbols.take_of_file(&file, &by_name);
+        }
         let parsed = Parsed { elf: &elf, blocks: &blocks, code: &code };
         let found: Vec<FunctionCode> = symbols
             .found
@@ -208,6 +275,15 @@ struct Symbols {
 }
 
 impl Symbols {
+    /// Those of another file, which fits.
+    fn take_of_file(&mut self, file: &File, wanted: &dyn Fn(&str) -> bool) {
+        let blocks = Blocks::of(file);
+        match object::File::parse(&blocks) {
+            Ok(elf) => self.take(elf.symbols(), wanted),
+            Err(error) => log::debug!("no symbols from a debug file: {error}"),
+        }
+    }
+
     fn take<'data>(
         &mut self,
         symbols: impl Iterator<Item = impl object::ObjectSymbol<'data>>,

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use memscope_tests::Figures;
 use memscope_tests::programs::{self, Variant};
+use memscope_tests::{Figures, TestProgram};
 
 use crate::attach::start;
 use crate::kit::{Export, Scratch, is_installed, run, skip};
@@ -124,6 +124,59 @@ fn a_running_pool_is_described_in_words() {
     let missing = finished.stderr.matches("is in no file of a traced process").count();
     assert_eq!(missing, 1, "{}", finished.stderr);
     assert!(finished.stderr.contains("no_such_function"), "{}", finished.stderr);
+}
+
+/// Splits a static program into what runs and a debug file beside it.
+fn split(scratch: &Scratch, program: &Path) -> (PathBuf, PathBuf) {
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    let debug = scratch.path("pool.debug");
+    let split = stripped(scratch, program);
+    run(Command::new("objcopy").arg("--only-keep-debug").arg(program).arg(&debug));
+    run(Command::new("objcopy")
+        .arg(format!("--add-gnu-debuglink={}", debug.display()))
+        .arg(&split));
+    (split, debug)
+}
+
+#[test]
+fn a_stripped_static_program_is_known_by_its_debug_file() {
+    if !is_installed("objcopy") {
+        return skip("a separate debug file", "binutils are not installed");
+    }
+    let scratch = Scratch::new();
+    let arguments = ["3", "1000"];
+    let original = programs::build("leaks.c", Variant::Static);
+    let (program, debug) = split(&scratch, &original);
+    run(&mut scratch.trace_program(&["--strict"], &program, &arguments)).assert_code(0);
+    let export = scratch.export();
+    export.assert_complete();
+    assert!(export.total("allocations") > 500, "the noise is there");
+    let whole = Scratch::new();
+    run(&mut whole.trace_program(&["--strict"], &original, &arguments)).assert_code(0);
+    let whole = whole.export();
+    for key in COUNTED {
+        assert_eq!(export.total(key), whole.total(key), "{key}, as with its symbols");
+    }
+
+    // With one of another program, and with none, it is refused, and said why.
+    let other = programs::build("pairs.c", Variant::Static);
+    for is_there in [true, false] {
+        if is_there {
+            fs::copy(&other, &debug).unwrap();
+        } else {
+            fs::remove_file(&debug).unwrap();
+        }
+        let mut waiting = TestProgram::spawn(Command::new(&program).args(arguments).arg("wait"));
+        let pid = waiting.wait_ready().to_string();
+        let refused = Scratch::new();
+        let finished = run(&mut refused.trace(&["--pid", &pid]));
+        finished.assert_code(1);
+        for part in ["no known allocator", "--allocator", "no symbol table", "pool.debug"] {
+            assert!(finished.stderr.contains(part), "{part} in {}", finished.stderr);
+        }
+        eprintln!("{}", finished.stderr);
+        waiting.finish();
+    }
 }
 
 #[test]

@@ -304,7 +304,6 @@ async fn follow(
         }
     };
     status.clear();
-    session.say_not_found();
     let recorded = session.finish(reason)?;
     if let Some(command) = &mut command
         && command_code.is_none()

@@ -154,7 +154,7 @@ impl Session {
     }
 
     /// Says which of the functions that were described no traced process had.
-    pub(super) fn say_not_found(&self) {
+    fn say_not_found(&self) {
         for (name, origin) in lock(&self.modules).not_found() {
             log::warn!("{name}, described at {origin}, is in no file of a traced process");
         }
@@ -166,10 +166,13 @@ impl Session {
         let target = self.add(process, Known::Named)?;
         let Some(target) = target else { bail!("process {pid} is traced already") };
         self.begin_running(target)?;
-        let has_none = self.targets.get(&target).is_some_and(|state| state.allocators == 0);
-        if has_none && self.kernel.observes() == Observes::Allocations {
+        let without = self.targets.get(&target).filter(|state| state.allocators == 0);
+        if let Some(state) = without
+            && self.kernel.observes() == Observes::Allocations
+        {
+            let why = lock(&self.modules).explain(&state.process);
             bail!(
-                "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
+                "no known allocator in process {pid}: none of its files defines malloc or the like; its own can be described (--allocator). {why}"
             );
         }
         Ok(())
@@ -568,6 +571,7 @@ impl Session {
 
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
+        self.say_not_found();
         let observed = self.observed();
         let windowed = self.windowed.take();
         let Self { mut kernel, pipeline, memory, guard, .. } = self;
