@@ -182,6 +182,32 @@ fn a_stripped_static_program_is_known_by_its_debug_file() {
     }
 }
 
+/// Go leaves a section by which its programs are known; here one has nothing else of Go.
+#[test]
+fn returns_of_go_functions_are_not_probed() {
+    if !is_installed("objcopy") {
+        return skip("a program of Go", "binutils are not installed");
+    }
+    let scratch = Scratch::new();
+    let mark = scratch.path("mark");
+    fs::write(&mark, "go").unwrap();
+    let program = scratch.path("go");
+    let mut objcopy = Command::new("objcopy");
+    objcopy.arg(format!("--add-section=.go.buildinfo={}", mark.display()));
+    objcopy.arg(programs::build("pool.c", Variant::Default)).arg(&program);
+    assert!(objcopy.status().unwrap().success());
+    let file = describe(&scratch, |name| format!("name = '{name}'"));
+    let finished = run(&mut scratch.trace_program(&["--allocator", &file], &program, &[ROUNDS]));
+    finished.assert_code(0);
+    for name in ["pool_alloc", "pool_take", "pool_resize"] {
+        let refused = format!("blocks of {name} in ");
+        assert!(finished.stderr.contains(&refused), "{name}: {}", finished.stderr);
+    }
+    assert_eq!(finished.stderr.matches("a Go program").count(), 3, "{}", finished.stderr);
+    let figures = Figures::parse(&finished.stdout);
+    assert_eq!(scratch.export().total("allocations"), figures.number("chunks"), "malloc's");
+}
+
 #[test]
 fn wrong_descriptions_are_refused() {
     let scratch = Scratch::new();
