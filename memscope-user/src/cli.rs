@@ -94,8 +94,11 @@ pub struct TraceOptions {
     #[arg(long, value_name = "PERCENT", value_parser = percentage, conflicts_with_all = ["selected", "probes"])]
     pub max_overhead: Option<Percentage>,
     /// Observe page faults instead of allocators: what makes resident memory grow, and from where
-    #[arg(long, conflicts_with_all = ["sample", "max_overhead", "on_overflow", "attach_by"])]
+    #[arg(long, conflicts_with_all = ["sample", "max_overhead", "on_overflow", "attach_by", "allocator"])]
     pub pages: bool,
+    /// Functions of an allocator of your own, described in a file, or one in braces ('{name="my_alloc", kind="allocates", size=0}'); can be given several times
+    #[arg(long, value_name = "FILE")]
+    pub allocator: Vec<String>,
     /// Draw the sample by this number, not by the clock
     #[arg(long, value_name = "NUMBER", requires = "drawn")]
     pub seed: Option<u32>,
@@ -170,6 +173,9 @@ pub struct DoctorOptions {
     /// A process to look at as well
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
+    /// Functions of an allocator of your own, as for trace
+    #[arg(long, value_name = "FILE", requires = "pid")]
+    pub allocator: Vec<String>,
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
@@ -391,6 +397,8 @@ mod tests {
             "memscope trace --pages --sample 512KiB --pid 1",
             "memscope trace --pages --max-overhead 5% --pid 1",
             "memscope trace --pages --on-overflow pause --pid 1",
+            "memscope trace --pages --allocator pool.toml --pid 1",
+            "memscope doctor --allocator pool.toml",
             "memscope trace --ring-buffer big --pid 1",
             "memscope export f",
             "memscope export f --format xml",

@@ -6,6 +6,7 @@ use clap::Parser as _;
 use memscope::{
     cli::{Cli, Command},
     commands,
+    target::DescriptionError,
 };
 
 /// Linked in, so that probes on the system's allocator are never fed by memscope.
@@ -48,7 +49,9 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("memscope: {}", memscope::text::harmless(&format!("{error:#}")));
-            ExitCode::FAILURE
+            // What was described is a part of the command line.
+            let is_usage = error.is::<DescriptionError>();
+            if is_usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -261,8 +261,15 @@ impl<V: ProcessView> Collector<V> {
     ) {
         let Some(target) = self.targets.get_mut(&target) else { return };
         target.end(time_ns, status, &mut give);
-        target.space = AddressSpace::default();
         self.stacks.end_process(target.process.id);
+    }
+
+    /// No record of a target that has ended is to be expected any more: what it had mapped is
+    /// forgotten.
+    pub fn forget_target(&mut self, target: u16) {
+        if let Some(target) = self.targets.get_mut(&target).filter(|target| target.ended) {
+            target.space = AddressSpace::default();
+        }
     }
 
     /// An allocator was probed after the process could already use it.

@@ -20,8 +20,8 @@ use crate::{
     },
     model::{Observes, OnOverflow, StackMode},
     target::{
-        CodeMapping, FileIdentity, MappedFile, ModuleFacts, TargetError, TargetProcess,
-        is_of_interest,
+        CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, TargetError,
+        TargetProcess, other_root,
     },
     text::{bytes, count, harmless},
     unwind::{TableCache, Tables},
@@ -87,6 +87,7 @@ struct ProcessDiagnosis {
 ///
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
+    let descriptions = Descriptions::read(&options.allocator)?;
     // With page faults all programs are loaded.
     let (mut loaded, page_faults) = match load(Observes::PageFaults) {
         Err(KernelError::Unsupported { what }) => (load(Observes::Allocations), Err(what)),
@@ -96,7 +97,8 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
     let hits = HitDiagnosis::of(&measured, in_use);
-    let mut process = options.pid.map(|pid| diagnose_process(pid, &hits)).transpose()?;
+    let mut process =
+        options.pid.map(|pid| diagnose_process(pid, &hits, &descriptions)).transpose()?;
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.
     let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());
@@ -173,12 +175,16 @@ fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
         .collect()
 }
 
-fn diagnose_process(pid: u32, hits: &[HitDiagnosis]) -> Result<ProcessDiagnosis, TargetError> {
+fn diagnose_process(
+    pid: u32,
+    hits: &[HitDiagnosis],
+    descriptions: &Descriptions,
+) -> Result<ProcessDiagnosis, TargetError> {
     let process = TargetProcess::open(pid)?;
     let mappings = process.code_mappings()?;
     let mut files = Vec::new();
     let mut allocators = Vec::new();
-    for (file, facts) in code_files(&process, &mappings) {
+    for (file, facts) in code_files(&process, &mappings, descriptions) {
         let allocator = facts
             .as_ref()
             .and_then(|facts| AllocatorDiagnosis::of(&file.path, facts, sites::in_use(hits)));
@@ -206,7 +212,9 @@ fn diagnose_process(pid: u32, hits: &[HitDiagnosis]) -> Result<ProcessDiagnosis,
 fn code_files(
     process: &TargetProcess,
     mappings: &[CodeMapping],
+    descriptions: &Descriptions,
 ) -> Vec<(CodeFile, Option<ModuleFacts>)> {
+    let root = other_root(process.pid());
     let mut identities: Vec<FileIdentity> = Vec::new();
     let mut files: Vec<(CodeFile, Option<ModuleFacts>)> = Vec::new();
     for mapping in mappings {
@@ -219,7 +227,8 @@ fn code_files(
             continue;
         }
         let file = process.open_mapped(mapping).ok();
-        let facts = file.as_ref().and_then(|file| ModuleFacts::read(file, is_of_interest).ok());
+        let search = Search { path, root: root.as_ref(), descriptions };
+        let facts = file.as_ref().and_then(|file| ModuleFacts::search(file, &search).ok());
         let segments = facts.as_ref().map(|facts| facts.code.clone()).unwrap_or_default();
         let mappings = vec![mapping.clone()];
         identities.push(*identity);

@@ -14,8 +14,7 @@ use std::{
 
 use nix::unistd::{Uid, User};
 
-use super::{debug_file::hexadecimal, foreign_file::open_in_root};
-use crate::target::Invoker;
+use crate::target::{Invoker, hexadecimal, open_in_root};
 
 /// The client.
 const CLIENT: &str = "debuginfod-find";

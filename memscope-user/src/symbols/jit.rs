@@ -4,11 +4,8 @@ use std::{
     os::unix::fs::MetadataExt as _,
 };
 
-use super::{
-    foreign_file::open_in_directory,
-    perf_map::{MAX_MAP_BYTES, PerfMap},
-};
-use crate::model::SourceFunction;
+use super::perf_map::{MAX_MAP_BYTES, PerfMap};
+use crate::{model::SourceFunction, target::open_in_directory};
 
 /// Most bytes read of `/proc/PID/status`, which has about 1,500.
 const MAX_STATUS_BYTES: u64 = 1 << 16;

@@ -10,16 +10,10 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
-use super::{
-    MAX_NAME_CHARS,
-    debug_file::{DebugFile, Wanted},
-    debuginfod::Debuginfod,
-    demangle::demangle,
-    elf_facts::ElfFacts,
-};
+use super::{MAX_NAME_CHARS, debuginfod::Debuginfod, demangle::demangle};
 use crate::{
     model::SourceFunction,
-    target::{CodeSegment, path_of_open},
+    target::{CodeSegment, DebugFile, ElfFacts, Wanted, path_of_open},
 };
 
 /// A file whose symbols are wanted.
@@ -131,10 +125,7 @@ impl SymbolSource {
             debug_link: facts.debug_link.as_ref(),
             path: &self.path,
         };
-        let own_root = File::open("/").ok();
-        let found =
-            [&self.root, &own_root].into_iter().flatten().find_map(|root| wanted.find(root));
-        found.or_else(|| {
+        wanted.find_in(self.root.as_ref()).or_else(|| {
             let file = debuginfod?.borrow_mut().fetch(wanted.usable_build_id()?)?;
             wanted
                 .accept(file)

@@ -13,8 +13,11 @@ use object::{Object as _, ObjectSymbol as _};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{Debuginfod, SymbolSource, Symbolizer, debug_file::hexadecimal, elf_facts::ElfFacts};
-use crate::{model::SourceFunction, target::ModuleFacts};
+use super::{Debuginfod, SymbolSource, Symbolizer};
+use crate::{
+    model::SourceFunction,
+    target::{DebugFileError, ElfFacts, ModuleFacts, hexadecimal},
+};
 
 /// A place with a known name, line and inlining: what returns to just after `the_place`
 /// was called in `inlined_piece`, which is merged into `function_around`.
@@ -342,7 +345,7 @@ fn a_compressed_section_cannot_claim_what_it_likes() {
     fs::write(&forged, &bytes).unwrap();
     let file = File::open(&forged).unwrap();
     let refused = ElfFacts::read(&file);
-    assert!(matches!(refused, Err(super::SymbolError::Expansion { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(DebugFileError::Expansion { .. })), "{refused:?}");
     let code = ModuleFacts::read(&file, |_| false).unwrap().code;
     let source = SymbolSource::new(file, forged, code, None);
     assert!(built.names_of(&source, &Symbolizer::default()).is_empty());

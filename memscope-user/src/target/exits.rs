@@ -34,6 +34,8 @@ pub enum ExitObstacle {
     LeavesModule(u64),
     /// It is larger than the limit.
     TooLong,
+    /// It is of a Go program, which moves its stacks: it would return to where one was.
+    StackMoves,
 }
 
 impl fmt::Display for ExitObstacle {
@@ -46,6 +48,10 @@ impl fmt::Display for ExitObstacle {
             Self::TooLong => {
                 write!(to, "more than {MAX_INSTRUCTIONS} instructions can be reached from it")
             }
+            Self::StackMoves => write!(
+                to,
+                "it is of a Go program, which moves its stacks, and a probe of its return would break it"
+            ),
         }
     }
 }

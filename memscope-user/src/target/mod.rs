@@ -8,23 +8,31 @@
 mod allocator;
 mod blocks;
 mod cgroup;
+mod description;
 mod exits;
 mod launch;
 mod memory;
 mod module;
 mod plan;
 mod process;
+mod separate;
 mod site;
 
 pub use allocator::{ALLOCATORS, Allocator, AllocatorFunction, FunctionKind, Naming};
 pub use cgroup::{ControlGroup, GroupError};
+pub use description::{Description, DescriptionError, Descriptions};
 pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;
-pub use module::{CodeSegment, FunctionCode, ModuleError, ModuleFacts};
+pub use module::{CodeSegment, DescribedCode, FunctionCode, ModuleError, ModuleFacts, Search};
 pub use plan::{PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
-    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, path_of_open,
+    CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, other_root,
+    path_of_open,
+};
+pub use separate::DebugFileError;
+pub(crate) use separate::{
+    DebugFile, ElfFacts, Wanted, hexadecimal, open_in_directory, open_in_root,
 };
 pub use site::{
     ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, SiteReason, choose_site,

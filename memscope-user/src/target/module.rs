@@ -2,6 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    path::Path,
 };
 
 use object::{
@@ -10,9 +11,12 @@ use object::{
 };
 
 use super::{
-    allocator::{FunctionKind, Naming, find},
+    allocator::{AllocatorFunction, FunctionKind, Naming, find},
     blocks::Blocks,
+    description::{Description, Descriptions, Place},
     exits::{CodeView, ExitObstacle, Linked, exits_of},
+    plan::is_of_interest,
+    separate::{ElfFacts, Wanted, hexadecimal},
 };
 
 /// Largest file looked into.
@@ -21,6 +25,64 @@ const MAX_FILE_BYTES: u64 = 1 << 36;
 const CODE_PAGE_BYTES: u64 = 1 << 12;
 /// Most bytes of a function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 16;
+
+/// What is looked for in a file, and where beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Search<'a> {
+    /// The path of the file, as the process sees it.
+    pub path: &'a str,
+    /// The process's root directory, if it is not memscope's own.
+    pub root: Option<&'a File>,
+    /// Functions that somebody has described.
+    pub descriptions: &'a Descriptions,
+}
+
+impl Search<'_> {
+    /// The separate debug file of a file.
+    fn debug_file(&self, file: &File) -> Option<File> {
+        let facts = ElfFacts::read(file).ok()?;
+        let found = self.wanted(&facts).find_in(self.root)?;
+        found.facts.has_symbol_table.then_some(found.file)
+    }
+
+    fn wanted<'a>(&'a self, facts: &'a ElfFacts) -> Wanted<'a> {
+        Wanted {
+            build_id: &facts.build_id,
+            debug_link: facts.debug_link.as_ref(),
+            path: Path::new(self.path),
+        }
+    }
+
+    /// Of a file in which there is no allocator: what symbols it has, and where those were looked
+    /// for that were taken out of it.
+    #[must_use]
+    pub fn explain(&self, file: &File) -> String {
+        let facts = match ElfFacts::read(file) {
+            Ok(facts) => facts,
+            Err(error) => return error.to_string(),
+        };
+        if facts.has_symbol_table {
+            return "it has a symbol table, in which there is none".to_owned();
+        }
+        let build_id = if facts.build_id.is_empty() {
+            "no build id".to_owned()
+        } else {
+            format!("build id {}", hexadecimal(&facts.build_id))
+        };
+        let paths: Vec<String> = self
+            .wanted(&facts)
+            .paths()
+            .map(|path| Path::new("/").join(path).display().to_string())
+            .collect();
+        if paths.is_empty() {
+            return format!(
+                "it has no symbol table, {build_id} and no debug link by which a debug file could be found"
+            );
+        }
+        let paths = paths.join(", ");
+        format!("it has no symbol table, {build_id}, and no fitting debug file is at {paths}")
+    }
+}
 
 /// Why a mapped file tells nothing.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +133,17 @@ pub struct FunctionCode {
     pub is_local: bool,
 }
 
+/// A function of a file that somebody has described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DescribedCode {
+    /// Which of the descriptions.
+    pub description: usize,
+    /// What it does.
+    pub function: AllocatorFunction,
+    /// Where it is.
+    pub code: FunctionCode,
+}
+
 /// What a file says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleFacts {
@@ -80,6 +153,8 @@ pub struct ModuleFacts {
     pub code: Vec<CodeSegment>,
     /// Those of the wanted functions that it defines, in the order of their positions.
     pub functions: Vec<FunctionCode>,
+    /// What it has of the functions that were described.
+    pub described: Vec<DescribedCode>,
     /// For those that can throw, by position: where they return.
     pub exits: BTreeMap<u64, Result<Vec<u64>, ExitObstacle>>,
     /// Whether it is a dynamic loader: it has an allocator of its own for its first
@@ -97,6 +172,28 @@ impl ModuleFacts {
     ///
     /// If it is none, or cannot be read.
     pub fn read(file: &File, wanted: impl Fn(&str) -> bool) -> Result<Self, ModuleError> {
+        Self::read_described(file, &wanted, &[], &|| None)
+    }
+
+    /// Looks into an ELF file for all that may be probed, and for what is described of it. If
+    /// symbols were taken out of a program, those of its debug file count, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or cannot be read.
+    pub fn search(file: &File, search: &Search<'_>) -> Result<Self, ModuleError> {
+        let described: Vec<(usize, &Description)> =
+            search.descriptions.of_file(search.path).collect();
+        let symbols_elsewhere = || search.debug_file(file);
+        Self::read_described(file, &is_of_interest, &described, &symbols_elsewhere)
+    }
+
+    fn read_described(
+        file: &File,
+        wanted: &dyn Fn(&str) -> bool,
+        descriptions: &[(usize, &Description)],
+        symbols_elsewhere: &dyn Fn() -> Option<File>,
+    ) -> Result<Self, ModuleError> {
         let bytes = file.metadata().map_err(ModuleError::Read)?.len();
         if bytes > MAX_FILE_BYTES {
             return Err(ModuleError::TooLarge { bytes });
@@ -105,38 +202,40 @@ impl ModuleFacts {
         let elf = object::File::parse(&blocks).map_err(ModuleError::NotElf)?;
         let code: Vec<CodeSegment> =
             elf.segments().filter_map(|segment| code_segment(&segment)).collect();
-        let mut found: BTreeMap<(u64, String), (u64, bool)> = BTreeMap::new();
-        let mut starts = BTreeSet::new();
-        for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
-            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
-                continue;
-            }
-            starts.insert(symbol.address());
-            let Ok(name) = symbol.name() else { continue };
-            // .symtab writes the version into the name.
-            let name = name.split('@').next().unwrap_or(name);
-            if wanted(name) {
-                let (size, is_local) = found
-                    .entry((symbol.address(), name.to_owned()))
-                    .or_insert((symbol.size(), true));
-                *size = symbol.size();
-                *is_local &= symbol.is_local();
-            }
+        let by_name = |name: &str| {
+            let mut all = descriptions.iter();
+            wanted(name) || all.any(|(_, description)| description.is_called(name))
+        };
+        let mut symbols = Symbols::default();
+        symbols.take(elf.dynamic_symbols().chain(elf.symbols()), &by_name);
+        // Libraries have none either, but they have the names that others call them by.
+        let is_stripped_program = elf.entry() != 0 && elf.symbols().next().is_none();
+        if is_stripped_program
+            && symbols.found.is_empty()
+            && let Some(file) = symbols_elsewhere()
+        {
+            symbols.take_of_file(&file, &by_name);
         }
-        let functions: Vec<FunctionCode> = found
-            .into_iter()
-            .filter_map(|((start_svma, name), (size, is_local))| {
-                let segment = code.iter().find(|segment| {
-                    start_svma.wrapping_sub(segment.start_svma) < segment.length_bytes
-                })?;
-                let inside = start_svma - segment.start_svma;
-                let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
-                let file_offset = segment.file_offset.checked_add(inside)?;
-                let code = (&blocks).read_bytes_at(file_offset, length).ok()?.to_vec();
-                Some(FunctionCode { name, file_offset, code, is_local })
+        let parsed = Parsed { elf: &elf, blocks: &blocks, code: &code };
+        let found: Vec<FunctionCode> = symbols
+            .found
+            .iter()
+            .filter_map(|((svma, name), (size, is_local))| {
+                parsed.function(name, *svma, *size, *is_local)
             })
             .collect();
-        let exits = exits(&Parsed { elf: &elf, blocks: &blocks, code: &code }, &functions, &starts);
+        let mut described = parsed.described(&found, descriptions);
+        let functions: Vec<FunctionCode> =
+            found.into_iter().filter(|function| wanted(&function.name)).collect();
+        let mut exits = exits(&parsed, &functions, &described, &symbols.starts);
+        if is_go(&elf) {
+            for found in &mut described {
+                if found.function.kind == FunctionKind::Allocates {
+                    found.function.can_throw = true;
+                    exits.insert(found.code.file_offset, Err(ExitObstacle::StackMoves));
+                }
+            }
+        }
         let loader_state = elf
             .dynamic_symbols()
             .find(|symbol| symbol.is_definition() && symbol.name() == Ok("_r_debug"));
@@ -148,8 +247,65 @@ impl ModuleFacts {
                 .any(|symbol| symbol.is_definition() && symbol.name() == Ok("_rtld_global")),
             code,
             functions,
+            described,
             exits,
         })
+    }
+
+    /// The function that begins at a position, if it is one of those that were looked for.
+    #[must_use]
+    pub fn function_at(&self, file_offset: u64) -> Option<&FunctionCode> {
+        let described = self.described.iter().map(|found| &found.code);
+        described.chain(&self.functions).find(|function| function.file_offset == file_offset)
+    }
+}
+
+/// Whether the Go compiler has made it, which leaves these sections even in a stripped file.
+fn is_go<'data>(elf: &impl object::Object<'data>) -> bool {
+    [".go.buildinfo", ".gopclntab"].iter().any(|name| elf.section_by_name(name).is_some())
+}
+
+/// What symbols say of functions.
+#[derive(Default)]
+struct Symbols {
+    /// Of the wanted ones, by position and name: how long, and whether local.
+    found: BTreeMap<(u64, String), (u64, bool)>,
+    /// Where all functions begin.
+    starts: BTreeSet<u64>,
+}
+
+impl Symbols {
+    /// Those of another file, which fits.
+    fn take_of_file(&mut self, file: &File, wanted: &dyn Fn(&str) -> bool) {
+        let blocks = Blocks::of(file);
+        match object::File::parse(&blocks) {
+            Ok(elf) => self.take(elf.symbols(), wanted),
+            Err(error) => log::debug!("no symbols from a debug file: {error}"),
+        }
+    }
+
+    fn take<'data>(
+        &mut self,
+        symbols: impl Iterator<Item = impl object::ObjectSymbol<'data>>,
+        wanted: &dyn Fn(&str) -> bool,
+    ) {
+        for symbol in symbols {
+            if symbol.kind() != SymbolKind::Text || !symbol.is_definition() {
+                continue;
+            }
+            self.starts.insert(symbol.address());
+            let Ok(name) = symbol.name() else { continue };
+            // .symtab writes the version into the name.
+            let name = name.split('@').next().unwrap_or(name);
+            if wanted(name) {
+                let (size, is_local) = self
+                    .found
+                    .entry((symbol.address(), name.to_owned()))
+                    .or_insert((symbol.size(), true));
+                *size = symbol.size();
+                *is_local &= symbol.is_local();
+            }
+        }
     }
 }
 
@@ -161,6 +317,41 @@ struct Parsed<'a, 'file> {
 }
 
 impl<'a> Parsed<'a, '_> {
+    /// A function and its code; none if no code is there.
+    fn function(&self, name: &str, svma: u64, size: u64, is_local: bool) -> Option<FunctionCode> {
+        let file_offset = self.file_offset_of(svma)?;
+        let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
+        let inside = file_offset - segment.file_offset;
+        let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
+        let code = self.blocks.read_bytes_at(file_offset, length).ok()?.to_vec();
+        Some(FunctionCode { name: name.to_owned(), file_offset, code, is_local })
+    }
+
+    /// What was described and is there. How long a function is that has no symbol nobody says:
+    /// as much is looked at as of the longest.
+    fn described(
+        &self,
+        found: &[FunctionCode],
+        descriptions: &[(usize, &Description)],
+    ) -> Vec<DescribedCode> {
+        let of = |(number, description): &(usize, &Description)| -> Vec<DescribedCode> {
+            let function = description.function;
+            let at = |svma| self.function(function.name, svma, MAX_FUNCTION_BYTES, false);
+            let code = match description.place {
+                Place::Name => found
+                    .iter()
+                    .filter(|found| description.is_called(&found.name))
+                    .cloned()
+                    .collect(),
+                Place::Svma(svma) => Vec::from_iter(at(svma)),
+                Place::FileOffset(offset) => Vec::from_iter(self.svma_of(offset).and_then(at)),
+            };
+            let described = |code| DescribedCode { description: *number, function, code };
+            code.into_iter().map(described).collect()
+        };
+        descriptions.iter().flat_map(of).collect()
+    }
+
     fn svma_of(&self, file_offset: u64) -> Option<u64> {
         let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
         Some(segment.start_svma.wrapping_add(file_offset - segment.file_offset))
@@ -208,11 +399,16 @@ impl<'a> Parsed<'a, '_> {
 fn exits(
     file: &Parsed<'_, '_>,
     functions: &[FunctionCode],
+    described: &[DescribedCode],
     starts: &BTreeSet<u64>,
 ) -> BTreeMap<u64, Result<Vec<u64>, ExitObstacle>> {
-    let can_throw =
-        |found: &&FunctionCode| find(&found.name).is_some_and(|row| row.function.can_throw);
-    if !functions.iter().any(|found| can_throw(&found)) {
+    let described = described.iter().filter(|found| found.function.can_throw);
+    let throwing: Vec<&FunctionCode> = functions
+        .iter()
+        .filter(|found| find(&found.name).is_some_and(|row| row.function.can_throw))
+        .chain(described.map(|found| &found.code))
+        .collect();
+    if throwing.is_empty() {
         return BTreeMap::new();
     }
     // These have return probes, wherever they are; others may be left alone for handing on.
@@ -232,13 +428,13 @@ fn exits(
             .filter_map(|found| file.svma_of(found.file_offset))
             .collect(),
     };
-    let of = |found: &FunctionCode| {
+    let of = |found: &&FunctionCode| {
         let exits = exits_of(file.svma_of(found.file_offset)?, &view);
         let exits =
             exits.map(|exits| exits.iter().filter_map(|svma| file.file_offset_of(*svma)).collect());
         Some((found.file_offset, exits))
     };
-    functions.iter().filter(can_throw).filter_map(of).collect()
+    throwing.iter().filter_map(of).collect()
 }
 
 fn code_segment<'data>(segment: &impl object::ObjectSegment<'data>) -> Option<CodeSegment> {

@@ -97,7 +97,8 @@ pub fn unseen_functions(facts: &ModuleFacts) -> Vec<(&'static str, ExitObstacle)
     unseen.filter_map(|(found, function)| Some((function.name, *obstacle(found)?))).collect()
 }
 
-/// What of a module's functions is to be probed. Of several names the best known comes first.
+/// What of a module's functions is to be probed. Of several names the best known comes first,
+/// before it what was described.
 fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
     if facts.is_loader {
         // The loader's own first allocator is left alone: nobody frees its blocks.
@@ -113,7 +114,9 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
     let is_allocator = rows.iter().any(|(_, row)| {
         row.naming != Naming::Operator && row.function.kind == FunctionKind::Allocates
     });
-    let has_own_names = rows.iter().any(|(_, row)| row.naming == Naming::Own);
+    // Functions that were described can be called by those of the table, and call them.
+    let has_own_names =
+        !facts.described.is_empty() || rows.iter().any(|(_, row)| row.naming == Naming::Own);
     let effects: BTreeMap<u64, Effect> =
         rows.iter().map(|(found, row)| (found.file_offset, effect_of(row.function))).collect();
     rows.retain(|(found, row)| match row.naming {
@@ -128,7 +131,9 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
     });
     let of_exceptions =
         facts.functions.iter().filter_map(|found| Some((found, exception_function(&found.name)?)));
-    functions.chain(of_exceptions).collect()
+    // First, so that a description counts more than the table.
+    let described = facts.described.iter().map(|found| (&found.code, found.function));
+    described.chain(functions).chain(of_exceptions).collect()
 }
 
 /// What a call does to blocks: whether it gives one, and whether it ends one.

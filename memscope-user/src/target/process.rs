@@ -180,6 +180,15 @@ impl TargetProcess {
         self.process().ok()?.exe().ok().map(|path| path.to_string_lossy().into_owned())
     }
 
+    /// The program it runs.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone or may not be read.
+    pub fn open_exe(&self) -> io::Result<File> {
+        File::open(format!("/proc/{}/exe", self.pid))
+    }
+
     /// Its executable memory, in the order of addresses.
     ///
     /// # Errors
@@ -328,6 +337,23 @@ fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
         file_offset: map.offset,
         file,
     }
+}
+
+/// The root directory of a process that sees other file systems than memscope does, as in
+/// a container; held open, so that it can be searched even when the process has ended.
+#[must_use]
+pub fn other_root(pid: u32) -> Option<File> {
+    let identity = |path: &str| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let own = [identity("/proc/self/root/"), identity("/proc/self/ns/mnt")];
+    let theirs =
+        [identity(&format!("/proc/{pid}/root/")), identity(&format!("/proc/{pid}/ns/mnt"))];
+    if own == theirs {
+        return None;
+    }
+    File::open(format!("/proc/{pid}/root/")).ok()
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod chains;
 mod contract;
 mod copies;
 mod cost;
+mod described;
 mod harm;
 mod images;
 mod kit;

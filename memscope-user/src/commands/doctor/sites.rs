@@ -135,7 +135,7 @@ impl ProbeDiagnosis {
         let AllocatorFunction { name, kind, can_throw, .. } = probe.function;
         let offset = probe.site.offset;
         let start = probe.file_offset.saturating_sub(offset);
-        let function = facts.functions.iter().find(|function| function.file_offset == start);
+        let function = facts.function_at(start);
         let with_return = kind == FunctionKind::Allocates && !can_throw;
         let cost_of_call = |costs: HitCosts| {
             // Such a function's return is a stepped instruction.

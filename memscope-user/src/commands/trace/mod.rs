@@ -44,7 +44,7 @@ use crate::{
     model::{Capture, EndingReason, Observes},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
-    target::{HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
+    target::{Descriptions, HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
     text::bytes,
 };
 
@@ -76,6 +76,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }
     let selected = Selected::find(options)?;
+    let descriptions = Descriptions::read(&options.allocator)?;
     let ring_bytes = ring_bytes(options)?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut kernel = Kernel::load(KernelConfig {
@@ -107,7 +108,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let capture = capture(options, ring_bytes);
     let begun = match begin(
         options,
-        Wanted { named: targets, selected },
+        Wanted { named: targets, selected, descriptions },
         kernel,
         &output,
         &capture,
@@ -134,15 +135,16 @@ struct Begun {
     selected: Selected,
 }
 
-/// Whom to trace, if it is no command.
+/// Whom to trace, if it is no command, and what is probed beside the known allocators.
 struct Wanted {
     named: Vec<TargetProcess>,
     selected: Selected,
+    descriptions: Descriptions,
 }
 
 fn begin(
     options: &TraceOptions,
-    Wanted { named, mut selected }: Wanted,
+    Wanted { named, mut selected, descriptions }: Wanted,
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
@@ -160,6 +162,7 @@ fn begin(
     };
     let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, how, debuginfod)
         .with_context(|| cannot_save(output))?;
+    session.describe(descriptions);
     if options.selects() {
         session.enable_new();
         let found = selected.attach(&mut session)?;

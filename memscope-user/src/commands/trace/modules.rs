@@ -4,7 +4,6 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -19,9 +18,9 @@ use crate::{
     model::{Module, ModuleId, Probe, ProbeId},
     symbols::SymbolSource,
     target::{
-        CodeMapping, CodeSegment, EmulatedForms, FileIdentity, FunctionKind, MappedFile,
-        ModuleFacts, PlannedProbe, TargetError, TargetProcess, is_of_interest, plan_probes,
-        unseen_functions,
+        CodeMapping, CodeSegment, Descriptions, EmulatedForms, FileIdentity, FunctionKind,
+        MappedFile, ModuleFacts, PlannedProbe, Search, TargetError, TargetProcess, other_root,
+        plan_probes, unseen_functions,
     },
 };
 
@@ -40,7 +39,7 @@ pub(super) struct LoadedModule {
     code: Vec<CodeSegment>,
     loader_state_svma: Option<u64>,
     identity: Option<FileIdentity>,
-    /// See [`root_of`].
+    /// See [`other_root`].
     root: Option<File>,
 }
 
@@ -114,6 +113,9 @@ pub(super) struct ModuleCache {
     by_key: FxHashMap<ModuleKey, Arc<LoadedModule>>,
     by_id: Vec<Arc<LoadedModule>>,
     probe_count: u16,
+    descriptions: Descriptions,
+    /// Which of them were found in a file.
+    described: FxHashSet<usize>,
 }
 
 /// A cache that several threads hold.
@@ -125,6 +127,30 @@ pub(super) fn lock(modules: &SharedModules) -> MutexGuard<'_, ModuleCache> {
 }
 
 impl ModuleCache {
+    /// To be called before a file is looked into.
+    pub(super) fn describe(&mut self, descriptions: Descriptions) {
+        self.descriptions = descriptions;
+    }
+
+    /// What was looked for in a process's program in vain, and where.
+    pub(super) fn explain(&self, process: &TargetProcess) -> String {
+        let (Some(path), Ok(file)) = (process.exe(), process.open_exe()) else {
+            return "its program cannot be opened".to_owned();
+        };
+        let root = other_root(process.pid());
+        let search = Search { path: &path, root: root.as_ref(), descriptions: &self.descriptions };
+        format!("{path}: {}", search.explain(&file))
+    }
+
+    /// Functions that were described and are in none of the files: their names, and where they
+    /// were described.
+    pub(super) fn not_found(&self) -> impl Iterator<Item = (&str, &str)> {
+        let missing = self.descriptions.all();
+        missing
+            .filter(|(number, ..)| !self.described.contains(number))
+            .map(|(_, name, origin)| (name, origin))
+    }
+
     /// What is behind a mapping; none for memory without a file.
     pub(super) fn load(
         &mut self,
@@ -150,7 +176,9 @@ impl ModuleCache {
             return Some(Arc::clone(known));
         }
         let file = open();
-        let facts = file.as_ref().map(|file| ModuleFacts::read(file, is_of_interest));
+        let root = other_root(pid);
+        let search = Search { path, root: root.as_ref(), descriptions: &self.descriptions };
+        let facts = file.as_ref().map(|file| ModuleFacts::search(file, &search));
         let facts = match facts {
             Some(Ok(facts)) => facts,
             Some(Err(error)) => {
@@ -159,6 +187,7 @@ impl ModuleCache {
             }
             None => ModuleFacts::default(),
         };
+        self.described.extend(facts.described.iter().map(|found| found.description));
         for (function, obstacle) in unseen_functions(&facts) {
             log::warn!("blocks of {function} in {path} are not recorded: {obstacle}");
         }
@@ -177,7 +206,7 @@ impl ModuleCache {
                 MappedFile::File { identity, .. } => Some(*identity),
                 _ => None,
             },
-            root: root_of(pid),
+            root,
         });
         self.by_id.push(Arc::clone(&loaded));
         self.by_key.insert(key, Arc::clone(&loaded));
@@ -209,22 +238,6 @@ impl ModuleCache {
         let path = PathBuf::from(&module.module.path);
         Some(SymbolSource::new(file, path, module.code.clone(), root))
     }
-}
-
-/// The root directory of a process that sees other file systems than memscope does, as in
-/// a container; held open, so that it can be searched even when the process has ended.
-fn root_of(pid: u32) -> Option<File> {
-    let identity = |path: &str| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    let own = [identity("/proc/self/root/"), identity("/proc/self/ns/mnt")];
-    let theirs =
-        [identity(&format!("/proc/{pid}/root/")), identity(&format!("/proc/{pid}/ns/mnt"))];
-    if own == theirs {
-        return None;
-    }
-    File::open(format!("/proc/{pid}/root/")).ok()
 }
 
 /// The file behind a mapping, if there is one and it can be opened.

@@ -11,6 +11,7 @@
 //! the ring fills, and the kernel side counts what is lost. Nothing is lost uncounted.
 
 use std::{
+    collections::VecDeque,
     io::Write,
     os::fd::BorrowedFd,
     sync::{
@@ -61,6 +62,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often what is still being written is looked for when recording has ended, and how long.
 const LAST_RECORDS_INTERVAL: Duration = Duration::from_millis(1);
 const LAST_RECORDS_PATIENCE: Duration = Duration::from_millis(100);
+/// Of so many targets that have ended, what is known of their memory is kept: records can be kept back
+/// by the rings, and what was mapped last is told by process ids.
+const KEPT_TARGETS: usize = 64;
 /// What a crash of memscope can cost of the recording.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often lost reports of new code make the collector look at all targets.
@@ -524,6 +528,8 @@ struct Collect<W> {
     collector: Collector<TargetView>,
     sink: Sink<W>,
     readings: HeldReadings,
+    /// Targets that ended last.
+    ended: VecDeque<u16>,
     progress: watch::Sender<Progress>,
     flushed_at: Instant,
 }
@@ -584,6 +590,7 @@ impl<W: Write> Collect<W> {
                 failure: None,
             },
             readings: HeldReadings::default(),
+            ended: VecDeque::new(),
             progress,
             flushed_at: Instant::now(),
         }
@@ -702,8 +709,13 @@ impl<W: Write> Collect<W> {
             }
             Control::EndTarget { target, time_ns, status } => {
                 collector.end_target(target, time_ns, status, |item| sink.take(&item));
-                // Not before: what it mapped last is told by way of its number.
-                collector.view().processes.remove(target);
+                self.ended.push_back(target);
+                if self.ended.len() > KEPT_TARGETS
+                    && let Some(target) = self.ended.pop_front()
+                {
+                    collector.forget_target(target);
+                    collector.view().processes.remove(target);
+                }
             }
             Control::ProbedLate(target) => {
                 collector.probed_late(target, |item| sink.take(&item));

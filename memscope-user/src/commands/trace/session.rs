@@ -20,7 +20,7 @@ use super::{
     copies::FrameInfos,
     memory::MemoryReader,
     modules::{
-        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, mappings_of,
+        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, lock, mappings_of,
         observation_of, probed_modules_of,
     },
     monotonic_ns,
@@ -36,7 +36,7 @@ use crate::{
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
-    target::{FileIdentity, TargetError, TargetProcess},
+    target::{Descriptions, FileIdentity, TargetError, TargetProcess},
     unwind::{TableCache, Tables},
 };
 
@@ -148,16 +148,31 @@ impl Session {
         Ok((session, notices))
     }
 
+    /// Has functions probed that were described; to be called before there is a target.
+    pub(super) fn describe(&self, descriptions: Descriptions) {
+        lock(&self.modules).describe(descriptions);
+    }
+
+    /// Says which of the functions that were described no traced process had.
+    fn say_not_found(&self) {
+        for (name, origin) in lock(&self.modules).not_found() {
+            log::warn!("{name}, described at {origin}, is in no file of a traced process");
+        }
+    }
+
     /// Attaches to a process that runs already, and begins to record it.
     pub(super) fn attach_running(&mut self, process: TargetProcess) -> anyhow::Result<()> {
         let pid = process.pid();
         let target = self.add(process, Known::Named)?;
         let Some(target) = target else { bail!("process {pid} is traced already") };
         self.begin_running(target)?;
-        let has_none = self.targets.get(&target).is_some_and(|state| state.allocators == 0);
-        if has_none && self.kernel.observes() == Observes::Allocations {
+        let without = self.targets.get(&target).filter(|state| state.allocators == 0);
+        if let Some(state) = without
+            && self.kernel.observes() == Observes::Allocations
+        {
+            let why = lock(&self.modules).explain(&state.process);
             bail!(
-                "no known allocator in process {pid}: none of its files defines malloc; statically linked programs without symbols cannot be traced yet"
+                "no known allocator in process {pid}: none of its files defines malloc or the like; its own can be described (--allocator). {why}"
             );
         }
         Ok(())
@@ -555,6 +570,7 @@ impl Session {
 
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
+        self.say_not_found();
         let observed = self.observed();
         let windowed = self.windowed.take();
         let Self { mut kernel, pipeline, memory, guard, .. } = self;

@@ -7,7 +7,10 @@ fn of_this_process() -> StackDiagnosis {
     let process = TargetProcess::open(std::process::id()).unwrap();
     let mappings = process.code_mappings().unwrap();
     let files: Vec<CodeFile> =
-        code_files(&process, &mappings).into_iter().map(|(file, _)| file).collect();
+        code_files(&process, &mappings, &crate::target::Descriptions::default())
+            .into_iter()
+            .map(|(file, _)| file)
+            .collect();
     StackDiagnosis::of(&process, &files, &mappings, &Tables::default())
 }
 

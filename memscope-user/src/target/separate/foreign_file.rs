@@ -13,7 +13,7 @@ use nix::{
 /// # Errors
 ///
 /// If there is none, or it is no regular file.
-pub(super) fn open_in_root(root: impl AsFd, path: &Path) -> io::Result<File> {
+pub(crate) fn open_in_root(root: impl AsFd, path: &Path) -> io::Result<File> {
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     open(root, path, resolve)
 }
@@ -23,7 +23,7 @@ pub(super) fn open_in_root(root: impl AsFd, path: &Path) -> io::Result<File> {
 /// # Errors
 ///
 /// If there is none, or it is no regular file.
-pub(super) fn open_in_directory(directory: impl AsFd, name: &str) -> io::Result<File> {
+pub(crate) fn open_in_directory(directory: impl AsFd, name: &str) -> io::Result<File> {
     let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
     open(directory, Path::new(name), resolve)
 }

@@ -9,7 +9,7 @@ use object::{
     SymbolKind,
 };
 
-use super::SymbolError;
+use super::DebugFileError;
 
 /// Largest file looked into.
 const MAX_FILE_BYTES: u64 = 1 << 36;
@@ -28,31 +28,31 @@ const MAX_SPLIT_SEARCH_UNITS: usize = 4096;
 
 /// What an ELF file has that names can come from.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ElfFacts {
+pub(crate) struct ElfFacts {
     /// GNU build id; empty if it has none.
-    pub(super) build_id: Vec<u8>,
+    pub(crate) build_id: Vec<u8>,
     /// Name and checksum of its separate debug file, as `.gnu_debuglink` says.
-    pub(super) debug_link: Option<(String, u32)>,
+    pub(crate) debug_link: Option<(String, u32)>,
     /// Whether there is DWARF in it.
-    pub(super) has_debug_info: bool,
+    pub(crate) has_debug_info: bool,
     /// Whether it has functions in a `.symtab`.
-    pub(super) has_symbol_table: bool,
+    pub(crate) has_symbol_table: bool,
     /// Whether its DWARF has units that are in `.dwo` or `.dwp` files for the most part.
-    pub(super) is_split: bool,
+    pub(crate) is_split: bool,
 }
 
 impl ElfFacts {
     /// Looks into a file, and refuses one that would unpack to more than there is room for.
-    pub(super) fn read(file: &File) -> Result<Self, SymbolError> {
-        let metadata = file.metadata().map_err(SymbolError::Read)?;
+    pub(crate) fn read(file: &File) -> Result<Self, DebugFileError> {
+        let metadata = file.metadata().map_err(DebugFileError::Read)?;
         if !metadata.is_file() {
-            return Err(SymbolError::NoRegularFile);
+            return Err(DebugFileError::NoRegularFile);
         }
         if metadata.len() > MAX_FILE_BYTES {
-            return Err(SymbolError::TooLarge { bytes: metadata.len() });
+            return Err(DebugFileError::TooLarge { bytes: metadata.len() });
         }
         let cache = ReadCache::new(file);
-        let elf = object::File::parse(&cache).map_err(SymbolError::NotElf)?;
+        let elf = object::File::parse(&cache).map_err(DebugFileError::NotElf)?;
         for section in elf.sections() {
             check_compression(&section)?;
         }
@@ -89,22 +89,24 @@ fn has_bytes<'data>(section: &impl object::ObjectSection<'data>) -> bool {
 /// What is unpacked is reserved at the size that the file claims.
 fn check_compression<'data>(
     section: &impl object::ObjectSection<'data>,
-) -> Result<(), SymbolError> {
-    let range = section.compressed_file_range().map_err(SymbolError::NotElf)?;
+) -> Result<(), DebugFileError> {
+    let range = section.compressed_file_range().map_err(DebugFileError::NotElf)?;
     let most = range.compressed_size.saturating_mul(MAX_EXPANSION).min(MAX_SECTION_BYTES);
     if range.format != CompressionFormat::None && range.uncompressed_size > most {
-        return Err(SymbolError::Expansion { bytes: range.uncompressed_size });
+        return Err(DebugFileError::Expansion { bytes: range.uncompressed_size });
     }
     Ok(())
 }
 
 /// xz does not say at its beginning how much it holds, so it is unpacked once for nothing.
-fn check_debug_data<'data>(section: &impl object::ObjectSection<'data>) -> Result<(), SymbolError> {
-    let packed = section.data().map_err(SymbolError::NotElf)?;
+fn check_debug_data<'data>(
+    section: &impl object::ObjectSection<'data>,
+) -> Result<(), DebugFileError> {
+    let packed = section.data().map_err(DebugFileError::NotElf)?;
     let unpacked = xz2::read::XzDecoder::new(packed).take(MAX_DEBUG_DATA_BYTES + 1);
     // What cannot be unpacked has no names; whoever needs it will say so.
     match io::copy(&mut { unpacked }, &mut io::sink()) {
-        Ok(bytes) if bytes > MAX_DEBUG_DATA_BYTES => Err(SymbolError::Expansion { bytes }),
+        Ok(bytes) if bytes > MAX_DEBUG_DATA_BYTES => Err(DebugFileError::Expansion { bytes }),
         _ => Ok(()),
     }
 }

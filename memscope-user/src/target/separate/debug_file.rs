@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{SymbolError, elf_facts::ElfFacts, foreign_file::open_in_root};
+use super::{DebugFileError, elf_facts::ElfFacts, foreign_file::open_in_root};
 
 /// Where distributions put it.
 const DEBUG_DIRECTORY: &str = "usr/lib/debug";
@@ -20,32 +20,43 @@ const CHECKSUM_BUFFER_BYTES: usize = 1 << 16;
 
 /// A separate debug file, and what is in it.
 #[derive(Debug)]
-pub(super) struct DebugFile {
-    pub(super) file: File,
-    pub(super) facts: ElfFacts,
+pub(crate) struct DebugFile {
+    pub(crate) file: File,
+    pub(crate) facts: ElfFacts,
 }
 
 /// What is looked for.
-pub(super) struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     /// The file's own, which the debug file has too; empty if it has none.
-    pub(super) build_id: &'a [u8],
+    pub(crate) build_id: &'a [u8],
     /// What the file says of its debug file.
-    pub(super) debug_link: Option<&'a (String, u32)>,
+    pub(crate) debug_link: Option<&'a (String, u32)>,
     /// Path of the file in the target's view.
-    pub(super) path: &'a Path,
+    pub(crate) path: &'a Path,
 }
 
 impl Wanted<'_> {
+    /// As [`Self::find`], in the target's view of the file systems, if that is another, and in
+    /// memscope's.
+    pub(crate) fn find_in(&self, root: Option<&File>) -> Option<DebugFile> {
+        let own_root = File::open("/").ok();
+        [root, own_root.as_ref()].into_iter().flatten().find_map(|root| self.find(root))
+    }
+
     /// Looks in the usual places below a root of the file system: by build id first, then
     /// by the link's name beside the file, in `.debug` there, and under the same path in
     /// the debug directory.
-    pub(super) fn find(&self, root: &File) -> Option<DebugFile> {
-        let by_build_id = self.by_build_id().and_then(|path| self.open(root, &path));
-        by_build_id.or_else(|| self.by_link().find_map(|path| self.open(root, &path)))
+    fn find(&self, root: &File) -> Option<DebugFile> {
+        self.paths().find_map(|path| self.open(root, &path))
+    }
+
+    /// Where that is, in order.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.by_build_id().into_iter().chain(self.by_link())
     }
 
     /// The build id, if it is long enough to identify anything.
-    pub(super) fn usable_build_id(&self) -> Option<&[u8]> {
+    pub(crate) fn usable_build_id(&self) -> Option<&[u8]> {
         (MIN_BUILD_ID_BYTES..=MAX_BUILD_ID_BYTES)
             .contains(&self.build_id.len())
             .then_some(self.build_id)
@@ -81,25 +92,25 @@ impl Wanted<'_> {
 
     /// Whether an open file is the one wanted: it has the same build id or, where one of
     /// the two has none, the checksum that the link gives.
-    pub(super) fn accept(&self, file: File) -> Result<DebugFile, SymbolError> {
+    pub(crate) fn accept(&self, file: File) -> Result<DebugFile, DebugFileError> {
         let facts = ElfFacts::read(&file)?;
         let belongs = if self.build_id.is_empty() || facts.build_id.is_empty() {
             let expected = self.debug_link.map(|(_, checksum)| *checksum);
-            expected == Some(checksum(&file).map_err(SymbolError::Read)?)
+            expected == Some(checksum(&file).map_err(DebugFileError::Read)?)
         } else {
             self.build_id == facts.build_id
         };
         if !belongs {
-            return Err(SymbolError::OtherFile);
+            return Err(DebugFileError::OtherFile);
         }
         if !facts.has_debug_info && !facts.has_symbol_table {
-            return Err(SymbolError::NoSymbols);
+            return Err(DebugFileError::NoSymbols);
         }
         Ok(DebugFile { file, facts })
     }
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
