@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use memscope_tests::oracle::{self, LOG_VARIABLE};
-use memscope_tests::{Figures, OracleImage, OracleTotals, Variant, programs};
+use memscope_tests::stacks::{self, Compiler};
+use memscope_tests::{Figures, OracleImage, OracleTotals, TestProgram, Variant, programs};
 use serde_json::Value;
 
 use crate::kit::{Export, Running, Scratch, is_installed, number, run, skip, wait_until};
@@ -447,6 +448,66 @@ fn processes_that_end_during_the_attach_are_passed_over() {
     }
     wait_until("the storm ends", || storm.has_ended());
     assert_eq!(storm.stdout().trim(), "done");
+}
+
+/// One with the C library's allocator in a library of its own, one with another C library inside it.
+#[test]
+fn targets_with_different_c_libraries_are_traced_together() {
+    if !is_installed(Compiler::Musl.program()) {
+        return skip("two C libraries at once", "musl-gcc is not installed");
+    }
+    let static_musl = stacks::build("forker.c", Compiler::Musl, &["-static", "-fno-builtin"]);
+    let ours = programs::build("forker.c", Variant::Default);
+    let mut programs: Vec<TestProgram> = [ours, static_musl]
+        .iter()
+        .map(|program| TestProgram::spawn(Command::new(program).args(["100", "40", "30", "wait"])))
+        .collect();
+    let pids: Vec<u32> = programs.iter_mut().map(TestProgram::wait_ready).collect();
+    let scratch = Scratch::new();
+    let memscope = scratch.attach(&["--probes", "host"], &pids);
+    programs.iter_mut().for_each(TestProgram::go);
+    let figures: Vec<Figures> = programs.into_iter().map(|program| program.finish().0).collect();
+    memscope.finish().assert_code(0);
+    let export = scratch.export();
+    assert_eq!(export.list("processes").len(), 4, "each has a child");
+    for figures in &figures {
+        for who in ["parent", "child"] {
+            let row = numbers(&figures.rows(who)[0]);
+            let process = export.processes_of(row[0])[0];
+            assert_eq!(of_process(process, "allocations"), row[1], "{process:#}");
+            assert_eq!(of_process(process, "live_bytes"), row[6], "{process:#}");
+        }
+    }
+    assert_eq!(export.total("inherited_frees"), 2 * 41);
+}
+
+/// It takes a while to read them, and no longer.
+#[test]
+fn a_program_with_a_million_symbols_is_traced() {
+    const SYMBOLS: usize = 1_000_000;
+    let scratch = Scratch::new();
+    let (assembly, source) = (scratch.path("many.s"), scratch.path("main.c"));
+    let mut text = String::from(".text\n");
+    for number in 0..SYMBOLS {
+        text.push_str(&format!("symbol_{number}:\n.byte 0xc3\n"));
+    }
+    text.push_str(".section .note.GNU-stack,\"\",@progbits\n");
+    fs::write(&assembly, text).unwrap();
+    fs::write(&source, "#include <stdlib.h>\nint main(void) { return malloc(1234) == 0; }\n")
+        .unwrap();
+    let program = scratch.path("million");
+    let mut gcc = Command::new("gcc");
+    run(gcc.arg("-o").arg(&program).args([&source, &assembly])).assert_code(0);
+    let begun = std::time::Instant::now();
+    run(&mut scratch.trace_program(&["--strict"], &program, &[])).assert_code(0);
+    let export = scratch.export();
+    export.assert_complete();
+    let of_main = export.list("sites").iter().find(|site| number(site, "allocated_bytes") == 1234);
+    let frames = of_main.unwrap()["frames"].as_array().unwrap();
+    assert_eq!(frames[0]["function"], "main");
+    let seconds = begun.elapsed().as_secs_f64();
+    eprintln!("traced, read and exported in {seconds:.1} s");
+    assert!(seconds < 20.0, "{seconds} s");
 }
 
 /// The oracle of a child, which logs by itself.
