@@ -189,7 +189,6 @@ fn a_stripped_static_program_is_known_by_its_debug_file() {
         for part in ["no known allocator", "--allocator", "no symbol table", "pool.debug"] {
             assert!(finished.stderr.contains(part), "{part} in {}", finished.stderr);
         }
-        eprintln!("{}", finished.stderr);
         waiting.finish();
     }
 }
