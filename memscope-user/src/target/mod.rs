@@ -10,6 +10,7 @@ mod blocks;
 mod cgroup;
 mod description;
 mod exits;
+mod extent;
 mod launch;
 mod memory;
 mod module;

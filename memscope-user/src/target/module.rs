@@ -15,6 +15,7 @@ use super::{
     blocks::Blocks,
     description::{Description, Descriptions, Place},
     exits::{CodeView, ExitObstacle, Linked, exits_of},
+    extent::length_of_function,
     plan::is_of_interest,
     separate::{ElfFacts, Wanted, hexadecimal},
 };
@@ -327,8 +328,8 @@ impl<'a> Parsed<'a, '_> {
         Some(FunctionCode { name: name.to_owned(), file_offset, code, is_local })
     }
 
-    /// What was described and is there. How long a function is that has no symbol nobody says:
-    /// as much is looked at as of the longest.
+    /// What was described and is there. A place counts only if a function begins there: a probe
+    /// inside an instruction would break the program.
     fn described(
         &self,
         found: &[FunctionCode],
@@ -336,7 +337,10 @@ impl<'a> Parsed<'a, '_> {
     ) -> Vec<DescribedCode> {
         let of = |(number, description): &(usize, &Description)| -> Vec<DescribedCode> {
             let function = description.function;
-            let at = |svma| self.function(function.name, svma, MAX_FUNCTION_BYTES, false);
+            let at = |svma| {
+                let length = length_of_function(self.elf, svma)?;
+                self.function(function.name, svma, length, false)
+            };
             let code = match description.place {
                 Place::Name => found
                     .iter()

@@ -99,6 +99,18 @@ fn a_stripped_pool_is_described_by_places() {
         let (figures, export, _) = trace(&scratch, &["--allocator", &file], &stripped);
         assert_pool(&format!("a stripped pool, {variant:?}"), &figures, &export);
     }
+    // One byte beside, nothing is probed and nothing breaks.
+    let scratch = Scratch::new();
+    let program = programs::build("pool.c", Variant::Default);
+    let stripped = stripped(&scratch, &program);
+    let file = describe(&scratch, |name| {
+        let svma = svma_of(&program, name);
+        let beside = u64::from_str_radix(svma.trim_start_matches("0x"), 16).unwrap() + 1;
+        format!("svma = {beside}\nfile = 'stripped'\nname = '{name}'")
+    });
+    let (figures, export, stderr) = trace(&scratch, &["--allocator", &file], &stripped);
+    assert_eq!(export.total("allocations"), figures.number("chunks"), "malloc's");
+    assert_eq!(stderr.matches("no function begins there").count(), 4, "{stderr}");
 }
 
 #[test]
@@ -177,7 +189,6 @@ fn a_stripped_static_program_is_known_by_its_debug_file() {
         for part in ["no known allocator", "--allocator", "no symbol table", "pool.debug"] {
             assert!(finished.stderr.contains(part), "{part} in {}", finished.stderr);
         }
-        eprintln!("{}", finished.stderr);
         waiting.finish();
     }
 }

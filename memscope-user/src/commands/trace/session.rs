@@ -156,7 +156,9 @@ impl Session {
     /// Says which of the functions that were described no traced process had.
     fn say_not_found(&self) {
         for (name, origin) in lock(&self.modules).not_found() {
-            log::warn!("{name}, described at {origin}, is in no file of a traced process");
+            log::warn!(
+                "{name}, described at {origin}, is in no file of a traced process, or no function begins there"
+            );
         }
     }
 

@@ -1,0 +1,50 @@
+//! Where functions without symbols begin and end.
+
+use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection as _};
+use object::{Object, ObjectSection as _};
+
+/// Largest section that is searched.
+const MAX_SECTION_BYTES: u64 = 1 << 28;
+
+/// How long the function is that begins at an address of the file's own numbering, as its call
+/// frame information says; none if none begins there, or nothing is said of it.
+pub(super) fn length_of_function<'data>(elf: &impl Object<'data>, svma: u64) -> Option<u64> {
+    let section = elf.section_by_name(".eh_frame")?;
+    if section.size() > MAX_SECTION_BYTES {
+        return None;
+    }
+    let frames = EhFrame::new(section.data().ok()?, LittleEndian);
+    let text = elf.section_by_name(".text").map_or(0, |text| text.address());
+    let bases = BaseAddresses::default().set_eh_frame(section.address()).set_text(text);
+    let mut entries = frames.entries(&bases);
+    while let Ok(Some(entry)) = entries.next() {
+        if let CieOrFde::Fde(entry) = entry
+            && let Ok(entry) = entry.parse(EhFrame::cie_from_offset)
+            && entry.initial_address() == svma
+        {
+            return Some(entry.len());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSymbol as _};
+
+    use super::*;
+
+    #[test]
+    fn functions_begin_where_symbols_say_and_nowhere_else() {
+        let bytes = std::fs::read("/proc/self/exe").unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        let own = "functions_begin_where_symbols_say_and_nowhere_else";
+        let symbol = elf.symbols().find(|symbol| {
+            symbol.size() > 16 && symbol.name().is_ok_and(|name| name.contains(own))
+        });
+        let symbol = symbol.unwrap();
+        assert_eq!(length_of_function(&elf, symbol.address()), Some(symbol.size()));
+        assert_eq!(length_of_function(&elf, symbol.address() + 1), None);
+        assert_eq!(length_of_function(&elf, 0), None);
+    }
+}
