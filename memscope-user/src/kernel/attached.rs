@@ -27,8 +27,8 @@ struct Remembered {
 pub(super) struct Attached {
     /// What tells of new code.
     lasting: Vec<Link>,
-    /// What tells of blocks.
-    of_blocks: Vec<Link>,
+    /// What tells of blocks, and for which target it was attached, if for one.
+    of_blocks: Vec<(Option<u16>, Link)>,
     /// None if nothing is taken off before the end.
     remembered: Option<Vec<Remembered>>,
     is_open: bool,
@@ -59,9 +59,13 @@ impl Attached {
         self.lasting.push(link);
     }
 
-    pub(super) fn push(&mut self, program: &str, link: Link) {
-        let links = if program == CODE_CHANGED { &mut self.lasting } else { &mut self.of_blocks };
-        links.push(link);
+    /// `target`: for which it is attached, if for one.
+    pub(super) fn push(&mut self, program: &str, target: Option<u16>, link: Link) {
+        if program == CODE_CHANGED {
+            self.lasting.push(link);
+        } else {
+            self.of_blocks.push((target, link));
+        }
     }
 
     pub(super) fn remember(&mut self, request: &AttachRequest<'_>) {
@@ -99,11 +103,9 @@ impl Attached {
     }
 }
 
-impl Drop for Attached {
-    fn drop(&mut self) {
-        let mut links = std::mem::take(&mut self.lasting);
-        links.append(&mut self.of_blocks);
-        self.take_off(links);
+impl Attached {
+    /// Until everything that was taken off is gone.
+    fn wait(&mut self) {
         for thread in self.closing.drain(..) {
             if thread.join().is_err() {
                 log::debug!("a thread that removes probes has panicked");
@@ -112,11 +114,20 @@ impl Drop for Attached {
     }
 }
 
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut links = std::mem::take(&mut self.lasting);
+        links.extend(self.of_blocks.drain(..).map(|(_, link)| link));
+        self.take_off(links);
+        self.wait();
+    }
+}
+
 impl Kernel {
     /// Takes off what tells of blocks, of all targets. Their recording must have been ended
     /// before.
     pub fn close_window(&mut self) {
-        let links = std::mem::take(&mut self.attached.of_blocks);
+        let links = self.attached.of_blocks.drain(..).map(|(_, link)| link).collect();
         self.attached.is_open = false;
         self.attached.take_off(links);
     }
@@ -148,9 +159,19 @@ impl Kernel {
         Ok(())
     }
 
-    /// A target's probes are gone, and will be attached anew.
+    /// A target's probes are to be attached anew, as its first thread has ended, and with it the
+    /// breakpoints. What was attached for it is taken off before, and that is waited for: it has
+    /// no breakpoint any more, but runs at each that is made for others in the same process
+    /// (`uprobe_prog_run` asks for the thread group, `uprobe_multi_link_filter` for the memory of
+    /// that thread; kernel/trace/bpf_trace.c).
     pub fn forget_probes(&mut self, target: u16) {
         self.attached.forget(target);
+        let all = std::mem::take(&mut self.attached.of_blocks);
+        let (old, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(of, _)| *of == Some(target));
+        self.attached.of_blocks = others;
+        self.attached.take_off(old.into_iter().map(|(_, link)| link).collect());
+        self.attached.wait();
     }
 }
 

@@ -119,7 +119,7 @@ impl Kernel {
                 )
                 .and_then(|link| sampler.take_link(link))
                 .map_err(refused)?;
-            self.attached.push(WORK_SAMPLED, Box::new(link));
+            self.attached.push(WORK_SAMPLED, None, Box::new(link));
         }
         Ok(())
     }

@@ -284,7 +284,7 @@ impl Kernel {
                 pid: request.pid,
                 source,
             })?;
-            self.attached.push(name, Box::new(link));
+            self.attached.push(name, request.pid.map(|_| request.target), Box::new(link));
         }
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Kernel {
         };
         let link = program.attach(point, request.file, scope)?;
         let link = program.take_link(link)?;
-        self.attached.push(name, Box::new(link));
+        self.attached.push(name, request.pid.map(|_| request.target), Box::new(link));
         Ok(())
     }
 

@@ -86,6 +86,29 @@ fn c22_exec_by_a_second_thread_is_no_silent_loss() {
     assert!(trust.contains("1 process image may have allocated before being probed"), "{trust}");
 }
 
+/// What was attached for the thread that is gone must not count beside what was attached anew.
+#[test]
+fn after_an_exec_by_a_second_thread_each_call_counts_once() {
+    let scratch = Scratch::new();
+    let program = programs::build("execer.c", Variant::Default);
+    let paced = programs::build("paced.c", Variant::Default);
+    let paced = paced.to_str().unwrap();
+    let arguments = ["1", "60", "32", "thread", "--", paced, "1500", "64", "20000"];
+    let options = ["--probes", "targets"];
+    let finished = run(&mut scratch.trace_program(&options, program, &arguments));
+    finished.assert_code(0);
+    let export = scratch.export();
+    assert_eq!(export.lost(), 0, "{}", export.0["loss"]);
+    let of_paced = finished.stdout.lines().filter_map(|line| line.strip_prefix("allocations "));
+    let most: u64 = of_paced.map(|number| number.parse::<u64>().unwrap()).sum();
+    let second = number(&export.list("processes")[1], "process");
+    let recorded = export.sum_of(second, "allocations");
+    eprintln!("{recorded} of {most} allocations, from when it was probed again");
+    assert!((1..=most).contains(&recorded), "{recorded} of {most}");
+    // The one that was allocated before.
+    assert!(export.total("unknown_frees") <= 1, "{}", export.0["totals"]);
+}
+
 #[test]
 fn frees_of_a_forked_child_leave_the_parents_blocks_alone() {
     let scratch = Scratch::new();
