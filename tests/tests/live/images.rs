@@ -105,8 +105,8 @@ fn after_an_exec_by_a_second_thread_each_call_counts_once() {
     let recorded = export.sum_of(second, "allocations");
     eprintln!("{recorded} of {most} allocations, from when it was probed again");
     assert!((1..=most).contains(&recorded), "{recorded} of {most}");
-    // The one that was allocated before.
-    assert!(export.total("unknown_frees") <= 1, "{}", export.0["totals"]);
+    // Those between the probing of frees and that of allocations; all of them, if each counted twice.
+    assert!(export.total("unknown_frees") * 10 < recorded, "{}", export.0["totals"]);
 }
 
 #[test]
