@@ -310,10 +310,10 @@ pub(crate) fn returned(
     state: Option<*mut ThreadState>,
     cookie: Cookie,
 ) -> Option<()> {
-    let hit = Hit::of(cookie, hit::target_of(state)?)?;
-    cost::at_return(context.regs);
-    // SAFETY: as in `entered`.
+    // SAFETY: as in `entered`. Of a process that is not traced no thread has any.
     let state = unsafe { &mut *state? };
+    let hit = Hit::of(cookie, hit::target_of(Some(state))?)?;
+    cost::at_return(context.regs);
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
     if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
@@ -375,7 +375,7 @@ fn record(
             count_lost(header, address_avma, state.size_bytes, stack);
         }
     }
-    overflow::pause_if_needed(&hit);
+    overflow::pause_if_needed(hit);
     Some(())
 }
 

@@ -6,17 +6,12 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::pt_regs,
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs,
-    },
+    helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
     programs::PerfEventContext,
 };
 use memscope_common::control::{Cookie, CostCounters, MAX_TIMED_NS, TIMED_RUNS_LOG2};
 
-use crate::{
-    emit,
-    maps::{COSTS, PROCESSES},
-};
+use crate::{emit, hit, maps::COSTS};
 
 /// Two bits of `cs` that are 0 in the kernel.
 const USER_MODE: u64 = 3;
@@ -97,10 +92,7 @@ fn note_place(cpu: *mut CostCounters, registers: *const pt_regs) {
 /// A sample: a processor is at this place now.
 #[inline(always)]
 pub(crate) fn sample(context: &PerfEventContext) -> Option<()> {
-    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the map's values are written by the collector and never freed while the program
-    // reads them (RCU).
-    unsafe { PROCESSES.get(process) }?;
+    hit::current_target()?;
     let cpu = COSTS.get_ptr_mut(0)?;
     // SAFETY: the context of a perf event begins with the registers at that place.
     let (cs, rip) = unsafe {
