@@ -3,10 +3,13 @@
 use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use procfs::{ProcError, process::Process};
+use procfs::{
+    ProcError, ProcResult,
+    process::{MountInfo, Process},
+};
 
 /// Most directories looked into, when a group is searched for and when its processes are listed.
 const MAX_DIRECTORIES: usize = 1 << 16;
@@ -50,13 +53,45 @@ pub struct ControlGroup {
     pub unified: Option<(u64, u32)>,
 }
 
-/// A mounted hierarchy.
+/// A mounted hierarchy, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Hierarchy {
-    directory: PathBuf,
+pub(super) struct Hierarchy {
+    mount_point: PathBuf,
     /// Which of its groups is mounted there.
-    root: String,
-    is_unified: bool,
+    root: PathBuf,
+    /// Whether it is that of version 2.
+    pub(super) is_unified: bool,
+    /// Whether it is one of version 1 with the memory controller.
+    pub(super) has_memory: bool,
+}
+
+impl Hierarchy {
+    /// What is mounted, in the order in which it was.
+    pub(super) fn mounted() -> ProcResult<Vec<Self>> {
+        Ok(Process::myself()?.mountinfo()?.iter().filter_map(Self::of).collect())
+    }
+
+    /// None if something else is mounted there.
+    pub(super) fn of(mount: &MountInfo) -> Option<Self> {
+        let is_unified = match mount.fs_type.as_str() {
+            "cgroup" => false,
+            "cgroup2" => true,
+            _ => return None,
+        };
+        Some(Self {
+            mount_point: mount.mount_point.clone(),
+            root: PathBuf::from(&mount.root),
+            is_unified,
+            has_memory: !is_unified && mount.super_options.contains_key("memory"),
+        })
+    }
+
+    /// Where a group is seen, if it is.
+    pub(super) fn folder(&self, group: &str) -> Option<PathBuf> {
+        let below = Path::new(group).strip_prefix(&self.root).ok()?;
+        // A group outside of memscope's own namespace begins with `/..`.
+        below.components().all(|part| is_name(&part)).then(|| self.mount_point.join(below))
+    }
 }
 
 impl ControlGroup {
@@ -86,31 +121,32 @@ impl ControlGroup {
     fn of(hierarchy: &Hierarchy, directory: PathBuf) -> Result<Self, GroupError> {
         let metadata = fs::metadata(&directory)
             .map_err(|source| GroupError::Unreadable { directory: directory.clone(), source })?;
-        let below = directory.strip_prefix(&hierarchy.directory).unwrap_or(Path::new(""));
+        let below = directory.strip_prefix(&hierarchy.mount_point).unwrap_or(Path::new(""));
         let depth = |path: &Path| path.components().filter(is_name).count() as u32;
-        let level = depth(Path::new(&hierarchy.root)) + depth(below);
+        let level = depth(&hierarchy.root) + depth(below);
         // A group's number is that of its directory (`kernfs_node.id`, cgroup_id()).
         let unified = hierarchy.is_unified.then_some((metadata.ino(), level));
         Ok(Self { directory, unified })
     }
 }
 
-fn is_name(component: &std::path::Component<'_>) -> bool {
-    matches!(component, std::path::Component::Normal(_))
+fn is_name(component: &Component<'_>) -> bool {
+    matches!(component, Component::Normal(_))
 }
 
 fn find_in(hierarchies: &[Hierarchy], name: &str) -> Result<ControlGroup, GroupError> {
     let path = Path::new(name);
-    let is_plain = !path.components().any(|part| part == std::path::Component::ParentDir);
+    let is_plain = !path.components().any(|part| part == Component::ParentDir);
     if path.is_absolute() && is_plain {
-        let holder = hierarchies.iter().find(|hierarchy| path.starts_with(&hierarchy.directory));
+        let holder = hierarchies.iter().find(|hierarchy| path.starts_with(&hierarchy.mount_point));
         if let Some(hierarchy) = holder.filter(|_| path.is_dir()) {
             return ControlGroup::of(hierarchy, path.to_owned());
         }
         for hierarchy in hierarchies {
-            // What `/proc/PID/cgroup` says begins at the hierarchy's own root.
-            let below = name.strip_prefix(hierarchy.root.trim_end_matches('/')).unwrap_or(name);
-            let directory = hierarchy.directory.join(below.trim_start_matches('/'));
+            // As `/proc/PID/cgroup` says it, or from what is mounted on.
+            let directory = hierarchy
+                .folder(name)
+                .unwrap_or_else(|| hierarchy.mount_point.join(name.trim_start_matches('/')));
             if directory.is_dir() {
                 return ControlGroup::of(hierarchy, directory);
             }
@@ -118,7 +154,7 @@ fn find_in(hierarchies: &[Hierarchy], name: &str) -> Result<ControlGroup, GroupE
     }
     let is_id = name.len() >= MIN_ID_CHARACTERS && name.chars().all(|c| c.is_ascii_hexdigit());
     for hierarchy in hierarchies.iter().filter(|_| is_id) {
-        let found = each_directory(&hierarchy.directory, |directory| {
+        let found = each_directory(&hierarchy.mount_point, |directory| {
             let own = directory.file_name()?.to_str()?;
             own.contains(name).then(|| directory.to_owned())
         });
@@ -127,28 +163,19 @@ fn find_in(hierarchies: &[Hierarchy], name: &str) -> Result<ControlGroup, GroupE
         }
     }
     let searched: Vec<String> =
-        hierarchies.iter().map(|hierarchy| hierarchy.directory.display().to_string()).collect();
+        hierarchies.iter().map(|hierarchy| hierarchy.mount_point.display().to_string()).collect();
     let searched = if searched.is_empty() { "this system".to_owned() } else { searched.join(", ") };
     Err(GroupError::NotFound { name: name.to_owned(), searched })
 }
 
 /// The mounted hierarchies: that of version 2 first.
-fn hierarchies() -> Result<Vec<Hierarchy>, ProcError> {
-    let mut found: Vec<Hierarchy> = Process::myself()?
-        .mountinfo()?
-        .into_iter()
-        .filter(|mount| mount.fs_type == "cgroup" || mount.fs_type == "cgroup2")
-        .map(|mount| Hierarchy {
-            is_unified: mount.fs_type == "cgroup2",
-            directory: mount.mount_point,
-            root: mount.root,
-        })
-        .collect();
+fn hierarchies() -> ProcResult<Vec<Hierarchy>> {
+    let mut found = Hierarchy::mounted()?;
     found.sort_by_key(|hierarchy| {
-        let name =
-            hierarchy.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let preferred =
-            PREFERRED.iter().position(|preferred| name.split(',').any(|n| n == *preferred));
+        let name = hierarchy.mount_point.file_name().and_then(|name| name.to_str());
+        let preferred = PREFERRED
+            .iter()
+            .position(|preferred| name.unwrap_or_default().split(',').any(|n| n == *preferred));
         (!hierarchy.is_unified, preferred.unwrap_or(PREFERRED.len()))
     });
     Ok(found)
@@ -185,10 +212,11 @@ mod tests {
         fs::create_dir_all(old.join(format!("docker/{ID}/inner"))).unwrap();
         fs::write(old.join(format!("docker/{ID}/cgroup.procs")), "12\n7\n").unwrap();
         fs::write(old.join(format!("docker/{ID}/inner/cgroup.procs")), "9\n12\nx\n").unwrap();
-        let hierarchy = |directory: PathBuf, is_unified| Hierarchy {
-            directory,
-            root: "/".to_owned(),
+        let hierarchy = |mount_point: PathBuf, is_unified| Hierarchy {
+            mount_point,
+            root: PathBuf::from("/"),
             is_unified,
+            has_memory: !is_unified,
         };
         let hierarchies = vec![hierarchy(new, true), hierarchy(old, false)];
         (top, hierarchies)
@@ -221,7 +249,7 @@ mod tests {
     #[test]
     fn the_groups_of_this_machine_are_found() {
         for hierarchy in hierarchies().unwrap() {
-            let group = ControlGroup::of(&hierarchy, hierarchy.directory.clone()).unwrap();
+            let group = ControlGroup::of(&hierarchy, hierarchy.mount_point.clone()).unwrap();
             assert_eq!(group.unified.is_some(), hierarchy.is_unified);
         }
     }

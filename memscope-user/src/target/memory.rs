@@ -3,15 +3,15 @@
 use std::{
     fs::File,
     io::{Cursor, Read},
-    path::{Component, Path, PathBuf},
+    path::Path,
 };
 
 use procfs::{
     FromBufRead, ProcResult, ProcessCGroups,
-    process::{MMPermissions, MMapPath, MemoryMaps, MountInfo, Process, Status},
+    process::{MMPermissions, MMapPath, MemoryMaps, Status},
 };
 
-use super::TargetProcess;
+use super::{TargetProcess, cgroup::Hierarchy, process::parse_maps};
 use crate::model::{ControlGroupMemory, HeapMappings, MappedMemory, ProcessMemory, ResidentMemory};
 
 /// Most bytes read of `status`, `cgroup` and `smaps_rollup`, which have a few thousand.
@@ -42,7 +42,7 @@ impl TargetProcess {
     #[must_use]
     pub fn proportional_bytes(&self) -> Option<u64> {
         let text = self.text("smaps_rollup", MAX_SMALL_FILE_BYTES)?;
-        let maps = parse::<MemoryMaps>(&text)?;
+        let maps = readable(parse_maps(&text))?;
         maps.0.first()?.extension.map.get("Pss").copied()
     }
 
@@ -64,7 +64,10 @@ impl TargetProcess {
 }
 
 fn parse<T: FromBufRead>(text: &str) -> Option<T> {
-    let parsed: ProcResult<T> = T::from_buf_read(Cursor::new(text.as_bytes()));
+    readable(T::from_buf_read(Cursor::new(text.as_bytes())))
+}
+
+fn readable<T>(parsed: ProcResult<T>) -> Option<T> {
     parsed.inspect_err(|error| log::debug!("cannot read a file of /proc: {error}")).ok()
 }
 
@@ -86,9 +89,7 @@ fn memory_of_status(text: &str) -> Option<ProcessMemory> {
 }
 
 fn heap_of_text(text: &str) -> Option<HeapMappings> {
-    // The parser takes every file of that name for a segment of System V, with a key of eight
-    // digits; neither such files nor such segments matter here.
-    parse(&text.replace("/SYSV", "/sysv")).as_ref().map(heap_of)
+    readable(parse_maps(text)).as_ref().map(heap_of)
 }
 
 fn heap_of(maps: &MemoryMaps) -> HeapMappings {
@@ -120,20 +121,12 @@ pub struct ControlGroups {
     unified: Option<Hierarchy>,
 }
 
-/// A mounted hierarchy, or a part of it.
-#[derive(Clone, Debug)]
-struct Hierarchy {
-    mount_point: PathBuf,
-    /// Which group is mounted there.
-    root: PathBuf,
-}
-
 impl ControlGroups {
     /// As memscope itself sees them.
     #[must_use]
     pub fn mounted() -> Self {
-        match Process::myself().and_then(|process| process.mountinfo()) {
-            Ok(mounts) => Self::of(mounts.iter()),
+        match Hierarchy::mounted() {
+            Ok(mounted) => Self::of(mounted),
             Err(error) => {
                 log::debug!("the memory of control groups is not read: {error}");
                 Self::default()
@@ -141,16 +134,14 @@ impl ControlGroups {
         }
     }
 
-    fn of<'a>(mounts: impl Iterator<Item = &'a MountInfo>) -> Self {
+    fn of(mounted: impl IntoIterator<Item = Hierarchy>) -> Self {
         let mut groups = Self::default();
-        for mount in mounts {
-            let place = match mount.fs_type.as_str() {
-                "cgroup" if mount.super_options.contains_key("memory") => &mut groups.memory,
-                "cgroup2" => &mut groups.unified,
-                _ => continue,
-            };
-            let (mount_point, root) = (mount.mount_point.clone(), PathBuf::from(&mount.root));
-            place.get_or_insert(Hierarchy { mount_point, root });
+        for hierarchy in mounted {
+            if hierarchy.is_unified {
+                groups.unified.get_or_insert(hierarchy);
+            } else if hierarchy.has_memory {
+                groups.memory.get_or_insert(hierarchy);
+            }
         }
         groups
     }
@@ -169,16 +160,6 @@ impl ControlGroups {
         let folder = hierarchy.as_ref().and_then(|hierarchy| hierarchy.folder(&group.pathname));
         let bytes = folder.and_then(|folder| number_in(&folder.join(file)));
         Some(ControlGroupMemory { path: group.pathname.clone(), bytes })
-    }
-}
-
-impl Hierarchy {
-    /// Where a group is seen, if it is.
-    fn folder(&self, group: &str) -> Option<PathBuf> {
-        let below = Path::new(group).strip_prefix(&self.root).ok()?;
-        // A group outside of memscope's own namespace begins with `/..`.
-        let is_below = below.components().all(|part| matches!(part, Component::Normal(_)));
-        is_below.then(|| self.mount_point.join(below))
     }
 }
 

@@ -312,12 +312,15 @@ fn classify(pid: u32, what: &'static str, source: ProcError) -> TargetError {
 
 /// What `maps` says of executable memory.
 fn executable(maps: &str) -> Result<Vec<CodeMapping>, ProcError> {
+    let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
+    Ok(parse_maps(maps)?.0.into_iter().filter(executable).map(code_mapping).collect())
+}
+
+/// What `maps`, `smaps` or `smaps_rollup` says.
+pub(super) fn parse_maps(text: &str) -> Result<MemoryMaps, ProcError> {
     // The parser takes eight digits after this for granted, as System V's shared memory has; but
     // any file can be called so.
-    let maps = maps.replace("/SYSV", "/sysv");
-    let maps = MemoryMaps::from_buf_read(Cursor::new(maps.as_bytes()))?;
-    let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-    Ok(maps.0.into_iter().filter(executable).map(code_mapping).collect())
+    MemoryMaps::from_buf_read(Cursor::new(text.replace("/SYSV", "/sysv").as_bytes()))
 }
 
 fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {

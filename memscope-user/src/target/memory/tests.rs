@@ -46,7 +46,8 @@ fn names_of_files_cannot_hide_mappings() {
 }
 
 fn groups(mountinfo: &str) -> ControlGroups {
-    ControlGroups::of(parse::<MountInfos>(mountinfo).unwrap().iter())
+    let mounts = parse::<MountInfos>(mountinfo).unwrap();
+    ControlGroups::of(mounts.iter().filter_map(Hierarchy::of))
 }
 
 const BOTH: &str = "\
