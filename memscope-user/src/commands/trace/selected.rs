@@ -3,6 +3,8 @@
 //! What begins later the eBPF side recognises by itself, as it executes a program. Here those are
 //! found that run already, and those of control groups that the eBPF side cannot tell.
 
+use std::collections::BTreeSet;
+
 use anyhow::bail;
 use rustc_hash::FxHashSet;
 
@@ -61,7 +63,12 @@ impl Selected {
     pub(super) fn attach(&mut self, session: &mut Session) -> anyhow::Result<usize> {
         let mut found = 0;
         for _round in 0..ROUNDS {
-            let new = self.attach_once(session, &self.candidates()?)?;
+            let members = self.members();
+            let mut candidates = members.clone();
+            if self.all || !self.comms.is_empty() {
+                candidates.extend(all_pids()?);
+            }
+            let new = self.attach_once(session, &candidates, &members)?;
             if new == 0 {
                 break;
             }
@@ -75,25 +82,21 @@ impl Selected {
         if self.groups.iter().all(|group| group.unified.is_some()) {
             return Ok(());
         }
-        self.attach_once(session, &self.members()).map(drop)
+        let members = self.members();
+        self.attach_once(session, &members, &members).map(drop)
     }
 
-    fn members(&self) -> Vec<u32> {
+    /// In the order of their numbers.
+    fn members(&self) -> BTreeSet<u32> {
         self.groups.iter().flat_map(ControlGroup::pids).collect()
     }
 
-    fn candidates(&self) -> anyhow::Result<Vec<u32>> {
-        let mut pids = self.members();
-        if self.all || !self.comms.is_empty() {
-            pids.extend(all_pids()?);
-        }
-        pids.sort_unstable();
-        pids.dedup();
-        Ok(pids)
-    }
-
-    fn attach_once(&mut self, session: &mut Session, pids: &[u32]) -> anyhow::Result<usize> {
-        let members: FxHashSet<u32> = self.members().into_iter().collect();
+    fn attach_once(
+        &mut self,
+        session: &mut Session,
+        pids: &BTreeSet<u32>,
+        members: &BTreeSet<u32>,
+    ) -> anyhow::Result<usize> {
         let mut attached = 0;
         for pid in pids.iter().copied().filter(|pid| *pid != std::process::id()) {
             if session.is_traced(pid) {
@@ -102,7 +105,7 @@ impl Selected {
             // Kernel threads, and what has just ended.
             let Ok(process) = TargetProcess::open(pid) else { continue };
             let identity = (pid, process.start_ticks());
-            if self.refused.contains(&identity) || !self.is_wanted(&process, &members) {
+            if self.refused.contains(&identity) || !self.is_wanted(&process, members) {
                 continue;
             }
             match session.attach_selected(process) {
@@ -116,7 +119,7 @@ impl Selected {
         Ok(attached)
     }
 
-    fn is_wanted(&self, process: &TargetProcess, members: &FxHashSet<u32>) -> bool {
+    fn is_wanted(&self, process: &TargetProcess, members: &BTreeSet<u32>) -> bool {
         let comm = process.comm().unwrap_or_default();
         !self.excluded.contains(&comm)
             && !is_own_child(process)

@@ -56,10 +56,12 @@ struct Target {
     runs_since_ns: Option<u64>,
 }
 
-/// Whom a target is known by.
+/// How a process has come to be traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
-    /// By its name: it is waited for.
+enum Chosen {
+    /// It is the command, held before its first instruction, and its end is waited for.
+    Command,
+    /// By its number: its end is waited for.
     Named,
     /// By what it is.
     Selected,
@@ -165,7 +167,7 @@ impl Session {
     /// Attaches to a process that runs already, and begins to record it.
     pub(super) fn attach_running(&mut self, process: TargetProcess) -> anyhow::Result<()> {
         let pid = process.pid();
-        let target = self.add(process, Known::Named)?;
+        let target = self.add(process, Chosen::Named)?;
         let Some(target) = target else { bail!("process {pid} is traced already") };
         self.begin_running(target)?;
         let without = self.targets.get(&target).filter(|state| state.allocators == 0);
@@ -182,23 +184,26 @@ impl Session {
 
     /// Attaches to a process that was not named. It can have ended, or be followed already.
     pub(super) fn attach_selected(&mut self, process: TargetProcess) -> anyhow::Result<()> {
-        let Some(target) = self.add(process, Known::Selected)? else { return Ok(()) };
+        let Some(target) = self.add(process, Chosen::Selected)? else { return Ok(()) };
         self.begin_running(target)
     }
 
     fn begin_running(&mut self, target: u16) -> anyhow::Result<()> {
-        // More than once, because libraries can be loaded meanwhile.
-        while self.attach_new_modules(target)? > 0 {}
-        self.bring_tables(target)?;
+        self.attach_all_modules(target)?;
         if let Some(state) = self.targets.get_mut(&target) {
             state.runs_since_ns = Some(monotonic_ns());
-        }
-        // As late as can be, so that all that is older than the first event is in it.
-        if let Some(state) = self.targets.get(&target) {
+            // As late as can be, so that all that is older than the first event is in it.
             self.memory.follow(target, Arc::clone(&state.process), true)?;
         }
         self.enable(target);
         Ok(())
+    }
+
+    /// Probes all that a process has mapped that runs, and has its stacks walked.
+    fn attach_all_modules(&mut self, target: u16) -> anyhow::Result<()> {
+        // More than once, because libraries can be loaded meanwhile.
+        while self.attach_new_modules(target)? > 0 {}
+        self.bring_tables(target)
     }
 
     /// From now on programs are traced that are to be by what they are.
@@ -215,7 +220,7 @@ impl Session {
 
     /// Makes a held command a target; it is recorded from its first instruction.
     pub(super) fn add_command(&mut self, process: TargetProcess) -> anyhow::Result<u16> {
-        let target = self.add_started(process, Known::Named, true)?;
+        let target = self.add(process, Chosen::Command)?;
         let target = target.context("the command is traced already")?;
         if let Some(state) = self.targets.get(&target) {
             self.memory.follow(target, Arc::clone(&state.process), false)?;
@@ -235,22 +240,14 @@ impl Session {
         Ok(())
     }
 
-    fn add(&mut self, process: TargetProcess, known: Known) -> anyhow::Result<Option<u16>> {
-        self.add_started(process, known, false)
-    }
-
     /// None if it is followed already.
-    fn add_started(
-        &mut self,
-        process: TargetProcess,
-        known: Known,
-        from_start: bool,
-    ) -> anyhow::Result<Option<u16>> {
+    fn add(&mut self, process: TargetProcess, chosen: Chosen) -> anyhow::Result<Option<u16>> {
         let pid = process.pid();
         if self.kernel.target_of(pid).is_some() {
             return Ok(None);
         }
-        let exit = watch_exit(pid)?;
+        let is_watched = chosen != Chosen::Selected || !self.kernel.tells_exits();
+        let exit = is_watched.then(|| watch_exit(pid)).transpose()?;
         // A process number that was given to another process in between is noticed here.
         if !process.is_alive() {
             bail!("process {pid} ended before it could be traced");
@@ -270,9 +267,8 @@ impl Session {
             pid,
             start_ticks: process.start_ticks(),
             time_ns: monotonic_ns(),
-            from_start,
+            from_start: chosen == Chosen::Command,
         }))?;
-        let exit = exit.filter(|_| known == Known::Named || !self.kernel.tells_exits());
         self.keep(
             index,
             Target {
@@ -320,8 +316,7 @@ impl Session {
             // It has what its parent has, its tables too.
             return Ok(());
         }
-        while self.attach_new_modules(target)? > 0 {}
-        self.bring_tables(target)
+        self.attach_all_modules(target)
     }
 
     /// Probes what is not probed yet in a target; how many modules that were.
@@ -627,16 +622,15 @@ impl Session {
 }
 
 /// A descriptor that is ready when a process has ended.
-fn watch_exit(pid: u32) -> anyhow::Result<Option<AsyncFd<OwnedFd>>> {
+fn watch_exit(pid: u32) -> anyhow::Result<AsyncFd<OwnedFd>> {
     let exit = pidfd_open(
         Pid::from_raw(pid.cast_signed()).context("no process has the number 0")?,
         PidfdFlags::empty(),
     )
     .with_context(|| format!("process {pid} has ended"))?;
     // SAFETY: it owns the descriptor and keeps it until it is dropped.
-    let exit = unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }
-        .context("cannot watch the process")?;
-    Ok(Some(exit))
+    unsafe { AsyncFd::register_with_interest(exit, Interest::READABLE) }
+        .context("cannot watch the process")
 }
 
 /// Whether something could not be done because the process has exited.
