@@ -394,13 +394,10 @@ impl KernelTables {
         let words: FxHashSet<SpaceWord> = (0..self.given.count())
             .filter_map(|target| self.space(target as u16))
             .map(|word| word.load(Ordering::Acquire))
+            // Targets that have ended have none, and may be many.
+            .filter(|word| *word != 0)
             .collect();
-        let (used, unused) = std::mem::take(&mut self.retired)
-            .into_iter()
-            .partition(|list| words.contains(&list.word));
-        self.retired = used;
-        let unused: Vec<List> = unused;
-        for list in unused {
+        for list in self.retired.extract_if(.., |list| !words.contains(&list.word)) {
             self.generations.remove(&list.generation);
             self.free.give_back(list.range);
         }
