@@ -1,15 +1,15 @@
 use memscope_common::record::{
-    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE,
-    OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED,
-    OUTCOME_NO_TABLES, OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE,
-    OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, RESIDENT_ANONYMOUS,
-    RESIDENT_FILE, RESIDENT_SHARED, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
+    self, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
+    OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES,
+    OUTCOME_NOT_UPWARD, OUTCOME_NULL_RETURN, OUTCOME_STACK_UNREADABLE, OUTCOME_TABLES_REPLACED,
+    OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, RESIDENT_ANONYMOUS, RESIDENT_FILE,
+    RESIDENT_SHARED, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
-    decode::{Allocation, CopiedStack, Free, OfImage, Record, StackFrames},
+    decode::{Allocation, CopiedStack, Free, OfImage, Record, StackFrames, is_fork, parent_of},
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
@@ -22,10 +22,10 @@ use crate::model::{
 /// but no more often than this.
 const LOOK_AGAIN_NS: u64 = 100_000_000;
 
-/// Most processes, and mappings of each, that are kept before the record which says that the process
-/// is followed.
+/// Most processes, and of each what happened to its memory, that are kept before the record which says
+/// that the process is followed.
 const MAX_EARLY_TARGETS: usize = 256;
-const MAX_EARLY_RANGES: usize = 256;
+const MAX_EARLY_EVENTS: usize = 256;
 
 /// The kernel counts resident memory in pages, which have this size on x86-64.
 const PAGE_BYTES: u64 = 4096;
@@ -57,7 +57,23 @@ struct Target {
     ended: bool,
 }
 
+/// What happened to the memory of a process, and when.
+#[derive(Debug)]
+enum Early {
+    Mapped(u64, CodeRange),
+    Replaced(u64),
+}
+
 impl Target {
+    /// Code was mapped; whether that says something new of the process.
+    fn map(&mut self, time_ns: u64, range: CodeRange) -> bool {
+        // That of a later image is for its own entry, once its exec has come.
+        let is_of_image = time_ns < self.space.next_exec_ns() && time_ns >= self.image_since_ns;
+        let is_new = is_of_image && note_allocator(&mut self.process, &range);
+        self.space.map(time_ns, range);
+        is_of_image && self.note_program() || is_new
+    }
+
     /// It has exited, unless that was said before.
     fn end(&mut self, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
         if !self.ended {
@@ -101,8 +117,8 @@ pub struct Collector<V> {
     copied: CopiedStacks,
     process_count: u32,
     nonsense: u64,
-    /// What was mapped by processes that are to be followed from the exec that has mapped it.
-    early: FxHashMap<u16, Vec<(u64, CodeRange)>>,
+    /// What was told of targets before the records that begin them.
+    early: FxHashMap<u16, Vec<Early>>,
     /// See [`Self::with_probes_everywhere`].
     probes_everywhere: bool,
 }
@@ -189,23 +205,19 @@ impl<V: ProcessView> Collector<V> {
     fn begin_process(&mut self, begin: &record::ProcessBegin, give: &mut impl FnMut(Item)) {
         let header = &begin.header;
         let of_parent = OfImage { target: begin.parent_target, image: begin.parent_image };
-        let parent_id = (begin.begun_by != BEGUN_BY_EXEC)
-            .then(|| self.process(of_parent, header.time_ns, give))
-            .flatten();
-        let copied = self
-            .targets
-            .get(&of_parent.target)
-            .filter(|_| parent_id.is_some() && begin.begun_by == BEGUN_BY_FORK)
-            .map(|parent| (parent.process.clone(), parent.space.clone(), parent.image_since_ns));
-        let id = self.next_process();
-        let is_copy = copied.is_some();
-        let (parent, space, image_since_ns) = match copied {
-            Some((parent, space, image_since_ns)) => (Some(parent), space, image_since_ns),
+        let parent_id =
+            parent_of(begin).and_then(|_| self.process(of_parent, header.time_ns, give));
+        let copied = parent_id.filter(|_| is_fork(begin)).zip(self.targets.get(&of_parent.target));
+        let (exe, allocators, space, image_since_ns) = match copied {
+            Some((_, Target { process, space, image_since_ns, .. })) => {
+                let (exe, allocators) = (process.exe.clone(), process.allocators.clone());
+                (exe, allocators, space.clone(), *image_since_ns)
+            }
             // All that was mapped since it emptied its memory is of this image.
-            None => (None, AddressSpace::default(), 0),
+            None => (String::new(), Vec::new(), AddressSpace::default(), 0),
         };
-        let (exe, allocators) =
-            parent.map_or_else(Default::default, |parent| (parent.exe, parent.allocators));
+        let copy_of = copied.map(|(parent, _)| parent);
+        let id = self.next_process();
         let process = Process {
             id,
             pid: begin.pid,
@@ -220,24 +232,27 @@ impl<V: ProcessView> Collector<V> {
             probed_late: !self.probes_everywhere,
         };
         give(Item::Process(process.clone()));
-        if let Some(parent) = parent_id.filter(|_| is_copy) {
+        if let Some(parent) = copy_of {
             give(Item::Fork(Fork { process: id, parent, time_ns: header.time_ns }));
         }
         let mut target = Target {
             process,
             space,
             image_since_ns,
-            outdated: !is_copy,
+            outdated: copy_of.is_none(),
             looked_at_ns: header.time_ns,
             ended: false,
         };
-        // What the exec has mapped was told before it.
-        let early = self.early.remove(&header.target).unwrap_or_default();
-        for (time_ns, range) in early.into_iter().filter(|_| !is_copy) {
-            note_allocator(&mut target.process, &range);
-            target.space.map(time_ns, range);
+        let mut is_new = false;
+        for early in self.early.remove(&header.target).unwrap_or_default() {
+            match early {
+                Early::Mapped(time_ns, range) => is_new |= target.map(time_ns, range),
+                Early::Replaced(time_ns) if copy_of.is_some() => target.space.replaced(time_ns),
+                // By the exec that it begins with.
+                Early::Replaced(_) => {}
+            }
         }
-        if !is_copy && target.note_program() {
+        if is_new {
             give(Item::Process(target.process.clone()));
         }
         self.targets.insert(header.target, target);
@@ -304,36 +319,34 @@ impl<V: ProcessView> Collector<V> {
         mut give: impl FnMut(Item),
     ) {
         define_module(&mut self.known_modules, &range, &mut give);
-        let Some(target) = self.targets.get_mut(&target) else {
-            if self.early.len() < MAX_EARLY_TARGETS || self.early.contains_key(&target) {
-                let ranges = self.early.entry(target).or_default();
-                if ranges.len() < MAX_EARLY_RANGES {
-                    ranges.push((time_ns, range));
+        match self.targets.get_mut(&target) {
+            None => self.keep_early(target, Early::Mapped(time_ns, range)),
+            Some(target) if target.ended => {}
+            Some(target) => {
+                if target.map(time_ns, range) {
+                    give(Item::Process(target.process.clone()));
                 }
             }
-            return;
-        };
-        if target.ended {
-            return;
         }
-        // That of a later image is for its own entry, once its exec has come.
-        let is_of_image = time_ns < target.space.next_exec_ns() && time_ns >= target.image_since_ns;
-        let mut is_new = is_of_image && note_allocator(&mut target.process, &range);
-        target.space.map(time_ns, range);
-        is_new |= is_of_image && target.note_program();
-        if is_new {
-            give(Item::Process(target.process.clone()));
+    }
+
+    fn keep_early(&mut self, target: u16, early: Early) {
+        if self.early.len() < MAX_EARLY_TARGETS || self.early.contains_key(&target) {
+            let of_target = self.early.entry(target).or_default();
+            if of_target.len() < MAX_EARLY_EVENTS {
+                of_target.push(early);
+            }
         }
     }
 
     /// The kernel has told that a target emptied its address space, for an exec whose own record
     /// is still to come.
     pub fn replaced(&mut self, target: u16, time_ns: u64) {
-        // The exec that began the present image has no record if it came before the trace.
-        if let Some(target) = self.targets.get_mut(&target)
-            && time_ns > target.image_since_ns
-        {
-            target.space.replaced(time_ns);
+        match self.targets.get_mut(&target) {
+            None => self.keep_early(target, Early::Replaced(time_ns)),
+            // The exec that began the present image has no record if it came before the trace.
+            Some(target) if time_ns > target.image_since_ns => target.space.replaced(time_ns),
+            Some(_) => {}
         }
     }
 

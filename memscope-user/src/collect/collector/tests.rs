@@ -1,9 +1,9 @@
 use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
-    BEGUN_BY_CHILD_EXEC, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC, KIND_PROCESS_BEGIN,
-    KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY, ProcessBegin, ProcessExec, ProcessExit,
-    StackCopy, StackHeader,
+    BEGUN_BY_CHILD_EXEC, BEGUN_BY_EXEC, BEGUN_BY_FORK, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC,
+    KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY, ProcessBegin, ProcessExec,
+    ProcessExit, StackCopy, StackHeader,
 };
 
 use super::*;
@@ -407,6 +407,32 @@ fn a_child_that_is_followed_from_its_exec_has_what_that_has_mapped() {
     assert_eq!(process.exe, "/lib/5.so", "what was mapped first");
     assert_eq!(process.allocators, ["/lib/0.so"]);
     assert!(bench.collector.targets[&CHILD].space.range_at(0x20_100, 6).is_some());
+}
+
+/// It all happened before the batch of its first record was handed over.
+#[test]
+fn what_a_child_maps_by_an_exec_before_it_is_known_is_its_next_images() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(7))]);
+    bench.collector.probes_everywhere = true;
+    bench.collector.replaced(CHILD, 6);
+    bench.collector.mapped(CHILD, 7, range(0x20_000, Some(0)), |_| {});
+    let items = bench.take(&begin(BEGUN_BY_FORK, 0, 5));
+    assert!(matches!(&items[..], [Item::Process(_), Item::Fork(_)]), "{items:?}");
+    let exec = ProcessExec {
+        header: Header { target: CHILD, ..header(KIND_EXEC, 1, 8) },
+        leader_replaced: 0,
+        padding: 0,
+        comm: [0; 16],
+    };
+    let items = bench.take(&Record::Exec(exec));
+    let [Item::ProcessEnd(_), Item::Process(process)] = &items[..] else { panic!("{items:?}") };
+    assert_eq!(
+        (process.exe.as_str(), &process.allocators[..]),
+        ("/lib/0.so", &["/lib/0.so".to_owned()][..])
+    );
+    let space = &bench.collector.targets[&CHILD].space;
+    assert!(space.range_at(0x20_100, 9).is_some());
+    assert!(space.range_at(0x10_100, 9).is_none(), "of its parent");
 }
 
 #[test]
