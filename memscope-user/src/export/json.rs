@@ -20,10 +20,10 @@ pub use fields::{FIELDS, Field, Origin};
 use super::ExportError;
 use crate::{
     lifetimes::Windows,
-    model::{Capture, Counters, EndReason, ExactCounts, Process, StackOutcome},
+    model::{Capture, Counters, ExactCounts, Process, StackOutcome},
     reports::{
         Analysis, Budget, Estimate, MemoryJson, MemoryPoint, ProcessSums, SiteRow, Trust, check,
-        end_name, started_at,
+        started_at,
     },
     store::Damage,
 };
@@ -420,11 +420,8 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
         comm: &process.comm,
         exe: &process.exe,
         allocators: &process.allocators,
-        exit_status: match end.map(|end| end.reason) {
-            Some(EndReason::Exit(status)) => status,
-            Some(EndReason::Exec) | None => None,
-        },
-        end: end.map(|end| end_name(end.reason)),
+        exit_status: end.and_then(|end| end.reason.exit_status()),
+        end: end.map(|end| end.reason.name()),
         end_monotonic_ns: end.map(|end| end.time_ns),
         parent: analysis.definitions.parents.get(&process.id).map(|parent| parent.0),
         sums: ProcessSums::of(analysis, process.id),

@@ -139,6 +139,26 @@ pub enum EndReason {
     Exit(Option<i32>),
 }
 
+impl EndReason {
+    /// In a word, as the exports have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Exit(_) => "exit",
+        }
+    }
+
+    /// Exit code, or 128 and the signal, where it is known.
+    #[must_use]
+    pub fn exit_status(self) -> Option<i32> {
+        match self {
+            Self::Exec => None,
+            Self::Exit(status) => status,
+        }
+    }
+}
+
 /// A file mapped as code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {

@@ -12,9 +12,9 @@ use crate::{
         Tracker, Windows,
     },
     model::{
-        Capture, Counters, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module, ModuleId,
-        Observes, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, SourceFunction, Stack,
-        StackId, StackOutcome,
+        Capture, Counters, EndReason, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module,
+        ModuleId, Observes, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId,
+        SourceFunction, Stack, StackId, StackOutcome,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -41,6 +41,12 @@ pub struct Definitions {
 }
 
 impl Definitions {
+    /// Why a process image ended; none if it was alive when the trace ended.
+    #[must_use]
+    pub fn end_of(&self, process: ProcessId) -> Option<EndReason> {
+        self.process_ends.get(&process).map(|end| end.reason)
+    }
+
     fn apply(&mut self, item: &Item) {
         match item {
             Item::Process(process) => {
@@ -48,6 +54,9 @@ impl Definitions {
             }
             Item::ProcessEnd(end) => {
                 self.process_ends.insert(end.process, end.clone());
+            }
+            Item::Fork(fork) => {
+                self.parents.insert(fork.process, fork.parent);
             }
             Item::Module(module) => {
                 self.modules.insert(module.id, module.clone());
@@ -69,7 +78,6 @@ impl Definitions {
             | Item::ExactCounts(_)
             | Item::Counted(_)
             | Item::Window(_)
-            | Item::Fork(_)
             | Item::Memory(_)
             | Item::PageSums(_) => {}
         }
@@ -109,7 +117,6 @@ impl Analyzer {
             }
             Item::Fork(fork) => {
                 self.last_event_ns = self.last_event_ns.max(fork.time_ns);
-                self.definitions.parents.insert(fork.process, fork.parent);
                 self.tracker.fork(fork);
             }
             Item::Window(window) => {

@@ -8,7 +8,7 @@ use super::{
 use crate::{model::StackOutcome, text};
 
 /// Longest line of a table.
-const WIDTH: usize = 100;
+pub(super) const WIDTH: usize = 100;
 /// Most frames of a call chain that are shown.
 const MAX_SHOWN_FRAMES: usize = 8;
 /// Least room for a function's name, however long its file and module are.

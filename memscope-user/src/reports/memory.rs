@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{
     Analysis, Estimate, Trust,
     estimate::live_bytes_about,
-    layout::{counted, cut, line},
+    layout::{WIDTH, counted, cut, line},
     origin::ProcessName,
     timeline::{AtAttach, Explained, MemoryPoint, MemoryTimeline},
 };
@@ -15,8 +15,6 @@ use crate::{model::Observes, text};
 const COLUMNS: [usize; 9] = [9, 11, 9, 9, 9, 9, 9, 9, 9];
 /// In place of a number that is not known.
 const UNKNOWN: &str = "–";
-/// Longest line.
-const WIDTH: usize = 100;
 
 /// What the numbers are, and are not.
 const EXPLANATION: &str = "\

@@ -44,7 +44,6 @@ pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};
 pub use origin::{ProcessName, started_at};
 pub use pages::{PageRow, PagesReport};
 pub use peak::PeakReport;
-pub(crate) use processes::end_name;
 pub use processes::{ProcessRow, ProcessSums, ProcessesReport};
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};

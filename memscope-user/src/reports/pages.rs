@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     lifetimes::FaultSums,
-    model::{PageSums, ProcessId, ResidentBytes, StackOutcome},
+    model::{PageSums, ProcessId, StackOutcome},
     text,
 };
 
@@ -22,18 +22,9 @@ use crate::{
 pub struct PagesReport<'a> {
     /// `pages` if page faults were observed, else `allocations`.
     pub events: &'static str,
-    /// Page faults that were handled.
-    pub faults: u64,
-    /// Of these, those that had to wait for a disk or for another thread.
-    pub major_faults: u64,
-    /// What became resident by them.
-    pub resident_bytes: u64,
-    /// Of that, memory of the process alone.
-    pub anonymous_bytes: u64,
-    /// Of that, pages of files.
-    pub file_bytes: u64,
-    /// Of that, pages of shared memory.
-    pub shared_bytes: u64,
+    /// All that were handled.
+    #[serde(flatten)]
+    pub sums: PageFaults,
     /// What became resident in no page fault: by `MAP_POPULATE`, `mlock`, system calls.
     pub elsewhere_bytes: u64,
     /// What is resident no more, but for the end of processes.
@@ -59,9 +50,17 @@ pub struct PageRow<'a> {
     pub frames: Vec<ResolvedFrame<'a>>,
     /// Whether the chain is complete, or why not: a [`crate::model::StackOutcome::name`].
     pub stack: &'static str,
-    /// Page faults.
+    /// Its page faults.
+    #[serde(flatten)]
+    pub sums: PageFaults,
+}
+
+/// Page faults, and what came of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PageFaults {
+    /// How many there were.
     pub faults: u64,
-    /// Of these, those that had to wait.
+    /// Of these, those that had to wait for a disk or for another thread.
     pub major_faults: u64,
     /// What became resident by them.
     pub resident_bytes: u64,
@@ -71,6 +70,45 @@ pub struct PageRow<'a> {
     pub file_bytes: u64,
     /// Of that, pages of shared memory.
     pub shared_bytes: u64,
+}
+
+impl From<FaultSums> for PageFaults {
+    fn from(sums: FaultSums) -> Self {
+        Self {
+            faults: sums.faults,
+            major_faults: sums.major_faults,
+            resident_bytes: sums.resident.total(),
+            anonymous_bytes: sums.resident.anonymous,
+            file_bytes: sums.resident.file,
+            shared_bytes: sums.resident.shared,
+        }
+    }
+}
+
+impl PageFaults {
+    /// `3 page faults, 1 major`
+    fn faults_text(&self) -> String {
+        let all = counted(self.faults, "page fault");
+        match self.major_faults {
+            0 => all,
+            major => format!("{all}, {} major", text::count(major)),
+        }
+    }
+
+    /// `4.0 KiB anonymous, 64.0 KiB of files`
+    fn kinds_text(&self) -> String {
+        let kinds = [
+            (self.anonymous_bytes, "anonymous"),
+            (self.file_bytes, "of files"),
+            (self.shared_bytes, "shared"),
+        ];
+        let told: Vec<String> = kinds
+            .into_iter()
+            .filter(|(bytes, _)| *bytes > 0)
+            .map(|(bytes, kind)| format!("{} {kind}", text::bytes(bytes)))
+            .collect();
+        if told.is_empty() { "nothing became resident".to_owned() } else { told.join(", ") }
+    }
 }
 
 impl<'a> PageRow<'a> {
@@ -109,7 +147,6 @@ impl<'a> PagesReport<'a> {
     /// The `top` call chains by which most became resident, or all.
     #[must_use]
     pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
-        let FaultSums { faults, major_faults, resident } = analysis.fault_totals;
         let PageSums { elsewhere, gone } = analysis.page_sums.unwrap_or_default();
         let mut chains = merged(analysis);
         // Stable: equal ones stay in the order in which they were first seen.
@@ -120,21 +157,11 @@ impl<'a> PagesReport<'a> {
             process: ProcessName::of(analysis, process),
             frames,
             stack: outcome.name(),
-            faults: sums.faults,
-            major_faults: sums.major_faults,
-            resident_bytes: sums.resident.total(),
-            anonymous_bytes: sums.resident.anonymous,
-            file_bytes: sums.resident.file,
-            shared_bytes: sums.resident.shared,
+            sums: sums.into(),
         });
         Self {
             events: analysis.observed().name(),
-            faults,
-            major_faults,
-            resident_bytes: resident.total(),
-            anonymous_bytes: resident.anonymous,
-            file_bytes: resident.file,
-            shared_bytes: resident.shared,
+            sums: analysis.fault_totals.into(),
             elsewhere_bytes: elsewhere.total(),
             gone_bytes: gone.total(),
             chain_count,
@@ -155,8 +182,8 @@ impl<'a> PagesReport<'a> {
         }
         let what = format!(
             "Made resident by page faults, {} in {}",
-            text::bytes(self.resident_bytes),
-            counted(self.faults, "fault")
+            text::bytes(self.sums.resident_bytes),
+            counted(self.sums.faults, "fault")
         );
         layout::heading(&mut out, &what, self.rows.len(), self.chain_count);
         self.tell_others(&mut out, "");
@@ -165,14 +192,10 @@ impl<'a> PagesReport<'a> {
                 out,
                 "\n{:>3}. {:>9} {:>7} in {}; {}",
                 position + 1,
-                text::bytes(row.resident_bytes),
-                text::percent(row.resident_bytes, self.resident_bytes),
-                faults_text(row.faults, row.major_faults),
-                kinds_text(&ResidentBytes {
-                    anonymous: row.anonymous_bytes,
-                    file: row.file_bytes,
-                    shared: row.shared_bytes,
-                })
+                text::bytes(row.sums.resident_bytes),
+                text::percent(row.sums.resident_bytes, self.sums.resident_bytes),
+                row.sums.faults_text(),
+                row.sums.kinds_text()
             );
             layout::chain(&mut out, &row.chain(), Wrappers::Shown, self.analysis);
         }
@@ -182,17 +205,12 @@ impl<'a> PagesReport<'a> {
 
     /// The sums, as lines of the summary.
     pub(super) fn tell_sums(&self, out: &mut String) {
-        line!(
-            out,
-            "  faults     {}; allocations were not observed",
-            faults_text(self.faults, self.major_faults)
-        );
-        let kinds = self.analysis.fault_totals.resident;
+        line!(out, "  faults     {}; allocations were not observed", self.sums.faults_text());
         line!(
             out,
             "  resident   {} by page faults: {}",
-            text::bytes(self.resident_bytes),
-            kinds_text(&kinds)
+            text::bytes(self.sums.resident_bytes),
+            self.sums.kinds_text()
         );
         self.tell_others(out, "  beside     ");
     }
@@ -205,25 +223,4 @@ impl<'a> PagesReport<'a> {
             text::bytes(self.gone_bytes)
         );
     }
-}
-
-/// `3 faults, 1 of them major`
-fn faults_text(faults: u64, major_faults: u64) -> String {
-    let all = counted(faults, "page fault");
-    if major_faults == 0 { all } else { format!("{all}, {} major", text::count(major_faults)) }
-}
-
-/// `4.0 KiB anonymous, 64.0 KiB of files`
-fn kinds_text(resident: &ResidentBytes) -> String {
-    let kinds = [
-        (resident.anonymous, "anonymous"),
-        (resident.file, "of files"),
-        (resident.shared, "shared"),
-    ];
-    let told: Vec<String> = kinds
-        .into_iter()
-        .filter(|(bytes, _)| *bytes > 0)
-        .map(|(bytes, kind)| format!("{} {kind}", text::bytes(bytes)))
-        .collect();
-    if told.is_empty() { "nothing became resident".to_owned() } else { told.join(", ") }
 }

@@ -4,16 +4,13 @@ use serde::Serialize;
 
 use super::{
     Analysis, Trust,
-    layout::{counted, cut, line},
+    layout::{WIDTH, counted, cut, line},
 };
 use crate::{
     lifetimes::SiteSums,
     model::{EndReason, Process, ProcessId},
     text,
 };
-
-/// Longest line.
-const WIDTH: usize = 100;
 
 /// An image of a process, and its sums.
 #[derive(Clone, Debug, Serialize)]
@@ -87,39 +84,29 @@ pub(super) fn sums_by_process<'a>(
     all
 }
 
-/// How a process image has ended, in the words of the exports.
-pub(crate) fn end_name(end: EndReason) -> &'static str {
+/// `exited with 3`: how a process image has ended, for a reader.
+pub(super) fn how_it_ended(end: Option<EndReason>) -> String {
     match end {
-        EndReason::Exit(_) => "exit",
-        EndReason::Exec => "exec",
+        None => "was still running".to_owned(),
+        Some(EndReason::Exec) => "replaced itself".to_owned(),
+        Some(EndReason::Exit(None)) => "exited".to_owned(),
+        Some(EndReason::Exit(Some(status))) => format!("exited with {status}"),
     }
 }
 
 impl<'a> ProcessRow<'a> {
     fn of(analysis: &'a Analysis, process: &'a Process) -> Self {
         let definitions = &analysis.definitions;
-        let end = definitions.process_ends.get(&process.id).map(|end| end.reason);
+        let end = definitions.end_of(process.id);
         Self {
             process: process.id.0,
             pid: process.pid,
             parent: definitions.parents.get(&process.id).map(|parent| parent.0),
             comm: &process.comm,
             exe: &process.exe,
-            end: end.map(end_name),
-            exit_status: match end {
-                Some(EndReason::Exit(status)) => status,
-                Some(EndReason::Exec) | None => None,
-            },
+            end: end.map(EndReason::name),
+            exit_status: end.and_then(EndReason::exit_status),
             sums: ProcessSums::of(analysis, process.id),
-        }
-    }
-
-    fn how_it_ended(&self) -> String {
-        match (self.end, self.exit_status) {
-            (Some("exec"), _) => "replaced itself".to_owned(),
-            (Some(_), Some(status)) => format!("exited with {status}"),
-            (Some(_), None) => "exited".to_owned(),
-            (None, _) => "was still running".to_owned(),
         }
     }
 }
@@ -135,6 +122,8 @@ pub struct ProcessesReport<'a> {
     pub inherited_frees: u64,
     /// How far to trust all this.
     pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
 }
 
 impl<'a> ProcessesReport<'a> {
@@ -151,6 +140,7 @@ impl<'a> ProcessesReport<'a> {
             rows,
             inherited_frees: analysis.totals.inherited_frees,
             trust: Trust::of(analysis),
+            analysis,
         }
     }
 
@@ -187,11 +177,13 @@ impl<'a> ProcessesReport<'a> {
                 text::bytes(sums.live_bytes),
                 text::count(sums.live_blocks),
             );
-            let parent = row.parent.map(|parent| format!(", forked by {}", self.pid_of(parent)));
+            let definitions = &self.analysis.definitions;
+            let parent = row.parent.and_then(|id| definitions.processes.get(&ProcessId(id)));
+            let parent = parent.map(|parent| format!(", forked by {}", parent.pid));
             let told = format!(
                 "{numbers}  {}, {}{}",
                 text::harmless(row.comm),
-                row.how_it_ended(),
+                how_it_ended(definitions.end_of(ProcessId(row.process))),
                 parent.unwrap_or_default()
             );
             line!(out, "{}", cut(&told, WIDTH));
@@ -205,10 +197,5 @@ impl<'a> ProcessesReport<'a> {
         }
         line!(out, "\n{}", self.trust.sentence);
         out
-    }
-
-    fn pid_of(&self, process: u32) -> String {
-        let row = self.rows.iter().find(|row| row.process == process);
-        row.map_or_else(|| "another".to_owned(), |row| row.pid.to_string())
     }
 }

@@ -11,6 +11,7 @@ use super::{
     memory::{explained_text, largest},
     origin::{self, ProcessName},
     peak::peak_after_ns,
+    processes::how_it_ended,
     row::SiteRow,
 };
 use crate::{
@@ -177,7 +178,7 @@ impl<'a> SummaryReport<'a> {
             processes.sort_by_key(|process| std::cmp::Reverse(bytes(process)));
         }
         for process in processes.into_iter().take(shown) {
-            let end = definitions.process_ends.get(&process.id).map(|end| end.reason);
+            let end = definitions.end_of(process.id);
             line!(out, "{}", cut(&format!("  process    {}", process_text(process, end)), WIDTH));
         }
         if shown < all {
@@ -290,13 +291,7 @@ fn process_text(process: &Process, end: Option<EndReason>) -> String {
         told.push_str(", ");
         told.push_str(&text::harmless(allocator));
     }
-    told.push_str(&match end {
-        None => ", was still running".to_owned(),
-        Some(EndReason::Exec) => ", replaced itself by exec".to_owned(),
-        Some(EndReason::Exit(None)) => ", exited".to_owned(),
-        Some(EndReason::Exit(Some(status))) => format!(", exited with {status}"),
-    });
-    told
+    format!("{told}, {}", how_it_ended(end))
 }
 
 /// A heading and a line for each row. `number` gives bytes, their bounds, bytes in all, blocks.
@@ -333,9 +328,9 @@ fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
     for row in &pages.rows {
         let numbers = format!(
             "  {:>9} {:>7} in {:<14}",
-            text::bytes(row.resident_bytes),
-            text::percent(row.resident_bytes, pages.resident_bytes),
-            counted(row.faults, "fault")
+            text::bytes(row.sums.resident_bytes),
+            text::percent(row.sums.resident_bytes, pages.sums.resident_bytes),
+            counted(row.sums.faults, "fault")
         );
         tell_row(out, &numbers, None, &row.frames, 0);
     }

@@ -7,6 +7,7 @@
 //! !stack a depth_limit f g h      frames of @a, innermost first; `?` has no symbol
 //! !process 2 worker               another process
 //! !exit 2 1                       process 2 exits with 1
+//! !exec 2                         process 2 replaces itself
 //! !lost ring_full_free 3          three lost by that cause
 //! !late                           process 1 was attached to
 //! !probed-late                    process 1 may have allocated before it was probed
@@ -133,11 +134,10 @@ impl Definer {
             ["process", id, comm] => {
                 self.items.push(Item::Process(process(id.parse().unwrap(), comm)))
             }
-            ["exit", id, status] => self.items.push(Item::ProcessEnd(ProcessEnd {
-                process: ProcessId(id.parse().unwrap()),
-                time_ns: ENDED_AT_NS,
-                reason: EndReason::Exit(Some(status.parse().unwrap())),
-            })),
+            ["exit", id, status] => {
+                self.items.push(end(id, EndReason::Exit(Some(status.parse().unwrap()))))
+            }
+            ["exec", id] => self.items.push(end(id, EndReason::Exec)),
             ["lost", cause, count] => {
                 let cause = LossCause::ALL.into_iter().find(|known| known.name() == *cause);
                 self.lost.push((cause.unwrap(), count.parse().unwrap()));
@@ -190,6 +190,11 @@ impl Definer {
     }
 }
 
+fn end(id: &str, reason: EndReason) -> Item {
+    let process = ProcessId(id.parse().unwrap());
+    Item::ProcessEnd(ProcessEnd { process, time_ns: ENDED_AT_NS, reason })
+}
+
 fn resident(anonymous: &str, file: &str, shared: &str) -> ResidentBytes {
     let [anonymous, file, shared] = [anonymous, file, shared].map(|bytes| bytes.parse().unwrap());
     ResidentBytes { anonymous, file, shared }
@@ -227,9 +232,13 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     let ends = |item: &Item| matches!(item, Item::ProcessEnd(_));
     let (ends, mut items): (Vec<_>, Vec<_>) = definer.items.into_iter().partition(ends);
     let recorded = trace.events.iter().filter(|event| !matches!(event, Event::Loss { .. })).count();
+    let mut forks = trace.forks.into_iter().peekable();
     let mut windows = trace.windows.into_iter().peekable();
     let mut readings = trace.readings.into_iter().peekable();
     for (position, event) in trace.events.into_iter().enumerate() {
+        while let Some((_, fork)) = forks.next_if(|(after, _)| *after == position) {
+            items.push(Item::Fork(fork));
+        }
         while let Some((_, window)) = windows.next_if(|(after, _)| *after == position) {
             items.push(Item::Window(window));
         }
@@ -238,6 +247,7 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
         }
         items.push(Item::Event(event));
     }
+    items.extend(forks.map(|(_, fork)| Item::Fork(fork)));
     items.extend(windows.map(|(_, window)| Item::Window(window)));
     items.extend(readings.map(|(_, reading)| Item::Memory(reading)));
     items.extend(ends);

@@ -11,6 +11,7 @@ use crate::{
 
 mod memory;
 mod pages;
+mod processes;
 mod sampling;
 mod trust;
 mod windows;

@@ -2,7 +2,7 @@
 
 use super::{check, check_text};
 use crate::reports::{
-    Report, View, Wrappers,
+    PageRow, Report, View, Wrappers,
     testing::{FAULTS, analysis},
 };
 
@@ -18,13 +18,15 @@ fn chains_are_ordered_by_what_became_resident() {
     let Report::Pages(pages) = View::Pages.report(&analysis, "", None, Wrappers::Folded) else {
         panic!("another report");
     };
-    assert_eq!((pages.events, pages.faults, pages.major_faults), ("pages", 5, 1));
-    assert_eq!(pages.resident_bytes, (2 << 20) + 4096 + 65_536 + 4096);
+    assert_eq!((pages.events, pages.sums.faults, pages.sums.major_faults), ("pages", 5, 1));
+    assert_eq!(pages.sums.resident_bytes, (2 << 20) + 4096 + 65_536 + 4096);
     assert_eq!((pages.elsewhere_bytes, pages.gone_bytes), (8192, 4096));
     let rows: Vec<_> = pages
         .rows
         .iter()
-        .map(|row| (row.faults, row.major_faults, row.anonymous_bytes, row.file_bytes))
+        .map(|PageRow { sums, .. }| {
+            (sums.faults, sums.major_faults, sums.anonymous_bytes, sums.file_bytes)
+        })
         .collect();
     assert_eq!(rows, [(2, 0, (2 << 20) + 4096, 0), (3, 1, 0, 65_536)]);
     assert!(pages.trust.complete, "{}", pages.trust.sentence);

@@ -1,0 +1,112 @@
+//! A row for each image of a process.
+
+use super::{check, check_text};
+use crate::reports::{
+    ProcessSums, Report, View, Wrappers,
+    testing::{analysis, analysis_of, items, regular_end},
+};
+
+/// A server forks a worker, which frees one of its blocks, and becomes another program.
+const FORKED: &str = "
+    !process 2 server
+    !process 3 worker
+    !exit 1 0
+    !exec 2
+    1 malloc 1000 = 0x10 @a
+    1 malloc 200 = 0x20 @a
+    fork 1 2
+    2:7 free 0x10
+    2:7 malloc 30 = 0x30 @b
+    2:7 free 0x30
+    3:7 malloc 4000 = 0x40 @c
+    3:7 malloc 5 = null @c
+    1 free 0x20";
+
+#[test]
+fn images_are_ordered_by_what_they_have_allocated() {
+    let analysis = analysis(FORKED);
+    check(&analysis).unwrap();
+    let Report::Processes(report) = View::Processes.report(&analysis, "", None, Wrappers::Folded)
+    else {
+        panic!("another report");
+    };
+    let known: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| (row.process, row.pid, row.parent, row.end, row.exit_status))
+        .collect();
+    assert_eq!(
+        known,
+        [
+            (3, 1003, None, None, None),
+            (1, 1001, None, Some("exit"), Some(0)),
+            (2, 1002, Some(1), Some("exec"), None)
+        ]
+    );
+    let sums = [
+        // Allocations, frees, failed, temporary, live.
+        (1, 4000, 0, 0, 1, 0, 1, 4000),
+        (2, 1200, 1, 200, 0, 1, 1, 1000),
+        (1, 30, 1, 30, 0, 1, 0, 0),
+    ];
+    for (row, expected) in report.rows.iter().zip(sums) {
+        let ProcessSums {
+            allocations,
+            allocated_bytes,
+            frees,
+            freed_bytes,
+            failed_allocations,
+            temporary_allocations,
+            live_blocks,
+            live_bytes,
+        } = row.sums;
+        let found = (
+            allocations,
+            allocated_bytes,
+            frees,
+            freed_bytes,
+            failed_allocations,
+            temporary_allocations,
+            live_blocks,
+            live_bytes,
+        );
+        assert_eq!(found, expected, "process {}", row.process);
+    }
+    check_text(
+        &Report::Processes(report),
+        "
+        Processes by bytes allocated: 3, one for each program that a process ran
+
+             pid  allocated       blocks       live       blocks  program
+            1003   3.91 KiB            1   3.91 KiB            1  worker, was still running
+            1001   1.17 KiB            2     1000 B            1  server, exited with 0
+            1002       30 B            1        0 B            0  server, replaced itself, forked by 1001
+
+        Forked processes freed 1 block of their parents, which are in no other number.
+
+        Complete: all 8 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
+}
+
+#[test]
+fn a_parent_that_is_not_shown_is_named() {
+    let analysis = analysis(
+        "!process 2 worker
+         fork 1 2
+         2:7 malloc 8 = 0x10 @a",
+    );
+    let told = View::Processes.report(&analysis, "", Some(1), Wrappers::Folded).text();
+    assert!(told.contains("the first 1 of 2"), "{told}");
+    assert!(told.contains("worker, was still running, forked by 1001\n"), "{told}");
+}
+
+#[test]
+fn names_of_processes_are_harmless() {
+    let mut items = items("1 malloc 8 = 0x10 @a");
+    let Some(crate::model::Item::Process(process)) = items.first_mut() else { panic!("none") };
+    process.comm = "a\x1b[2J\nb".to_owned();
+    let analysis = analysis_of(&items, regular_end());
+    let told = View::Processes.report(&analysis, "", None, Wrappers::Folded).text();
+    assert!(!told.contains(|character: char| character.is_control() && character != '\n'));
+    assert_eq!(told.lines().count(), 6, "{told}");
+}
