@@ -129,17 +129,17 @@ impl TargetProcess {
         Self { pid, start_ticks: 0, process: None }
     }
 
-    /// The file that this program is.
+    /// The file that this program is, by the numbers that mappings have: those of `stat` can be
+    /// others (btrfs, layered overlayfs).
     #[must_use]
     pub fn own_file() -> Option<FileIdentity> {
-        let metadata = std::fs::metadata("/proc/self/exe").ok()?;
-        Some(FileIdentity {
-            device: (
-                rustix::fs::major(metadata.dev()).cast_signed(),
-                rustix::fs::minor(metadata.dev()).cast_signed(),
-            ),
-            inode: metadata.ino(),
-        })
+        let here_avma = Self::own_file as *const () as u64;
+        let mut mappings = Self::open(std::process::id()).ok()?.code_mappings().ok()?.into_iter();
+        let code = mappings.find(|code| (code.start_avma..code.end_avma).contains(&here_avma))?;
+        match code.file {
+            MappedFile::File { identity, .. } => Some(identity),
+            MappedFile::Kernel(_) | MappedFile::Anonymous => None,
+        }
     }
 
     pub(super) fn process(&self) -> Result<&Process, ProcError> {
@@ -384,6 +384,7 @@ mod tests {
         let own = mappings.iter().find(|mapping| matches!(&mapping.file, MappedFile::File { identity, .. } if identity.inode == inode));
         let file = me.open_mapped(own.expect("the test's own code is mapped")).unwrap();
         assert_eq!(file.metadata().unwrap().ino(), inode);
+        assert_eq!(TargetProcess::own_file().unwrap().inode, inode);
         assert!(me.is_alive());
     }
 
