@@ -285,6 +285,9 @@ const _: () = assert!(size_of::<CpuRing>() == 128);
 /// took it.
 pub const SPARE_SLOTS: u64 = 16;
 
+/// Copies of stacks that can be under way on a CPU: one that was interrupted, and another.
+pub const COPIES_PER_CPU: u32 = 2;
+
 /// Where the module of a probed function has its code, as seen from the probe: it tells calls
 /// that the module makes itself from those of the program.
 #[repr(C)]

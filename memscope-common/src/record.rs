@@ -336,9 +336,23 @@ pub const MAX_COPY_BYTES: usize = 32 * 1024;
 /// What a stack is copied in, and where a copy begins: at a multiple of it. So no part goes
 /// beyond the page in which a stack ends.
 pub const COPY_PART_BYTES: usize = 1024;
+/// Most parts of a copy.
+pub const MAX_COPY_PARTS: usize = MAX_COPY_BYTES / COPY_PART_BYTES;
+/// How many parts of copies both sides remember, one at each place.
+pub const COPIED_PLACES: usize = 1 << COPIED_PLACES_LOG2;
+const COPIED_PLACES_LOG2: u32 = 12;
+
+/// The place at which a part of a target's stack is remembered.
+#[must_use]
+#[inline(always)]
+pub const fn copied_place(target: u16, part_avma: u64) -> usize {
+    let number = (part_avma / COPY_PART_BYTES as u64) ^ ((target as u64) << 54);
+    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - COPIED_PLACES_LOG2)) as usize
+}
 
 /// A part of a stack that the tables could not walk, to be walked by the collector: this
-/// header, then `byte_count` bytes of memory from [`StackCopy::start_avma`] on. Its
+/// header speaks of `byte_count` bytes of memory from [`StackCopy::start_avma`] on. What they
+/// are is said by [`CopiedParts`], which follow, and then by those parts that are sent. Its
 /// number is used once.
 #[repr(C)]
 #[cfg_attr(
@@ -379,6 +393,23 @@ impl StackCopy {
         self.sp_avma & !(COPY_PART_BYTES as u64 - 1)
     }
 }
+
+/// The memory of a [`StackCopy`], in parts of [`COPY_PART_BYTES`]. A stack is copied again and
+/// again while the functions at its outer end stay as they are, so most parts of a copy are those
+/// of the one before: these are not sent, but named by their hash.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedParts {
+    /// Bit `n`: whether part `n` is sent. Those that are follow one another.
+    pub sent: u64,
+    /// What each part contains. The rest has no meaning.
+    pub hashes: [u64; MAX_COPY_PARTS],
+}
+const _: () = assert!(size_of::<CopiedParts>() == 264 && MAX_COPY_PARTS <= 64);
 
 /// `lost_count` records were lost on one CPU between `first_lost_ns` and the
 /// header's time, which is that of the first record to get through again.

@@ -1,23 +1,34 @@
 //! Copies of stacks that could not be walked here, for the collector to walk. They cost
 //! the target microseconds and the ring much room, so they are rationed.
 
-use core::ffi::c_void;
+use core::{
+    ffi::c_void,
+    mem::offset_of,
+    ptr::{read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
-    bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_probe_read_user as read_user_bytes,
-};
-use memscope_common::{
-    control::COUNTER_LOST_STACK,
-    record::{
-        COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_COPY_BYTES, OUTCOME_NO_TABLES,
-        OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE, STACK_TABLES_OLD,
-        StackCopy,
+    bindings::BPF_RB_AVAIL_DATA,
+    helpers::{
+        bpf_get_smp_processor_id,
+        generated::{
+            bpf_probe_read_kernel as read_kernel_bytes, bpf_probe_read_user as read_user_bytes,
+        },
     },
 };
+use memscope_common::{
+    control::{COPIES_PER_CPU, COUNTER_LOST_STACK},
+    record::{
+        COPY_PART_BYTES, CopiedParts, Header, KIND_STACK_COPY, MAX_COPY_BYTES, MAX_COPY_PARTS,
+        OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE,
+        STACK_TABLES_OLD, StackCopy, copied_place,
+    },
+};
+use memscope_ebpf::mix;
 
 use crate::{
     emit,
-    maps::{CONSUMER, COPY_TIMES, EVENTS},
+    maps::{CONSUMER, COPIED, COPIES, COPY_TIMES, EVENTS},
     stack::CallerRegisters,
 };
 
@@ -26,10 +37,23 @@ const INTERVAL_NS: u64 = 400_000;
 /// … and this many at once: what is allocated while a library's tables are being made.
 const BURST: u64 = 8192;
 
-/// [`StackCopy`] with room for the stack.
+/// Room for a copy while it is made.
+#[repr(C)]
+pub(crate) struct NewCopy {
+    /// 1 while somebody uses it.
+    in_use: u64,
+    /// How many parts were read.
+    part_count: u64,
+    /// How many of them are to be sent.
+    sent_count: u64,
+    record: CopyRecord,
+}
+
+/// [`StackCopy`] as it is sent, but for the parts that are not.
 #[repr(C)]
 struct CopyRecord {
     copy: StackCopy,
+    parts: CopiedParts,
     bytes: [u8; MAX_COPY_BYTES],
 }
 
@@ -83,6 +107,7 @@ pub(crate) fn send(
     outcome: u16,
     flags: u16,
 ) -> bool {
+    let Some((index, new)) = take_room() else { return false };
     let start = StackCopy {
         header: Header { kind: KIND_STACK_COPY, ..header },
         stack,
@@ -95,26 +120,132 @@ pub(crate) fn send(
         flags,
         byte_count: 0,
     };
-    emit::send_filled::<CopyRecord>(COUNTER_LOST_STACK, |record| {
-        let mut byte_count = 0;
-        for part in 0..MAX_COPY_BYTES / COPY_PART_BYTES {
-            let offset = part * COPY_PART_BYTES;
-            // SAFETY: the part lies in the record; the helper checks the user address.
-            let failed = unsafe {
-                read_user_bytes(
-                    (&raw mut (*record).bytes).cast::<u8>().add(offset).cast::<c_void>(),
-                    COPY_PART_BYTES as u32,
-                    start.start_avma().wrapping_add(offset as u64) as *const c_void,
-                )
-            };
-            if failed != 0 {
+    // SAFETY: an element of an array map, which is never removed, and is this program's until it
+    // is given back.
+    unsafe {
+        (*new).record.copy = start;
+        let is_sent = fill_and_send(index) != 0;
+        write_volatile(&raw mut (*new).in_use, 0);
+        is_sent
+    }
+}
+
+/// Room on this CPU that nobody uses. A task stays on its CPU while a program runs, but can be
+/// preempted.
+#[inline(always)]
+fn take_room() -> Option<(u32, *mut NewCopy)> {
+    const { assert!(COPIES_PER_CPU == 2) };
+    // SAFETY: the helper takes nothing.
+    let first = unsafe { bpf_get_smp_processor_id() } * COPIES_PER_CPU;
+    // No loop: of one that begins at an unknown number, verifiers see no end.
+    take_if_free(first).or_else(|| take_if_free(first + 1))
+}
+
+#[inline(always)]
+fn take_if_free(index: u32) -> Option<(u32, *mut NewCopy)> {
+    let new = COPIES.get_ptr_mut(index)?;
+    // SAFETY: an element of an array map, which is never removed.
+    let was_in_use = emit::exchange(unsafe { &raw mut (*new).in_use }, 1);
+    (was_in_use == 0).then_some((index, new))
+}
+
+/// Reads the stack that the room at `index` says, and sends what the collector does not know of
+/// it. 1 if it was sent.
+///
+/// A function with a name of its own, which the verifier looks at once, whatever calls it. Counts
+/// are kept in the map, where the verifier does not follow what they are: else it would look at
+/// what comes after a loop once for each number of its rounds.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fill_and_send(index: u32) -> u32 {
+    let (Some(new), Some(known)) = (COPIES.get_ptr_mut(index), COPIED.get_ptr_mut(0)) else {
+        return 0;
+    };
+    // SAFETY: an element of an array map, which is never removed.
+    let (target, start_avma) =
+        unsafe { ((*new).record.copy.header.target, (*new).record.copy.start_avma()) };
+    let word_of = |part: usize| {
+        let part_avma = start_avma.wrapping_add((part * COPY_PART_BYTES) as u64);
+        // SAFETY: a place is one of the array's.
+        unsafe { known.cast::<u64>().add(copied_place(target, part_avma)) }
+    };
+    // SAFETY: `new` and `known` point to elements of array maps, which are never removed; the
+    // first is this program's until it is given back, words of the second are read and written
+    // whole. Parts lie in the array of bytes. The helpers check the addresses they are given.
+    unsafe {
+        let record = &raw mut (*new).record;
+        let first_part = (&raw mut (*record).bytes).cast::<u8>();
+        let part_at = |part: usize| first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
+        write_volatile(&raw mut (*new).part_count, 0);
+        for part in 0..MAX_COPY_PARTS {
+            let part_avma = start_avma.wrapping_add((part * COPY_PART_BYTES) as u64);
+            let bytes = part_at(part);
+            if read_user_bytes(bytes, COPY_PART_BYTES as u32, part_avma as *const c_void) != 0 {
                 break;
             }
-            byte_count = (offset + COPY_PART_BYTES) as u32;
+            (*record).parts.hashes[part] = hash_part(index, part as u32);
+            write_volatile(&raw mut (*new).part_count, part as u64 + 1);
         }
-        // SAFETY: `record` is reserved for this.
-        unsafe {
-            (*record).copy = StackCopy { byte_count, ..start };
+        let part_count = read_volatile(&raw const (*new).part_count);
+        write_volatile(&raw mut (*new).sent_count, 0);
+        (*record).parts.sent = 0;
+        for part in 0..MAX_COPY_PARTS {
+            if part as u64 >= part_count {
+                break;
+            }
+            if read_volatile(word_of(part)) == (*record).parts.hashes[part] {
+                continue;
+            }
+            let sent_count = read_volatile(&raw const (*new).sent_count) as usize;
+            if sent_count >= MAX_COPY_PARTS {
+                break;
+            }
+            if sent_count != part {
+                let to = part_at(sent_count);
+                read_kernel_bytes(to, COPY_PART_BYTES as u32, part_at(part));
+            }
+            write_volatile(&raw mut (*new).sent_count, sent_count as u64 + 1);
+            (*record).parts.sent |= 1 << part;
         }
-    })
+        (*record).copy.byte_count = (part_count as usize * COPY_PART_BYTES) as u32;
+        let sent_count = read_volatile(&raw const (*new).sent_count) as usize;
+        let bytes = core::slice::from_raw_parts(
+            record.cast::<u8>(),
+            offset_of!(CopyRecord, bytes) + sent_count.min(MAX_COPY_PARTS) * COPY_PART_BYTES,
+        );
+        if !emit::send_bytes(bytes, COUNTER_LOST_STACK) {
+            return 0;
+        }
+        // Only now: what was not sent is not known.
+        for part in 0..MAX_COPY_PARTS {
+            if (*record).parts.sent & 1 << part != 0 {
+                write_volatile(word_of(part), (*record).parts.hashes[part]);
+            }
+        }
+    }
+    1
+}
+
+const PART_WORDS: usize = COPY_PART_BYTES / 8;
+
+/// What a part contains, in a word; never 0. Four at once, as each step waits for the one before.
+/// A function as the one above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hash_part(index: u32, part: u32) -> u64 {
+    let Some(new) = COPIES.get_ptr(index) else { return 0 };
+    // It changes nothing, but tells the verifier so.
+    let part = part as usize & (MAX_COPY_PARTS - 1);
+    let mut lanes = [1, 2, 3, 4];
+    // SAFETY: an element of an array map, which is never removed; the part is one of its parts.
+    unsafe {
+        let bytes = (&raw const (*new).record.bytes).cast::<u8>();
+        let words = bytes.add(part * COPY_PART_BYTES).cast::<u64>();
+        for four in 0..PART_WORDS / 4 {
+            for (lane, hash) in lanes.iter_mut().enumerate() {
+                *hash = mix(*hash, *words.add(four * 4 + lane));
+            }
+        }
+    }
+    mix(mix(lanes[0], lanes[1]), mix(lanes[2], lanes[3])) | 1
 }

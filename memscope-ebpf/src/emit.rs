@@ -133,34 +133,17 @@ fn note_loss(cpu: *mut CpuCounters, cause: u32) {
 /// Sends one record, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
 pub(crate) fn send<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(cause, wake_up, write(record))
+    send_waking(record, cause, wake_up)
 }
 
 /// As [`send`], and wakes the reader at once: what it has to look at may be gone soon.
 #[inline(always)]
 pub(crate) fn send_urgent<T: 'static>(record: T, cause: u32) -> bool {
-    send_waking(cause, || u64::from(BPF_RB_FORCE_WAKEUP), write(record))
-}
-
-/// As [`send`], for a record that is too large to be made elsewhere first: `fill` makes it
-/// in its place.
-#[inline(always)]
-pub(crate) fn send_filled<T: 'static>(cause: u32, fill: impl FnOnce(*mut T)) -> bool {
-    send_waking(cause, wake_up, fill)
+    send_waking(record, cause, || u64::from(BPF_RB_FORCE_WAKEUP))
 }
 
 #[inline(always)]
-fn write<T>(record: T) -> impl FnOnce(*mut T) {
-    // SAFETY: it is called with room for a record, reserved in the ring.
-    move |place| unsafe { place.write(record) }
-}
-
-#[inline(always)]
-fn send_waking<T: 'static>(
-    cause: u32,
-    wake_up: impl FnOnce() -> u64,
-    fill: impl FnOnce(*mut T),
-) -> bool {
+fn send_waking<T: 'static>(record: T, cause: u32, wake_up: impl FnOnce() -> u64) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
     count_on(cpu, COUNTER_ATTEMPTED);
@@ -168,7 +151,7 @@ fn send_waking<T: 'static>(
         note_loss(cpu, cause);
         return false;
     };
-    fill(place.as_mut_ptr());
+    place.write(record);
     place.submit(wake_up());
     true
 }
@@ -256,7 +239,7 @@ pub(crate) fn send_stack(stack: *const StackRecord) -> bool {
             size_of::<StackHeader>() + frame_count * size_of::<u64>(),
         )
     };
-    send_bytes(bytes)
+    send_bytes(bytes, COUNTER_LOST_STACK)
 }
 
 /// Sends a stack of one frame; true if it was sent.
@@ -264,9 +247,12 @@ pub(crate) fn send_stack(stack: *const StackRecord) -> bool {
 pub(crate) fn send_caller(header: StackHeader, frame_avma: u64) -> bool {
     let record = CallerRecord { header, frame_avma };
     // SAFETY: all of it, which is integers without padding.
-    send_bytes(unsafe {
-        core::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<CallerRecord>())
-    })
+    send_bytes(
+        unsafe {
+            core::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<CallerRecord>())
+        },
+        COUNTER_LOST_STACK,
+    )
 }
 
 /// A stack's record with one frame.
@@ -276,13 +262,14 @@ struct CallerRecord {
     frame_avma: u64,
 }
 
+/// Sends a record that lies somewhere else, or counts its loss under `cause`; true if it was sent.
 #[inline(always)]
-fn send_bytes(bytes: &[u8]) -> bool {
+pub(crate) fn send_bytes(bytes: &[u8], cause: u32) -> bool {
     let Some(cpu) = counters() else { return false };
     tell_losses(cpu);
     count_on(cpu, COUNTER_ATTEMPTED);
     if EVENTS.output::<[u8]>(bytes, wake_up()).is_err() {
-        note_loss(cpu, COUNTER_LOST_STACK);
+        note_loss(cpu, cause);
         return false;
     }
     true

@@ -11,13 +11,16 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        COMM_BYTES, Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters, Gaps, Group,
-        KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS, MAX_THREADS, MEMOS, MemoryOnCpu,
-        MemorySums, Overflow, OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot, Target,
-        ThreadState, WalkMemo, WalkState,
+        COMM_BYTES, COPIES_PER_CPU, Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters,
+        Gaps, Group, KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS, MAX_THREADS, MEMOS,
+        MemoryOnCpu, MemorySums, Overflow, OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot,
+        Target, ThreadState, WalkMemo, WalkState,
     },
+    record::COPIED_PLACES,
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
 };
+
+use crate::copy::NewCopy;
 
 /// All records but the small ones. The loader sets the size. Full: the record is lost and counted.
 #[map]
@@ -212,6 +215,15 @@ pub(crate) static RULE_CACHE: Array<RuleCache> = Array::with_max_entries(1, BPF_
 /// rate (the generic cell rate algorithm, ITU-T I.371).
 #[map]
 pub(crate) static COPY_TIMES: Array<u64> = Array::with_max_entries(MAX_TARGETS, 0);
+
+/// Room to make copies of stacks in, for each CPU [`COPIES_PER_CPU`], as a thread that makes one
+/// can be interrupted by another that does. The loader sets how many. None left: no copy.
+#[map]
+pub(crate) static COPIES: Array<NewCopy> = Array::with_max_entries(COPIES_PER_CPU, 0);
+
+/// Which parts of stacks the collector knows, by `copied_place`: their hashes. One element.
+#[map]
+pub(crate) static COPIED: Array<[u64; COPIED_PLACES]> = Array::with_max_entries(1, 0);
 
 /// What CPUs have yet to add to the counters of a process's memory (`mm_struct`), by its address;
 /// see `pages`. Full: the one used least recently is forgotten, and looked at anew.

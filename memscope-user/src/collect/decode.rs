@@ -1,13 +1,14 @@
 use std::sync::Arc;
 
 use memscope_common::record::{
-    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPY_PART_BYTES, CodeChanged, Header, KIND_ALLOCATION,
-    KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK, KIND_PAGE_FAULT,
-    KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END,
-    KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY,
-    KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_BYTES, MAX_FRAMES, MAX_SMALL_AVMA,
-    MAX_THREAD_NUMBER, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
-    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
+    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPIED_PLACES, COPY_PART_BYTES, CodeChanged, CopiedParts,
+    Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK,
+    KIND_PAGE_FAULT, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN,
+    KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
+    KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_PARTS,
+    MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, PageFault, ProcessBegin, ProcessExec,
+    ProcessExit, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
+    StackHeader, ThreadExit, ThreadNumber, copied_place,
 };
 use zerocopy::FromBytes;
 
@@ -107,8 +108,8 @@ pub struct StackFrames {
 pub struct CopiedStack {
     /// Registers and identity.
     pub copy: StackCopy,
-    /// What lay from its `start_avma` on, as many bytes as it says: parts of
-    /// [`COPY_PART_BYTES`], of which the last can be shorter.
+    /// What lay from its `start_avma` on, as many bytes as it says, in parts of
+    /// [`COPY_PART_BYTES`]. Those that are not known are empty.
     pub parts: Vec<Arc<[u8]>>,
 }
 
@@ -189,28 +190,44 @@ pub struct Decoder {
     parts: KnownParts,
 }
 
-/// Parts of stacks that are remembered: four times the longest copy.
-const MAX_KNOWN_PARTS: usize = 4 * MAX_COPY_BYTES / COPY_PART_BYTES;
-
-/// Parts of copied stacks, by where they lay. A stack is copied again and again while the
-/// functions at its outer end stay as they are, so most parts of a copy are those of the one
-/// before. Fresh memory for all of them would cost the draining thread more than anything else
-/// it does: a page fault for each page, while the ring fills.
+/// Parts of copied stacks, by where they lay, as the eBPF side remembers them as well. A stack
+/// is copied again and again while the functions at its outer end stay as they are. Fresh memory
+/// for what is the same would cost the draining thread more than anything else it does: a page
+/// fault for each page, while the ring fills.
 #[derive(Debug, Default)]
-struct KnownParts(Vec<Arc<[u8]>>);
+struct KnownParts(Vec<KnownPart>);
+
+#[derive(Clone, Debug, Default)]
+struct KnownPart {
+    hash: u64,
+    bytes: Arc<[u8]>,
+}
 
 impl KnownParts {
-    /// A part that lay at an address. It is told from others by its contents alone.
-    fn share(&mut self, avma: u64, bytes: &[u8]) -> Arc<[u8]> {
+    fn place(&mut self, target: u16, part_avma: u64) -> Option<&mut KnownPart> {
         if self.0.is_empty() {
-            self.0.resize(MAX_KNOWN_PARTS, Arc::default());
+            self.0.resize(COPIED_PLACES, KnownPart::default());
         }
-        let place = (avma / COPY_PART_BYTES as u64) as usize % MAX_KNOWN_PARTS;
-        let Some(known) = self.0.get_mut(place) else { return Arc::from(bytes) };
-        if **known != *bytes {
-            *known = Arc::from(bytes);
+        self.0.get_mut(copied_place(target, part_avma))
+    }
+
+    /// A part that was sent.
+    fn learn(&mut self, target: u16, part_avma: u64, hash: u64, bytes: &[u8]) -> Arc<[u8]> {
+        let Some(known) = self.place(target, part_avma) else { return Arc::from(bytes) };
+        if *known.bytes != *bytes {
+            known.bytes = Arc::from(bytes);
         }
-        Arc::clone(known)
+        known.hash = hash;
+        Arc::clone(&known.bytes)
+    }
+
+    /// A part that was not sent. Without bytes if it is not known: another CPU has sent it, or
+    /// another part for its place, at the same moment.
+    fn recall(&mut self, target: u16, part_avma: u64, hash: u64) -> Arc<[u8]> {
+        match self.place(target, part_avma) {
+            Some(known) if known.hash == hash => Arc::clone(&known.bytes),
+            _ => Arc::default(),
+        }
     }
 }
 
@@ -288,7 +305,7 @@ impl Decoder {
     }
 
     fn stack_copy(&mut self, bytes: &[u8]) -> Result<Record, DecodeError> {
-        stack_copy(bytes, |avma, part| self.parts.share(avma, part))
+        stack_copy(bytes, &mut self.parts)
             .map(|copy| Record::StackCopy(Box::new(copy)))
             .ok_or(DecodeError::Length { kind: KIND_STACK_COPY, bytes: bytes.len() })
     }
@@ -369,18 +386,27 @@ fn stack(bytes: &[u8]) -> Option<StackFrames> {
     Some(StackFrames { header, frames_avma })
 }
 
-/// A copy always has the length of the longest, because that is how it can be made.
-fn stack_copy<'bytes>(
-    bytes: &'bytes [u8],
-    mut share: impl FnMut(u64, &'bytes [u8]) -> Arc<[u8]>,
-) -> Option<CopiedStack> {
+fn stack_copy(bytes: &[u8], known: &mut KnownParts) -> Option<CopiedStack> {
     let (copy, bytes) = StackCopy::read_from_prefix(bytes).ok()?;
-    if bytes.len() != MAX_COPY_BYTES {
+    let (CopiedParts { sent, hashes }, bytes) = CopiedParts::read_from_prefix(bytes).ok()?;
+    let (copied_bytes, target) = (copy.byte_count as usize, copy.header.target);
+    let part_count = copied_bytes / COPY_PART_BYTES;
+    if !copied_bytes.is_multiple_of(COPY_PART_BYTES)
+        || part_count > MAX_COPY_PARTS
+        || sent >> part_count != 0
+        || bytes.len() != sent.count_ones() as usize * COPY_PART_BYTES
+    {
         return None;
     }
-    let parts = bytes.get(..copy.byte_count as usize)?.chunks(COPY_PART_BYTES);
-    let avma = |number: u64| copy.start_avma().wrapping_add(number * COPY_PART_BYTES as u64);
-    let parts = parts.zip(0..).map(|(part, number)| share(avma(number), part)).collect();
+    let mut sent_parts = bytes.chunks_exact(COPY_PART_BYTES);
+    let parts = hashes.iter().take(part_count).zip(0..).map(|(hash, number)| {
+        let avma = copy.start_avma().wrapping_add(number * COPY_PART_BYTES as u64);
+        if sent & 1 << number == 0 {
+            return Some(known.recall(target, avma, *hash));
+        }
+        sent_parts.next().map(|part| known.learn(target, avma, *hash, part))
+    });
+    let parts = parts.collect::<Option<Vec<_>>>()?;
     Some(CopiedStack { copy, parts })
 }
 

@@ -17,7 +17,7 @@ use memmap2::MmapOptions;
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION,
         COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
         COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
@@ -148,6 +148,7 @@ impl Kernel {
             .map_max_entries("EVENTS", config.ring_bytes)
             .map_max_entries("SLOTS", cpus << settings.slots_log2)
             .map_max_entries("CPU_RINGS", cpus)
+            .map_max_entries("COPIES", cpus * COPIES_PER_CPU)
             .override_global(aya_log::LEVEL, &config.log_level, false)
             .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
             .override_global("TASK_OFFSETS", &Plain(task_offsets), true)

@@ -73,8 +73,8 @@ pub struct CopiedWalk {
     pub unknown_avma: Option<u64>,
 }
 
-/// Walks up a copied stack, of which parts of [`COPY_PART_BYTES`] are given; the last can be
-/// shorter.
+/// Walks up a copied stack, of which parts of [`COPY_PART_BYTES`] are given; some can be shorter
+/// or empty.
 ///
 /// A register that is read from beyond the copy is not missed until something is
 /// computed from it. A signal handler may have had a stack of its own; then the copy ends

@@ -249,8 +249,9 @@ proptest! {
     }
 }
 
-/// A copy with three and a half parts, each filled with one number.
-fn copy_of_parts(sp_avma: u64, parts: [u8; 4]) -> Vec<u8> {
+/// A copy with four parts, each filled with one number, which is its hash as well; those that are
+/// sent are said by the bits of `sent`.
+fn copy_of_parts(sp_avma: u64, parts: [u8; 4], sent: u64) -> Vec<u8> {
     let copy = StackCopy {
         header: header(KIND_STACK_COPY),
         stack: FIRST_ONCE_NUMBER,
@@ -261,40 +262,94 @@ fn copy_of_parts(sp_avma: u64, parts: [u8; 4]) -> Vec<u8> {
         r12_to_r15: [0; 4],
         outcome: OUTCOME_DEPTH_LIMIT,
         flags: 0,
-        byte_count: (COPY_PART_BYTES * 7 / 2) as u32,
+        byte_count: (COPY_PART_BYTES * parts.len()) as u32,
     };
-    let memory = parts.map(|byte| [byte; COPY_PART_BYTES]).concat();
-    let rest = vec![99; MAX_COPY_BYTES - memory.len()];
-    [copy.as_bytes(), &memory, &rest].concat()
+    let mut copied = CopiedParts { sent, hashes: [0; MAX_COPY_PARTS] };
+    let mut memory = Vec::new();
+    for (number, byte) in parts.into_iter().enumerate() {
+        copied.hashes[number] = byte.into();
+        if sent & 1 << number != 0 {
+            memory.extend([byte; COPY_PART_BYTES]);
+        }
+    }
+    [copy.as_bytes(), copied.as_bytes(), &memory].concat()
+}
+
+const ALL_SENT: u64 = 0b1111;
+
+/// The parts of a copy, each of which is filled with one number or empty.
+fn parts_of(decoder: &mut Decoder, bytes: &[u8]) -> (Vec<Arc<[u8]>>, Vec<Option<u8>>) {
+    let Ok(Some(Record::StackCopy(copy))) = decoder.decode(bytes) else { panic!("no copy") };
+    let bytes_of = |part: &Arc<[u8]>| {
+        let byte = *part.first()?;
+        assert_eq!(part[..], vec![byte; COPY_PART_BYTES]);
+        Some(byte)
+    };
+    let bytes = copy.parts.iter().map(bytes_of).collect();
+    (copy.parts, bytes)
 }
 
 #[test]
-fn parts_that_are_as_before_are_shared_by_copies() {
+fn parts_that_are_as_before_are_not_sent_again_and_shared() {
     let mut decoder = Decoder::default();
-    let mut parts = |sp_avma, parts| match decoder.decode(&copy_of_parts(sp_avma, parts)) {
-        Ok(Some(Record::StackCopy(copy))) => copy.parts,
-        other => panic!("no copy: {other:?}"),
-    };
-    let is_as_said = |parts: &[Arc<[u8]>], said: [u8; 4]| {
-        let lengths = [COPY_PART_BYTES, COPY_PART_BYTES, COPY_PART_BYTES, COPY_PART_BYTES / 2];
-        assert_eq!(parts.len(), said.len());
-        for ((part, byte), length) in parts.iter().zip(said).zip(lengths) {
-            assert_eq!(part[..], vec![byte; length]);
-        }
-    };
-    let first = parts(0x7010, [1, 2, 3, 4]);
-    is_as_said(&first, [1, 2, 3, 4]);
-    // Something was written into the second, and the stack has grown by a part.
-    let second = parts(0x7010, [1, 7, 3, 4]);
-    is_as_said(&second, [1, 7, 3, 4]);
-    let third = parts(0x6fff, [5, 1, 7, 3]);
-    is_as_said(&third, [5, 1, 7, 3]);
+    let (first, bytes) = parts_of(&mut decoder, &copy_of_parts(0x7010, [1, 2, 3, 4], ALL_SENT));
+    assert_eq!(bytes, [1, 2, 3, 4].map(Some));
+    // Something was written into the second …
+    let (second, bytes) = parts_of(&mut decoder, &copy_of_parts(0x7010, [1, 7, 3, 4], 0b0010));
+    assert_eq!(bytes, [1, 7, 3, 4].map(Some));
+    // … and then the stack has grown by a part, but for which all are sent, as to somebody who
+    // has forgotten them.
+    let (third, bytes) = parts_of(&mut decoder, &copy_of_parts(0x6fff, [5, 1, 7, 3], ALL_SENT));
+    assert_eq!(bytes, [5, 1, 7, 3].map(Some));
     let shared = |one: &[Arc<[u8]>], other: &[Arc<[u8]>]| {
         one.iter().map(|one| other.iter().any(|other| Arc::ptr_eq(one, other))).collect::<Vec<_>>()
     };
     assert_eq!(shared(&second, &first), [true, false, true, true]);
-    assert_eq!(shared(&third, &second), [false, true, true, false], "half of a part is another");
+    assert_eq!(shared(&third, &second), [false, true, true, true]);
     // What was there before is as it was, and any address will do.
-    is_as_said(&first, [1, 2, 3, 4]);
-    is_as_said(&parts(u64::MAX, [8; 4]), [8; 4]);
+    assert_eq!(*first[1], [2; COPY_PART_BYTES]);
+    let bytes = copy_of_parts(u64::MAX, [8; 4], ALL_SENT);
+    assert_eq!(parts_of(&mut decoder, &bytes).1, [8; 4].map(Some));
+}
+
+#[test]
+fn a_part_that_is_not_known_is_empty_and_never_another() {
+    let mut decoder = Decoder::default();
+    let first = copy_of_parts(0x7010, [1, 2, 3, 4], 0b0111);
+    assert_eq!(parts_of(&mut decoder, &first).1, [Some(1), Some(2), Some(3), None]);
+    let second = copy_of_parts(0x7010, [1, 9, 3, 4], 0);
+    assert_eq!(parts_of(&mut decoder, &second).1, [Some(1), None, Some(3), None]);
+    // What another target has at the same address is its own.
+    let third = StackCopy {
+        header: Header { target: OF.target + 1, ..header(KIND_STACK_COPY) },
+        ..StackCopy::read_from_prefix(&second).unwrap().0
+    };
+    let third = [third.as_bytes(), &second[size_of::<StackCopy>()..]].concat();
+    assert_eq!(parts_of(&mut decoder, &third).1, [None; 4]);
+}
+
+#[test]
+fn a_copy_is_as_long_as_it_says() {
+    let mut whole = copy_of_parts(0x7010, [1, 2, 3, 4], 0b0101);
+    let is_refused = |bytes: &[u8]| {
+        matches!(decode(bytes), Err(DecodeError::Length { kind: KIND_STACK_COPY, .. }))
+    };
+    assert!(!is_refused(&whole));
+    for length in 1..whole.len() {
+        assert!(is_refused(&whole[..length]), "{length}");
+    }
+    whole.push(0);
+    assert!(is_refused(&whole));
+    whole.pop();
+    let with = |change: &dyn Fn(&mut StackCopy, &mut CopiedParts)| {
+        let (mut copy, rest) = StackCopy::read_from_prefix(&whole).unwrap();
+        let (mut parts, memory) = CopiedParts::read_from_prefix(rest).unwrap();
+        change(&mut copy, &mut parts);
+        [copy.as_bytes(), parts.as_bytes(), memory].concat()
+    };
+    assert!(is_refused(&with(&|_, parts| parts.sent = 0b1_0001)), "not one of its four");
+    assert!(is_refused(&with(&|_, parts| parts.sent = 1 | 1 << 63)));
+    assert!(is_refused(&with(&|_, parts| parts.sent = 0b0111)));
+    assert!(is_refused(&with(&|copy, _| copy.byte_count += 1)));
+    assert!(is_refused(&with(&|copy, _| copy.byte_count = u32::MAX - 1023)));
 }
