@@ -456,8 +456,10 @@ pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
 pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
 /// No room in the ring buffer for a page fault.
 pub const COUNTER_LOST_PAGE_FAULT: u32 = 11;
+/// No room in the ring buffer for a change of what is mapped.
+pub const COUNTER_LOST_MAPPING: u32 = 12;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 12;
+pub const COUNTER_COUNT: u32 = 13;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -561,9 +563,11 @@ pub struct ThreadState {
     pub return_avma: u64,
     /// Number of the stack that such a call was made from; 0 if nothing of it is recorded.
     pub stack: u64,
+    /// When the thread has entered `mremap` last.
+    pub remap_began_ns: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 29;
+pub const THREAD_WORDS: usize = 30;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

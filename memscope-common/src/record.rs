@@ -51,6 +51,8 @@ pub const KIND_PROCESS_BEGIN: u8 = 16;
 pub const KIND_PROCESS_EXIT: u8 = 17;
 /// A page fault was handled: [`PageFault`].
 pub const KIND_PAGE_FAULT: u8 = 24;
+/// What a process has mapped has changed: [`MappingChange`].
+pub const KIND_MAPPING_CHANGE: u8 = 25;
 
 /// Stacks are numbered below this. Numbers from its half on stand for one event only, and
 /// are used again.
@@ -555,6 +557,63 @@ pub struct PageFault {
     pub is_major: u16,
 }
 const _: () = assert!(size_of::<PageFault>() == 40);
+
+/// A traced process has changed what it has mapped, by a system call. What takes memory is told as
+/// the call returns, what gives it back as it is entered: before anybody else can have it.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingChange {
+    /// Kind, process and time; the probe of the allocator's function that made the call, with
+    /// [`MAPPING_BY_ALLOCATOR`].
+    pub header: Header,
+    /// Where what the call is about begins: what is there now, or, of
+    /// [`MAPPING_CHANGE_UNMAPPED`], was. 0: the call has failed.
+    pub address_avma: u64,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// Of [`MAPPING_CHANGE_MOVED`], where it was before.
+    pub old_address_avma: u64,
+    /// How long it was.
+    pub old_size_bytes: u64,
+    /// When that call was entered: what was mapped since is something else.
+    pub began_ns: u64,
+    /// Number of the stack; its frames came in an earlier [`StackHeader`]. 0: lost, or not asked
+    /// for.
+    pub stack: u32,
+    /// Thread id, in the initial pid namespace.
+    pub thread: u32,
+    /// One of the `MAPPING_CHANGE_` constants.
+    pub change: u16,
+    /// `MAPPING_` bits.
+    pub flags: u16,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<MappingChange>() == 72);
+
+/// `mmap` has returned.
+pub const MAPPING_CHANGE_MAPPED: u16 = 1;
+/// `munmap` was entered.
+pub const MAPPING_CHANGE_UNMAPPED: u16 = 2;
+/// `mremap` has returned.
+pub const MAPPING_CHANGE_MOVED: u16 = 3;
+/// `brk` has returned: this is where the heap ends now.
+pub const MAPPING_CHANGE_BREAK: u16 = 4;
+
+/// A file is mapped.
+pub const MAPPING_OF_FILE: u16 = 1;
+/// What is written is seen by others (`MAP_SHARED`).
+pub const MAPPING_SHARED: u16 = 1 << 1;
+/// The call was made inside a call of an allocator.
+pub const MAPPING_BY_ALLOCATOR: u16 = 1 << 2;
+/// Whether it was is not known, as not all calls of allocators are followed.
+pub const MAPPING_BY_UNKNOWN: u16 = 1 << 3;
+/// What was moved is where it was as well (`MREMAP_DONTUNMAP`, or an old size of 0).
+pub const MAPPING_KEEPS_OLD: u16 = 1 << 4;
 
 /// Kinds of resident pages: each is in one of three counters of its process.
 pub const RESIDENT_KINDS: usize = 3;

@@ -203,6 +203,35 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     product ^ product >> 29
 }
 
+/// Whether a system call has failed (`IS_ERR_VALUE`, include/linux/err.h).
+#[must_use]
+#[inline(always)]
+pub const fn is_error(result: u64) -> bool {
+    result > u64::MAX - 4095
+}
+
+/// The next multiple of a power of two; 0 if there is none.
+#[must_use]
+#[inline(always)]
+pub const fn rounded_up(size_bytes: u64, unit_bytes: u64) -> u64 {
+    size_bytes.wrapping_add(unit_bytes - 1) & !(unit_bytes - 1)
+}
+
+/// The size of the pages that `mmap`'s flags ask for, if these are huge ones; without a size those
+/// of 2 MiB, the usual default (`hugetlb_get_unmapped_area` and `HUGETLB_FLAG_ENCODE_SHIFT`).
+#[must_use]
+#[inline(always)]
+pub const fn hugetlb_bytes(flags: u64) -> Option<u64> {
+    const MAP_HUGETLB: u64 = 0x4_0000;
+    if flags & MAP_HUGETLB == 0 {
+        return None;
+    }
+    match flags >> 26 & 0x3f {
+        0 => Some(2 << 20),
+        log2 => Some(1 << log2),
+    }
+}
+
 /// How a process has ended, as wait(2) gives it: by what all its threads were told to end with, or
 /// by what its first thread has ended with (`wait_task_zombie` in kernel/exit.c).
 #[must_use]
@@ -336,6 +365,17 @@ mod tests {
         assert!(!FreeCall { sp_avma: 0x7010, ..called }.is_part_of(&first), "from above");
         assert!(!FreeCall { block_avma: 0x2000, ..called }.is_part_of(&first));
         assert!(!FreeCall { probe: 1, ..called }.is_part_of(&first));
+    }
+
+    #[test]
+    fn ranges_are_whole_pages_and_errors_are_none() {
+        assert_eq!([0, 1, 4096, 4097].map(|bytes| rounded_up(bytes, 4096)), [0, 4096, 4096, 8192]);
+        assert_eq!(rounded_up(u64::MAX, 4096), 0, "as the kernel sees it");
+        assert!(is_error(u64::MAX) && is_error(u64::MAX - 4094) && !is_error(u64::MAX - 4095));
+        let (anonymous, huge) = (0x22, 0x4_0022);
+        assert_eq!(hugetlb_bytes(anonymous), None);
+        assert_eq!(hugetlb_bytes(huge), Some(2 << 20));
+        assert_eq!(hugetlb_bytes(huge | 30 << 26), Some(1 << 30));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod copy;
 mod cost;
 mod emit;
 mod hit;
+mod mappings;
 mod maps;
 mod memo;
 mod overflow;
@@ -26,9 +27,10 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_attach_cookie,
-    macros::{btf_tracepoint, perf_event, raw_tracepoint, uprobe, uretprobe},
+    macros::{btf_tracepoint, fentry, fexit, perf_event, raw_tracepoint, uprobe, uretprobe},
     programs::{
-        BtfTracePointContext, PerfEventContext, ProbeContext, RawTracePointContext, RetProbeContext,
+        BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, ProbeContext,
+        RawTracePointContext, RetProbeContext,
     },
 };
 use memscope_common::{CONTRACT_VERSION, control::Cookie};
@@ -164,6 +166,44 @@ fn minor_fault(context: PerfEventContext) -> u32 {
 #[perf_event]
 fn major_fault(context: PerfEventContext) -> u32 {
     pages::faulted(&context, true);
+    0
+}
+
+/// Behind the only argument of a system call's function, the registers, is what it returns.
+const RESULT: usize = 1;
+
+/// `mmap` returns.
+#[fexit(function = "__x64_sys_mmap")]
+fn memory_mapped(context: FExitContext) -> i32 {
+    mappings::mapped(context.arg(RESULT));
+    0
+}
+
+/// `munmap` is entered.
+#[fentry(function = "__x64_sys_munmap")]
+fn memory_unmapping(_context: FEntryContext) -> i32 {
+    mappings::unmapping();
+    0
+}
+
+/// `mremap` is entered.
+#[fentry(function = "__x64_sys_mremap")]
+fn memory_moving(_context: FEntryContext) -> i32 {
+    mappings::moving();
+    0
+}
+
+/// `mremap` returns.
+#[fexit(function = "__x64_sys_mremap")]
+fn memory_moved(context: FExitContext) -> i32 {
+    mappings::moved(context.arg(RESULT));
+    0
+}
+
+/// `brk` returns.
+#[fexit(function = "__x64_sys_brk")]
+fn heap_resized(context: FExitContext) -> i32 {
+    mappings::broken(context.arg(RESULT));
     0
 }
 

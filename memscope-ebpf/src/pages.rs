@@ -37,9 +37,9 @@ use memscope_ebpf::counted_pages;
 
 use crate::{
     emit,
-    maps::{MEMORIES, MEMORY_CPUS, PAGE_CPUS, TARGETS},
+    maps::{MEMORIES, MEMORY_CPUS, PAGE_CPUS},
     process,
-    stack::{self, CallerRegisters},
+    stack::CallerRegisters,
     threads,
 };
 
@@ -193,7 +193,7 @@ fn changed(
         emit::add(unsafe { &raw mut (*cpu).gone_pages[kind] }, pages.unsigned_abs());
         return None;
     }
-    if !is_own || !is_enabled(target?.0) {
+    if !is_own || !process::is_enabled(target?.0) {
         add_elsewhere(cpu, kind, pages as u64);
         return None;
     }
@@ -212,12 +212,6 @@ fn changed(
     }
     state.resident_pages[kind] += pages as u64;
     Some(())
-}
-
-#[inline(always)]
-fn is_enabled(target: u32) -> bool {
-    // SAFETY: an element of an array map, which is never removed.
-    TARGETS.get_ptr(target).is_some_and(|target| unsafe { (*target).enabled != 0 })
 }
 
 /// Page faults of a task, until now.
@@ -250,7 +244,7 @@ pub(crate) fn faulted(context: &PerfEventContext, is_major: bool) -> Option<()> 
         return None;
     }
     let (target, epoch) = process::current_target()?;
-    if !is_enabled(target) {
+    if !process::is_enabled(target) {
         return None;
     }
     // SAFETY: the helpers give the current task and the place of its registers.
@@ -274,28 +268,8 @@ pub(crate) fn faulted(context: &PerfEventContext, is_major: bool) -> Option<()> 
         emit::clear(&mut state.resident_pages[kind]);
     }
     let header = process::header(KIND_PAGE_FAULT, target, epoch);
-    // SAFETY: the kernel keeps the registers there as long as the task is in it, and reads 0 where
-    // it does not.
-    let caller = unsafe {
-        CallerRegisters {
-            return_avma: read_volatile(&raw const (*registers).rip).wrapping_add(1),
-            returns: 0,
-            sp_avma: read_volatile(&raw const (*registers).rsp),
-            rbp: read_volatile(&raw const (*registers).rbp),
-            rbx: read_volatile(&raw const (*registers).rbx),
-            r12_to_r15: [
-                read_volatile(&raw const (*registers).r12),
-                read_volatile(&raw const (*registers).r13),
-                read_volatile(&raw const (*registers).r14),
-                read_volatile(&raw const (*registers).r15),
-            ],
-        }
-    };
-    let stack = if emit::settings().caller_only != 0 {
-        stack::capture_caller(state, caller.return_avma, header)
-    } else {
-        stack::capture(state, &caller, header)
-    };
+    // SAFETY: as above.
+    let stack = unsafe { CallerRegisters::of_task(registers, false) }.stack(state, header);
     let record = PageFault {
         header,
         // SAFETY: the context of a perf event.

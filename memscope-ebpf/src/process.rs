@@ -82,6 +82,13 @@ pub(crate) fn current_target() -> Option<(u32, *mut Epoch)> {
     Some((target, EPOCHS.get_ptr_mut(target)?))
 }
 
+/// Whether what it does is recorded.
+#[inline(always)]
+pub(crate) fn is_enabled(target: u32) -> bool {
+    // SAFETY: an element of an array map, which is never removed.
+    TARGETS.get_ptr(target).is_some_and(|target| unsafe { (*target).enabled != 0 })
+}
+
 #[inline(always)]
 pub(crate) fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
     Header {

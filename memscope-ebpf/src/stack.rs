@@ -10,11 +10,14 @@ use core::{
     ptr::{self, read_volatile, write_volatile},
 };
 
-use aya_ebpf::helpers::{
-    bpf_get_current_task, bpf_probe_read_user,
-    generated::{
-        bpf_loop, bpf_probe_read_kernel as read_kernel_bytes,
-        bpf_probe_read_user as read_user_bytes,
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_task, bpf_probe_read_user,
+        generated::{
+            bpf_loop, bpf_probe_read_kernel as read_kernel_bytes,
+            bpf_probe_read_user as read_user_bytes,
+        },
     },
 };
 use memscope_common::{
@@ -69,6 +72,46 @@ pub(crate) struct CallerRegisters {
     pub(crate) rbp: u64,
     pub(crate) rbx: u64,
     pub(crate) r12_to_r15: [u64; 4],
+}
+
+impl CallerRegisters {
+    /// Those of the program, while its thread is in the kernel: after a system call, to which the
+    /// call is one as to a function, or where it was interrupted.
+    ///
+    /// # Safety
+    ///
+    /// `registers` are those of the current task. The kernel keeps them as long as it is in it,
+    /// and reads 0 where it does not.
+    #[inline(always)]
+    pub(crate) unsafe fn of_task(registers: *const pt_regs, after_call: bool) -> Self {
+        let returns = u64::from(after_call);
+        // SAFETY: as the caller says.
+        unsafe {
+            Self {
+                return_avma: read_volatile(&raw const (*registers).rip).wrapping_add(1 - returns),
+                returns,
+                sp_avma: read_volatile(&raw const (*registers).rsp),
+                rbp: read_volatile(&raw const (*registers).rbp),
+                rbx: read_volatile(&raw const (*registers).rbx),
+                r12_to_r15: [
+                    read_volatile(&raw const (*registers).r12),
+                    read_volatile(&raw const (*registers).r13),
+                    read_volatile(&raw const (*registers).r14),
+                    read_volatile(&raw const (*registers).r15),
+                ],
+            }
+        }
+    }
+
+    /// The number of the stack.
+    #[inline(always)]
+    pub(crate) fn stack(&self, thread: &mut ThreadState, header: Header) -> u32 {
+        if emit::settings().caller_only != 0 {
+            capture_caller(thread, self.return_avma, header)
+        } else {
+            capture(thread, self, header)
+        }
+    }
 }
 
 /// What the steps of a walk work on.

@@ -96,6 +96,9 @@ pub struct TraceOptions {
     /// Observe page faults instead of allocators: what makes resident memory grow, and from where
     #[arg(long, conflicts_with_all = ["sample", "max_overhead", "on_overflow", "attach_by", "allocator"])]
     pub pages: bool,
+    /// Record what is mapped by mmap, munmap, mremap and brk as well, and from where (report --view mappings)
+    #[arg(long, conflicts_with = "pages")]
+    pub mappings: bool,
     /// Functions of an allocator of your own, described in a file, or one in braces ('{name="my_alloc", kind="allocates", size=0}'); can be given several times
     #[arg(long, value_name = "FILE")]
     pub allocator: Vec<String>,
@@ -398,6 +401,7 @@ mod tests {
             "memscope trace --pages --max-overhead 5% --pid 1",
             "memscope trace --pages --on-overflow pause --pid 1",
             "memscope trace --pages --allocator pool.toml --pid 1",
+            "memscope trace --pages --mappings --pid 1",
             "memscope doctor --allocator pool.toml",
             "memscope trace --ring-buffer big --pid 1",
             "memscope export f",
@@ -419,6 +423,7 @@ mod tests {
             "memscope trace --max-overhead 0.5 --sample 4KiB --pid 1",
             "memscope trace --sample 4KiB --seed 1 --pid 1",
             "memscope trace --pages --stacks caller --pid 1",
+            "memscope trace --mappings --sample 4KiB --pid 1",
             "memscope report f --view pages",
             "memscope -vv trace -p 1",
             "memscope report f --view leaks --top 3 --json",

@@ -13,6 +13,7 @@
 #[cfg(test)]
 mod agreement;
 pub mod floor;
+mod mappings;
 pub mod oracle;
 pub mod process;
 pub mod programs;
@@ -20,6 +21,7 @@ pub mod resources;
 pub mod stacks;
 pub mod verifier;
 
+pub use mappings::compare_mappings;
 pub use oracle::{OracleCall, OracleCounts, OracleFunction, OracleImage, OracleTotals};
 pub use process::{ExpectedChain, ExpectedFrame, Figures, TestProgram};
 pub use programs::{Variant, memscope_binary};

@@ -151,7 +151,12 @@ impl RawRecords {
                 Raw::Large(record.as_bytes().to_vec())
             }
             // The workload has none of these; one would be missed in its result.
-            Event::ThreadExit { .. } | Event::Loss { .. } | Event::PageFault { .. } => return,
+            Event::ThreadExit { .. }
+            | Event::Loss { .. }
+            | Event::PageFault { .. }
+            | Event::Mapping { .. }
+            | Event::Unmapping { .. }
+            | Event::Remapping { .. } => return,
         };
         self.records.push(raw);
     }
@@ -163,7 +168,14 @@ impl RawRecords {
         mut give: impl FnMut(Item),
     ) {
         collector.define_probe(self.probe.clone(), &mut give);
-        let start = TargetStart { target: 0, pid: 1, start_ticks: 1, time_ns: 0, from_start: true };
+        let start = TargetStart {
+            target: 0,
+            pid: 1,
+            start_ticks: 1,
+            time_ns: 0,
+            from_start: true,
+            heap_end_avma: None,
+        };
         collector.start_target(&start, &mut give);
     }
 

@@ -1,3 +1,5 @@
+mod mappings;
+
 use memscope_common::record::{
     self, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
     OUTCOME_FRAME_POINTER_BROKEN, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES,
@@ -43,6 +45,8 @@ pub struct TargetStart {
     pub time_ns: u64,
     /// Whether it has not run its first instruction yet.
     pub from_start: bool,
+    /// Where the heap ends that `brk` moves, if it has one.
+    pub heap_end_avma: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,8 @@ struct Target {
     outdated: bool,
     looked_at_ns: u64,
     ended: bool,
+    /// Where its heap ends; none until it has asked, as every C library does first.
+    heap_end_avma: Option<u64>,
 }
 
 /// What happened to the memory of a process, and when.
@@ -195,6 +201,7 @@ impl<V: ProcessView> Collector<V> {
             outdated: true,
             looked_at_ns: start.time_ns,
             ended: false,
+            heap_end_avma: start.heap_end_avma,
         };
         give(Item::Process(target.process.clone()));
         self.targets.insert(start.target, target);
@@ -208,6 +215,7 @@ impl<V: ProcessView> Collector<V> {
         let parent_id =
             parent_of(begin).and_then(|_| self.process(of_parent, header.time_ns, give));
         let copied = parent_id.filter(|_| is_fork(begin)).zip(self.targets.get(&of_parent.target));
+        let heap_end_avma = copied.and_then(|(_, parent)| parent.heap_end_avma);
         let (exe, allocators, space, image_since_ns) = match copied {
             Some((_, Target { process, space, image_since_ns, .. })) => {
                 let (exe, allocators) = (process.exe.clone(), process.allocators.clone());
@@ -242,6 +250,7 @@ impl<V: ProcessView> Collector<V> {
             outdated: copy_of.is_none(),
             looked_at_ns: header.time_ns,
             ended: false,
+            heap_end_avma,
         };
         let mut is_new = false;
         for early in self.early.remove(&header.target).unwrap_or_default() {
@@ -435,6 +444,7 @@ impl<V: ProcessView> Collector<V> {
                 })
             }
             Record::PageFault(record) => self.page_fault(record, give),
+            Record::MappingChange(record) => self.mapping_change(record, give),
             Record::CodeChanged(record) => {
                 self.process_of(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
@@ -591,6 +601,7 @@ impl<V: ProcessView> Collector<V> {
         let until_ns = target.space.next_exec_ns();
         target.process.allocators = target.space.allocators_of(target.image_since_ns, until_ns);
         target.process.exe.clear();
+        target.heap_end_avma = None;
         target.note_program();
         target.outdated = true;
         give(Item::Process(target.process.clone()));

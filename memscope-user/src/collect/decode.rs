@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use memscope_common::record::{
     self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPIED_PLACES, COPY_PART_BYTES, CodeChanged, CopiedParts,
-    Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS, KIND_MASK,
-    KIND_PAGE_FAULT, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN,
-    KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
-    KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER, Loss, MAX_COPY_PARTS,
-    MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, PageFault, ProcessBegin, ProcessExec,
-    ProcessExit, ReallocationBegin, ReallocationEnd, SmallAllocation, SmallFree, StackCopy,
-    StackHeader, ThreadExit, ThreadNumber, copied_place,
+    Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS,
+    KIND_MAPPING_CHANGE, KIND_MASK, KIND_PAGE_FAULT, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT,
+    KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
+    KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER,
+    Loss, MAX_COPY_PARTS, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, MappingChange, PageFault,
+    ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin, ReallocationEnd, SmallAllocation,
+    SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber, copied_place,
 };
 use zerocopy::FromBytes;
 
@@ -92,6 +92,8 @@ pub enum Record {
     CodeChanged(CodeChanged),
     /// A page fault was handled.
     PageFault(PageFault),
+    /// What a process has mapped has changed.
+    MappingChange(MappingChange),
 }
 
 /// A stack with its frames, innermost first.
@@ -131,6 +133,7 @@ impl Record {
             Self::ThreadExit(record) => record.header.time_ns,
             Self::CodeChanged(record) => record.header.time_ns,
             Self::PageFault(record) => record.header.time_ns,
+            Self::MappingChange(record) => record.header.time_ns,
         }
     }
 }
@@ -362,6 +365,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_THREAD_EXIT => whole(bytes).map(Record::ThreadExit),
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
         KIND_PAGE_FAULT => whole(bytes).map(Record::PageFault),
+        KIND_MAPPING_CHANGE => whole(bytes).map(Record::MappingChange),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(DecodeError::Length { kind, bytes: bytes.len() })

@@ -42,6 +42,8 @@ struct Diagnosis {
     programs_error: Option<String>,
     /// Why page faults cannot be observed (`trace --pages`), if nothing else is in the way.
     page_faults_error: Option<&'static str>,
+    /// Why system calls cannot be observed (`trace --mappings`), if nothing else is in the way.
+    mappings_error: Option<String>,
     /// The programs, as loaded.
     programs: Vec<ProgramState>,
     /// What a hit of a probe costs here, by each way to attach it.
@@ -88,11 +90,7 @@ struct ProcessDiagnosis {
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let descriptions = Descriptions::read(&options.allocator)?;
-    // With page faults all programs are loaded.
-    let (mut loaded, page_faults) = match load(Observes::PageFaults) {
-        Err(KernelError::Unsupported { what }) => (load(Observes::Allocations), Err(what)),
-        loaded => (loaded, Ok(())),
-    };
+    let Loaded { kernel: mut loaded, page_faults_error, mappings_error } = load_all();
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
@@ -126,7 +124,8 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         features,
         missing_capabilities: missing_capabilities(),
         programs_load: loaded.is_ok(),
-        page_faults_error: page_faults.err(),
+        page_faults_error,
+        mappings_error,
         map_bytes,
         programs,
         hits,
@@ -143,7 +142,36 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     Ok(if diagnosis.can_trace { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn load(observes: Observes) -> Result<Kernel, KernelError> {
+/// The programs, as far as this kernel takes them.
+struct Loaded {
+    kernel: Result<Kernel, KernelError>,
+    page_faults_error: Option<&'static str>,
+    mappings_error: Option<String>,
+}
+
+/// Loads all programs, but those that are not needed always if the kernel refuses them.
+fn load_all() -> Loaded {
+    let mut loaded = Loaded {
+        kernel: load(Observes::PageFaults, true),
+        page_faults_error: None,
+        mappings_error: None,
+    };
+    if let Err(KernelError::Unsupported { what }) = loaded.kernel {
+        loaded.page_faults_error = Some(what);
+        loaded.kernel = load(Observes::Allocations, true);
+    }
+    if let Err(error @ KernelError::SystemCalls { .. }) = loaded.kernel {
+        loaded.mappings_error = Some(format!("{:#}", anyhow::Error::new(error)));
+        let observes = match loaded.page_faults_error {
+            Some(_) => Observes::Allocations,
+            None => Observes::PageFaults,
+        };
+        loaded.kernel = load(observes, false);
+    }
+    loaded
+}
+
+fn load(observes: Observes, observes_mappings: bool) -> Result<Kernel, KernelError> {
     Kernel::load(KernelConfig {
         ring_bytes: TRIAL_RING_BYTES,
         log_level: 0,
@@ -156,6 +184,7 @@ fn load(observes: Observes) -> Result<Kernel, KernelError> {
         follows: true,
         selection: Selection::default(),
         observes,
+        observes_mappings,
     })
 }
 
@@ -275,6 +304,10 @@ fn as_text(diagnosis: &Diagnosis) -> String {
     ));
     if let Some(what) = diagnosis.page_faults_error {
         lines.push(format!("  {}  page faults (trace --pages): {what}", mark(false, false)));
+    }
+    if let Some(what) = &diagnosis.mappings_error {
+        let what = harmless(what);
+        lines.push(format!("  {}  mappings (trace --mappings): {what}", mark(false, false)));
     }
     lines.extend(program_lines(diagnosis));
     lines.extend(sites::hit_lines(&diagnosis.hits));

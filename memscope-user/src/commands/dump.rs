@@ -9,7 +9,7 @@ use super::{open_recording, warn_of_damage};
 use crate::{
     cli::FileOptions,
     model::{
-        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, MappedMemory,
+        Counters, Event, ExactCounts, Frame, FrameSymbols, Item, Location, MappedBy, MappedMemory,
         MemoryReading, Probe, Process, ResidentBytes, ResidentMemory, Stack, Window,
     },
     store::{Chunk, RecordingEnd},
@@ -104,6 +104,7 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             resident_text(&sums.elsewhere),
             resident_text(&sums.gone)
         ),
+        Item::MappingsObserved => writeln!(out, "mappings observed"),
     }
 }
 
@@ -294,5 +295,53 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
                 if is_major { " major" } else { "" }
             )
         }
+        Event::Mapping { .. } | Event::Unmapping { .. } | Event::Remapping { .. } => {
+            write_mapping(out, event, started_at_ns)
+        }
+    }
+}
+
+fn write_mapping(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::Result<()> {
+    let at_ns = event.time_ns().wrapping_sub(started_at_ns).cast_signed();
+    match *event {
+        Event::Mapping { process, thread, address_avma, size_bytes, stack, kind, by, .. } => {
+            writeln!(
+                out,
+                "mapping +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} kind={} by={} stack={stack}",
+                kind.name(),
+                mapped_by_text(by)
+            )
+        }
+        Event::Unmapping { process, thread, address_avma, size_bytes, .. } => writeln!(
+            out,
+            "unmapping +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes}"
+        ),
+        Event::Remapping {
+            process,
+            thread,
+            began_ns,
+            old_address_avma,
+            old_size_bytes,
+            new_address_avma,
+            new_size_bytes,
+            keeps_old,
+            stack,
+            by,
+            ..
+        } => writeln!(
+            out,
+            "remapping +{at_ns} began=+{} process={process} thread={thread} old={old_address_avma:#x} old_size={old_size_bytes} new={new_address_avma:#x} size={new_size_bytes} by={} stack={stack}{}",
+            began_ns.wrapping_sub(started_at_ns).cast_signed(),
+            mapped_by_text(by),
+            if keeps_old { " keeps-old" } else { "" }
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn mapped_by_text(by: MappedBy) -> String {
+    match by {
+        MappedBy::Allocator(probe) => format!("allocator:{probe}"),
+        by => by.name().to_owned(),
     }
 }

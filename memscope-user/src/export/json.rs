@@ -5,6 +5,7 @@
 
 mod blocks;
 mod fields;
+mod mappings;
 mod pages;
 
 use std::{
@@ -28,6 +29,7 @@ use crate::{
     store::Damage,
 };
 use blocks::Blocks;
+use mappings::MappingsJson;
 use pages::PagesJson;
 
 #[derive(Serialize)]
@@ -47,6 +49,8 @@ struct Document<'a, B> {
     budget: Option<BudgetJson>,
     /// None unless page faults were observed.
     pages: Option<PagesJson<'a>>,
+    /// None unless system calls that map memory were observed.
+    mappings: Option<MappingsJson<'a>>,
     file: FileJson,
     trust: String,
     #[serde(serialize_with = "sites")]
@@ -298,6 +302,7 @@ pub fn export_json(
         exact: analysis.exact.as_ref().map(ExactJson::of),
         budget: BudgetJson::of(&trust, &analysis.windows),
         pages: PagesJson::of(analysis),
+        mappings: MappingsJson::of(analysis),
         file: FileJson {
             has_ending: trust.has_ending,
             damage_count: analysis.damage_count,

@@ -18,10 +18,10 @@ use memscope_common::{
     CONTRACT_VERSION,
     control::{
         Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION,
-        COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
-        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
+        COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS,
+        COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
+        COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie,
+        CpuCounters, MAX_THREADS, NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -81,6 +81,8 @@ pub struct KernelConfig {
     pub selection: Selection,
     /// What is observed.
     pub observes: Observes,
+    /// Whether what is mapped by system calls is observed as well.
+    pub observes_mappings: bool,
 }
 
 /// What to attach to: the functions of one file.
@@ -113,6 +115,7 @@ pub struct Kernel {
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
     pub(super) observes: Observes,
+    observes_mappings: bool,
     pub(super) targets: Targets,
     pub(super) tables: KernelTables,
     tells_exits: bool,
@@ -125,13 +128,7 @@ impl Kernel {
     ///
     /// If rights or kernel features are missing, or the kernel refuses them.
     pub fn load(config: KernelConfig) -> Result<Self, KernelError> {
-        let missing = missing_capabilities();
-        if !missing.is_empty() {
-            return Err(KernelError::NotAllowed { missing });
-        }
-        if let Some(feature) = required_features().into_iter().find(|feature| !feature.available) {
-            return Err(KernelError::Unsupported { what: feature.purpose });
-        }
+        check_machine()?;
         if !config.ring_bytes.is_power_of_two() || config.ring_bytes < page_bytes() {
             return Err(KernelError::RingSize { bytes: config.ring_bytes.into() });
         }
@@ -164,6 +161,9 @@ impl Kernel {
             Self::load_sampler(&mut ebpf)?;
         }
         let mut attached = Attached::new(config.counts_cost);
+        if config.observes_mappings {
+            prepared.attach_system_calls(&mut programs, &mut attached)?;
+        }
         if config.observes == Observes::PageFaults {
             pages::attach(&mut ebpf, &mut attached)?;
         }
@@ -188,6 +188,7 @@ impl Kernel {
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
             observes: config.observes,
+            observes_mappings: config.observes_mappings,
             targets,
             tables,
             tells_exits: task_offsets.known != 0,
@@ -198,6 +199,12 @@ impl Kernel {
     #[must_use]
     pub fn observes(&self) -> Observes {
         self.observes
+    }
+
+    /// Whether records tell what is mapped by system calls.
+    #[must_use]
+    pub fn observes_mappings(&self) -> bool {
+        self.observes_mappings
     }
 
     /// Whether a record tells that a process has ended.
@@ -373,6 +380,7 @@ impl Kernel {
             (LossCause::ResultUnreadable, COUNTER_RESULT_UNREADABLE),
             (LossCause::SampleTableFull, COUNTER_SAMPLE_TABLE_FULL),
             (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
+            (LossCause::RingFullMapping, COUNTER_LOST_MAPPING),
         ];
         // A call is hit at its entry and at its return, if that is seen.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
@@ -451,6 +459,18 @@ fn can_follow(known: u32) -> bool {
         );
     }
     known != 0
+}
+
+/// What nothing works without.
+fn check_machine() -> Result<(), KernelError> {
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        return Err(KernelError::NotAllowed { missing });
+    }
+    match required_features().into_iter().find(|feature| !feature.available) {
+        Some(feature) => Err(KernelError::Unsupported { what: feature.purpose }),
+        None => Ok(()),
+    }
 }
 
 /// Before Linux 5.11 BPF memory counts against this limit; later raising it has no use, and a

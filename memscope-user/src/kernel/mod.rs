@@ -112,6 +112,15 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
+    /// What is mapped by system calls cannot be observed.
+    #[error(
+        "this kernel runs no programs in its functions of system calls, as `--mappings` needs (fentry, CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS)"
+    )]
+    SystemCalls {
+        /// Why.
+        #[source]
+        source: Box<KernelError>,
+    },
     /// Page faults of a process cannot be observed.
     #[error("cannot observe the page faults of thread {thread} of process {pid}")]
     PageFaults {

@@ -21,9 +21,10 @@ use memscope_common::control::SESSION_IS_RETURN;
 
 use super::{
     KernelError,
+    attached::Attached,
     sys::{
-        self, LINK_AT_RETURN, MultiLink, RawProgram, RunsAt, TRACE_UPROBE_MULTI,
-        TRACE_UPROBE_SESSION,
+        self, LINK_AT_RETURN, MultiLink, RawProgram, RunsAt, TRACE_ENTRY, TRACE_EXIT,
+        TRACE_RAW_TRACEPOINT, TRACE_UPROBE_MULTI, TRACE_UPROBE_SESSION,
     },
     types::{KernelTypes, Kind},
 };
@@ -61,9 +62,22 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 /// Runs only if children are followed.
 const FORK: &str = "process_fork";
 
+/// Programs of system calls, where in these they run, and what these are called in the kernel.
+const SYSTEM_CALLS: [(&str, u32, &str); 5] = [
+    ("memory_unmapping", TRACE_ENTRY, "__x64_sys_munmap"),
+    ("memory_moving", TRACE_ENTRY, "__x64_sys_mremap"),
+    ("memory_moved", TRACE_EXIT, "__x64_sys_mremap"),
+    ("memory_mapped", TRACE_EXIT, "__x64_sys_mmap"),
+    ("heap_resized", TRACE_EXIT, "__x64_sys_brk"),
+];
+
 /// What programs are loaded by.
-pub(super) const TYPES: [(Kind, &str); 4] = [
+pub(super) const TYPES: [(Kind, &str); 8] = [
     (Kind::Function, IS_RETURN_FUNCTION),
+    (Kind::Function, SYSTEM_CALLS[0].2),
+    (Kind::Function, SYSTEM_CALLS[1].2),
+    (Kind::Function, SYSTEM_CALLS[3].2),
+    (Kind::Function, SYSTEM_CALLS[4].2),
     (Kind::Typedef, TRACEPOINTS[0].1),
     (Kind::Typedef, TRACEPOINTS[1].1),
     (Kind::Typedef, TRACEPOINTS[2].1),
@@ -76,7 +90,7 @@ pub(super) struct Prepared<'a> {
     kernel: &'a KernelTypes<'a>,
 }
 
-/// Programs loaded for uprobe_multi links and for tracepoints, and the links of the latter.
+/// Programs loaded for uprobe_multi links and for the kernel, and the links of tracepoints.
 pub(super) struct ProbePrograms {
     programs: Vec<(&'static str, OwnedFd)>,
     /// Detached when these are dropped.
@@ -131,13 +145,43 @@ impl<'a> Prepared<'a> {
             let number = self.kernel.id(Kind::Typedef, type_name);
             let number = number
                 .ok_or(KernelError::Unsupported { what: "it has no type of a tracepoint" })?;
-            let program = self.load_one(name, RunsAt::Tracepoint(number))?;
-            let link = sys::link_tracepoint(program.as_fd())
-                .map_err(|source| KernelError::ProbeProgram { program: name, source })?;
-            to.programs.push((name, program));
+            let link = self.attach_in_kernel(name, TRACE_RAW_TRACEPOINT, number, to)?;
             to.tracepoints.push(link);
         }
         Ok(())
+    }
+
+    /// Loads the programs of the system calls by which processes map memory, and attaches them.
+    pub(super) fn attach_system_calls(
+        &self,
+        to: &mut ProbePrograms,
+        attached: &mut Attached,
+    ) -> Result<(), KernelError> {
+        for (name, attach_type, function) in SYSTEM_CALLS {
+            let number =
+                self.kernel.id(Kind::Function, function).ok_or(KernelError::Unsupported {
+                    what: "it has no types of system calls' functions",
+                })?;
+            let link = self
+                .attach_in_kernel(name, attach_type, number, to)
+                .map_err(|source| KernelError::SystemCalls { source: Box::new(source) })?;
+            attached.push_lasting(Box::new(link));
+        }
+        Ok(())
+    }
+
+    fn attach_in_kernel(
+        &self,
+        name: &'static str,
+        attach_type: u32,
+        number: u32,
+        to: &mut ProbePrograms,
+    ) -> Result<OwnedFd, KernelError> {
+        let program = self.load_one(name, RunsAt::Kernel { attach_type, number })?;
+        let link = sys::link_to_kernel(program.as_fd())
+            .map_err(|source| KernelError::ProbeProgram { program: name, source })?;
+        to.programs.push((name, program));
+        Ok(link)
     }
 
     fn load_one(&self, name: &'static str, runs_at: RunsAt) -> Result<OwnedFd, KernelError> {

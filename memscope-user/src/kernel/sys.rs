@@ -19,7 +19,11 @@ use aya_obj::{
 /// `BPF_F_UPROBE_MULTI_RETURN`: the program runs at the function's return.
 pub(super) const LINK_AT_RETURN: u32 = 1;
 /// `enum bpf_attach_type`: a tracepoint, whose arguments have types.
-const TRACE_RAW_TRACEPOINT: u32 = 23;
+pub(super) const TRACE_RAW_TRACEPOINT: u32 = 23;
+/// The same: the entry of a function of the kernel.
+pub(super) const TRACE_ENTRY: u32 = 24;
+/// The same: its return.
+pub(super) const TRACE_EXIT: u32 = 25;
 /// `enum bpf_attach_type`: many uprobes by one link (Linux 6.6).
 pub(super) const TRACE_UPROBE_MULTI: u32 = 48;
 /// The same, running at entry and return (Linux 6.13).
@@ -44,8 +48,9 @@ pub(super) struct RawProgram<'a> {
 pub(super) enum RunsAt {
     /// Uprobes, by one of the kernel's `enum bpf_attach_type`.
     Probes(u32),
-    /// The tracepoint whose type has this number in the kernel.
-    Tracepoint(u32),
+    /// A tracepoint or a function of the kernel, by an `enum bpf_attach_type` and the number of
+    /// its type there.
+    Kernel { attach_type: u32, number: u32 },
 }
 
 /// Many probes of one program in one file.
@@ -112,9 +117,9 @@ pub(super) fn load_program(program: &RawProgram<'_>) -> io::Result<OwnedFd> {
             load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
             load.expected_attach_type = attach_type;
         }
-        RunsAt::Tracepoint(number) => {
+        RunsAt::Kernel { attach_type, number } => {
             load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
-            load.expected_attach_type = TRACE_RAW_TRACEPOINT;
+            load.expected_attach_type = attach_type;
             load.attach_btf_id = number;
         }
     }
@@ -153,8 +158,8 @@ fn with_log(attributes: &mut bpf_attr, refused: io::Error) -> io::Error {
     io::Error::new(refused.kind(), format!("{refused}: {}", String::from_utf8_lossy(end).trim()))
 }
 
-/// Attaches a program to the tracepoint that it was loaded for.
-pub(super) fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Attaches a program to what it was loaded for in the kernel.
+pub(super) fn link_to_kernel(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attributes = empty();
     attributes.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
     bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes)

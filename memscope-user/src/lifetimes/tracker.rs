@@ -8,6 +8,7 @@ use super::{
     block::{Block, LiveBlock, LossWindow, Totals},
     faults::{FaultSite, FaultSums, Faults},
     live::{LiveBlocks, ordinal_of},
+    mappings::{MappingSite, MappingTotals, Mappings},
     sampled::weight_of,
     sites::{Resident, Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
@@ -30,6 +31,7 @@ pub struct Tracker {
     loss_windows: Vec<LossWindow>,
     windows: Windows,
     faults: Faults,
+    mappings: Mappings,
 }
 
 fn hash_of(address_avma: u64) -> u64 {
@@ -75,6 +77,9 @@ impl Tracker {
             }
             Event::PageFault { process, stack, resident, is_major, .. } => {
                 self.faults.count(SiteKey { process, stack }, resident, is_major);
+            }
+            Event::Mapping { .. } | Event::Unmapping { .. } | Event::Remapping { .. } => {
+                self.mappings.apply(event);
             }
         }
     }
@@ -130,6 +135,7 @@ impl Tracker {
     /// A process image ended: its blocks stay live in the sums, but take no memory.
     pub fn end_process(&mut self, process: ProcessId) {
         self.sites.end_process(process);
+        self.mappings.end_process(process);
         if let Some(state) = self.actors.process_mut(process) {
             state.has_ended = true;
             state.in_flight.clear();
@@ -140,6 +146,7 @@ impl Tracker {
     /// A process begins as the copy of another one. It inherits what is live there, which is
     /// nobody's second allocation.
     pub fn fork(&mut self, fork: &Fork) {
+        self.mappings.fork(fork.process, fork.parent);
         let (child, parent) =
             (self.actors.process_index(fork.process), self.actors.process_index(fork.parent));
         let Some(of) = self.actors.processes.get(parent) else { return };
@@ -464,6 +471,18 @@ impl Tracker {
         self.faults.totals()
     }
 
+    /// What was mapped by system calls, by site, in the order in which these were first seen.
+    #[must_use]
+    pub fn mapping_sites(&self) -> &[MappingSite] {
+        self.mappings.sites()
+    }
+
+    /// All that was mapped by system calls.
+    #[must_use]
+    pub fn mapping_totals(&self) -> MappingTotals {
+        self.mappings.totals()
+    }
+
     /// The stretches in which records are missing, at most the first few thousand.
     #[must_use]
     pub fn loss_windows(&self) -> &[LossWindow] {
@@ -521,6 +540,7 @@ impl Tracker {
             + self.actors.held_bytes()
             + self.sites.held_bytes()
             + self.faults.held_bytes()
+            + self.mappings.held_bytes()
             + self.loss_windows.capacity() * size_of::<LossWindow>()
             + self.windows.list.capacity() * size_of::<Window>()
     }

@@ -113,6 +113,120 @@ pub enum Event {
         /// Whether it had to wait, for a disk or for another thread.
         is_major: bool,
     },
+    /// Memory was mapped, or a call that should have done so failed.
+    Mapping {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call returned.
+        time_ns: u64,
+        /// Where it is; 0 if the call failed.
+        address_avma: u64,
+        /// How long it is, in whole pages.
+        size_bytes: u64,
+        /// From where.
+        stack: StackId,
+        /// What it is.
+        kind: MappingKind,
+        /// Who wanted it.
+        by: MappedBy,
+    },
+    /// Memory is mapped no more, as far as it was.
+    Unmapping {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call was entered, or returned if it was `brk`.
+        time_ns: u64,
+        /// Where it begins.
+        address_avma: u64,
+        /// How long it is, in whole pages.
+        size_bytes: u64,
+    },
+    /// Mapped memory has another size or place (`mremap`).
+    Remapping {
+        /// Whose.
+        process: ProcessId,
+        /// By which thread.
+        thread: ThreadId,
+        /// When the call was entered.
+        began_ns: u64,
+        /// When it returned.
+        time_ns: u64,
+        /// Where it was.
+        old_address_avma: u64,
+        /// How long it was, in whole pages.
+        old_size_bytes: u64,
+        /// Where it is.
+        new_address_avma: u64,
+        /// How long it is, in whole pages.
+        new_size_bytes: u64,
+        /// Whether it is where it was as well.
+        keeps_old: bool,
+        /// From where.
+        stack: StackId,
+        /// Who wanted it.
+        by: MappedBy,
+    },
+}
+
+/// What is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MappingKind {
+    /// Memory of the process alone.
+    Anonymous,
+    /// Memory that processes share, without a file.
+    Shared,
+    /// A file, or shared memory that has one.
+    File,
+    /// The heap whose end `brk` moves.
+    Heap,
+    /// It was moved, and what it was is not known.
+    Unknown,
+}
+
+impl MappingKind {
+    /// All of them, in order.
+    pub const ALL: [Self; 5] =
+        [Self::Anonymous, Self::Shared, Self::File, Self::Heap, Self::Unknown];
+
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Shared => "shared",
+            Self::File => "file",
+            Self::Heap => "heap",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Who has wanted something to be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MappedBy {
+    /// The program, or a library.
+    Program,
+    /// An allocator, inside a call of this function. What it makes blocks of is counted as those
+    /// as well.
+    Allocator(ProbeId),
+    /// That is not known, as not all calls of allocators are followed.
+    Unknown,
+}
+
+impl MappedBy {
+    /// Name in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Allocator(_) => "allocator",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Who called a function that frees.
@@ -136,7 +250,10 @@ impl Event {
             | Self::ReallocationEnd { time_ns, .. }
             | Self::ThreadExit { time_ns, .. }
             | Self::Loss { time_ns, .. }
-            | Self::PageFault { time_ns, .. } => time_ns,
+            | Self::PageFault { time_ns, .. }
+            | Self::Mapping { time_ns, .. }
+            | Self::Unmapping { time_ns, .. }
+            | Self::Remapping { time_ns, .. } => time_ns,
         }
     }
 }

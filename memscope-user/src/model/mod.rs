@@ -11,7 +11,7 @@ mod event;
 mod ids;
 mod memory;
 
-pub use event::{Event, FreeCaller};
+pub use event::{Event, FreeCaller, MappedBy, MappingKind};
 pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
 pub use memory::{
     ControlGroupMemory, HeapMappings, MappedMemory, MemoryReading, ProcessMemory, ResidentMemory,
@@ -57,6 +57,8 @@ pub enum Item {
     /// What became of resident memory beside page faults; only where these are observed, and then
     /// before all of them. Later ones replace earlier ones.
     PageSums(PageSums),
+    /// What processes map by system calls is recorded; before all of it.
+    MappingsObserved,
 }
 
 /// One image of one process: exec begins a new one.
@@ -566,11 +568,13 @@ pub enum LossCause {
     SampleTableFull,
     /// No room in the ring buffer for a page fault.
     RingFullPageFault,
+    /// No room in the ring buffer for a change of what is mapped.
+    RingFullMapping,
 }
 
 impl LossCause {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::RingFullAllocation,
         Self::RingFullFree,
         Self::RingFullReallocation,
@@ -582,6 +586,7 @@ impl LossCause {
         Self::MalformedRecord,
         Self::SampleTableFull,
         Self::RingFullPageFault,
+        Self::RingFullMapping,
     ];
 
     /// Name in exports.
@@ -599,6 +604,7 @@ impl LossCause {
             Self::MalformedRecord => "malformed_record",
             Self::SampleTableFull => "sample_table_full",
             Self::RingFullPageFault => "ring_full_page_fault",
+            Self::RingFullMapping => "ring_full_mapping",
         }
     }
 }

@@ -8,8 +8,8 @@ use rustc_hash::FxHashMap;
 use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
     lifetimes::{
-        Block, FaultSite, FaultSums, LiveBlock, LossWindow, Sampled, Site, SiteSums, Totals,
-        Tracker, Windows,
+        Block, FaultSite, FaultSums, LiveBlock, LossWindow, MappingSite, MappingTotals, Sampled,
+        Site, SiteSums, Totals, Tracker, Windows,
     },
     model::{
         Capture, Counters, EndReason, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module,
@@ -79,7 +79,8 @@ impl Definitions {
             | Item::Counted(_)
             | Item::Window(_)
             | Item::Memory(_)
-            | Item::PageSums(_) => {}
+            | Item::PageSums(_)
+            | Item::MappingsObserved => {}
         }
     }
 }
@@ -93,6 +94,7 @@ pub struct Analyzer {
     exact: Option<ExactCounts>,
     memory: BTreeMap<ProcessId, MemoryTimeline>,
     page_sums: Option<PageSums>,
+    observes_mappings: bool,
     last_event_ns: u64,
 }
 
@@ -111,6 +113,7 @@ impl Analyzer {
             Item::Counters(counters) => self.counters = Some(counters.clone()),
             Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
             Item::PageSums(sums) => self.page_sums = Some(*sums),
+            Item::MappingsObserved => self.observes_mappings = true,
             Item::Counted(counted) => {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
@@ -203,6 +206,8 @@ impl Analyzer {
             page_sums: self.page_sums,
             fault_sites,
             fault_totals: self.tracker.fault_totals(),
+            mapping_sites: self.tracker.mapping_sites().to_vec(),
+            mapping_totals: self.observes_mappings.then(|| self.tracker.mapping_totals()),
             capture,
             end,
             ended_at_ns,
@@ -263,6 +268,10 @@ pub struct Analysis {
     pub fault_sites: Vec<FaultSite>,
     /// All of them together.
     pub fault_totals: FaultSums,
+    /// What was mapped by system calls, per process, stack and kind.
+    pub mapping_sites: Vec<MappingSite>,
+    /// All of that together; none if it was not observed.
+    pub mapping_totals: Option<MappingTotals>,
     /// When the targets were observed, if a budget was to be kept: what it has cost, and what
     /// numbers were scaled by.
     pub windows: Windows,

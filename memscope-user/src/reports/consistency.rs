@@ -1,7 +1,11 @@
 //! The laws that the numbers of a recording obey whatever happened to it.
 
 use super::Analysis;
-use crate::{lifetimes::Site, model::Counters, store::RecordingEnd};
+use crate::{
+    lifetimes::{MappingSums, Site},
+    model::Counters,
+    store::RecordingEnd,
+};
 
 /// Two ways to the same number that lead to different ones: a fault of memscope,
 /// or a forged recording.
@@ -86,6 +90,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
         law(name, left, right)?;
     }
     check_faults(analysis)?;
+    check_mappings(analysis)?;
     // The counters of all CPUs are not read at one moment: only the last reading,
     // after recording had been switched off, is exact.
     match (&analysis.counters, &analysis.end) {
@@ -108,6 +113,25 @@ fn check_faults(analysis: &Analysis) -> Result<(), Inconsistency> {
         faults.fold(0_u64, |sum, site| sum.wrapping_add(site.sums.resident.total())),
         analysis.fault_totals.resident.total(),
     )
+}
+
+fn check_mappings(analysis: &Analysis) -> Result<(), Inconsistency> {
+    let Some(totals) = analysis.mapping_totals else { return Ok(()) };
+    let mut sum = MappingSums::default();
+    analysis.mapping_sites.iter().for_each(|site| sum.add(&site.sums));
+    for (name, left, right) in [
+        ("Σ sites' mappings = mappings", sum.mappings, totals.sums.mappings),
+        ("Σ sites' mapped bytes = mapped bytes", sum.mapped_bytes, totals.sums.mapped_bytes),
+        ("Σ sites' live mappings = live mappings", sum.live_mappings, totals.sums.live_mappings),
+        (
+            "mapped − unmapped bytes of all sites = live mapped bytes",
+            sum.live_bytes(),
+            totals.sums.live_bytes(),
+        ),
+    ] {
+        law(name, left, right)?;
+    }
+    Ok(())
 }
 
 fn check_counters(counters: &Counters) -> Result<(), Inconsistency> {

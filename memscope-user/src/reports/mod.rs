@@ -7,12 +7,14 @@
 //! its `text`. Nothing here does I/O.
 
 mod analysis;
+mod chains;
 mod consistency;
 mod estimate;
 mod folding;
 mod frames;
 mod layout;
 mod leaks;
+mod mappings;
 mod memory;
 mod origin;
 mod pages;
@@ -40,6 +42,7 @@ pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
 pub(crate) use layout::cut;
 pub use leaks::LeaksReport;
+pub use mappings::{MappedSums, MappingRow, MappingsReport};
 pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};
 pub use origin::{ProcessName, started_at};
 pub use pages::{PageRow, PagesReport};

@@ -1,21 +1,17 @@
 //! What has made resident memory grow: call chains by what became resident in their page faults.
 
-use std::{cmp::Reverse, collections::hash_map::Entry};
+use std::cmp::Reverse;
 
-use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use super::{
     Analysis, Trust, Wrappers,
-    frames::{ResolvedFrame, ResolvedStack},
+    chains::merged,
+    frames::ResolvedFrame,
     layout::{self, Chain, counted, line},
     origin::ProcessName,
 };
-use crate::{
-    lifetimes::FaultSums,
-    model::{PageSums, ProcessId, StackOutcome},
-    text,
-};
+use crate::{lifetimes::FaultSums, model::PageSums, text};
 
 /// What page faults tell.
 #[derive(Clone, Debug, Serialize)]
@@ -117,46 +113,21 @@ impl<'a> PageRow<'a> {
     }
 }
 
-/// What a reader can tell apart.
-type Visible<'a> = (ProcessId, StackOutcome, Vec<ResolvedFrame<'a>>);
-
-fn merged(analysis: &Analysis) -> Vec<(Visible<'_>, FaultSums)> {
-    let mut all: Vec<(Visible<'_>, FaultSums)> = Vec::new();
-    let mut known: FxHashMap<Visible<'_>, usize> = FxHashMap::default();
-    for site in &analysis.fault_sites {
-        let mut stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
-        for frame in stack.frames.iter_mut().filter(|frame| frame.function.is_some()) {
-            frame.offset = 0;
-        }
-        match known.entry((site.key.process, stack.outcome, stack.frames)) {
-            Entry::Occupied(first) => {
-                if let Some((_, sums)) = all.get_mut(*first.get()) {
-                    sums.add(&site.sums);
-                }
-            }
-            Entry::Vacant(place) => {
-                all.push((place.key().clone(), site.sums));
-                place.insert(all.len() - 1);
-            }
-        }
-    }
-    all
-}
-
 impl<'a> PagesReport<'a> {
     /// The `top` call chains by which most became resident, or all.
     #[must_use]
     pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
         let PageSums { elsewhere, gone } = analysis.page_sums.unwrap_or_default();
-        let mut chains = merged(analysis);
+        let sites = analysis.fault_sites.iter().map(|site| (site.key, (), site.sums));
+        let mut chains = merged(analysis, sites, FaultSums::add);
         // Stable: equal ones stay in the order in which they were first seen.
-        chains.sort_by_key(|(_, sums)| Reverse((sums.resident.total(), sums.faults)));
+        chains.sort_by_key(|(.., sums)| Reverse((sums.resident.total(), sums.faults)));
         let chain_count = chains.len();
         let rows = chains.into_iter().take(top.unwrap_or(chain_count));
-        let rows = rows.map(|((process, outcome, frames), sums)| PageRow {
-            process: ProcessName::of(analysis, process),
-            frames,
-            stack: outcome.name(),
+        let rows = rows.map(|(chain, (), sums)| PageRow {
+            process: ProcessName::of(analysis, chain.process),
+            frames: chain.frames,
+            stack: chain.outcome.name(),
             sums: sums.into(),
         });
         Self {

@@ -14,6 +14,9 @@
 //! !unprobed                       no allocator was found
 //! !pages 4096 0                   page faults were observed; bytes elsewhere, and gone
 //! !fault a 4096 0 0 major         a page fault; bytes anonymous, of files, shared
+//! !mappings                       what is mapped by system calls was observed
+//! !map a anonymous program 16 4   four pages are mapped, from page 16 on; 0: the call failed
+//! !unmap 18 1                     a page is unmapped
 //! ```
 
 use std::collections::BTreeMap;
@@ -23,9 +26,9 @@ use crate::{
     lifetimes::testing::{Trace, parse},
     model::{
         Capture, CountedAllocations, Counters, EndReason, Ending, EndingReason, Event, ExactCounts,
-        Frame, FrameId, FrameSymbols, Item, Location, LossCause, Module, ModuleId, PageSums, Probe,
-        ProbeId, Process, ProcessEnd, ProcessId, ResidentBytes, SizeClass, SourceFunction, Stack,
-        StackId, StackMode, StackOutcome, ThreadId,
+        Frame, FrameId, FrameSymbols, Item, Location, LossCause, MappedBy, MappingKind, Module,
+        ModuleId, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ResidentBytes,
+        SizeClass, SourceFunction, Stack, StackId, StackMode, StackOutcome, ThreadId,
     },
     store::RecordingEnd,
 };
@@ -42,6 +45,22 @@ pub(crate) const FAULTS: &str = "
     !fault two 0 0 0
     !fault two 0 0 4096
     !exit 1 0";
+
+/// A heap, files, and memory of which a part was given back.
+pub(crate) const MAPPED: &str = "
+    !mappings
+    !stack one complete mmap arena main
+    !stack two complete mmap load main
+    !map one anonymous program 16 100
+    !map one anonymous program 200 100
+    !unmap 220 50
+    !unmap 400 2
+    !map two file program 500 8
+    !map one anonymous allocator 600 25
+    !map two file program 0 8
+    1 malloc 100 = 0x10 @a";
+
+const PAGE_BYTES: u64 = 4096;
 
 /// When all test recordings begin, `CLOCK_MONOTONIC`.
 pub(crate) const STARTED_AT_NS: u64 = 1_000;
@@ -176,6 +195,10 @@ impl Definer {
                 elsewhere: resident(elsewhere, "0", "0"),
                 gone: resident(gone, "0", "0"),
             })),
+            ["mappings" | "map" | "unmap", ..] => {
+                let item = mapping_item(words, trace);
+                self.items.push(item);
+            }
             ["late"] => {
                 let late = Process { from_start: false, ..process(1, "server") };
                 self.items.push(Item::Process(late));
@@ -187,6 +210,37 @@ impl Definer {
             ["unprobed"] => self.items.retain(|item| !matches!(item, Item::Probe(_))),
             other => panic!("no such directive: {other:?}"),
         }
+    }
+}
+
+fn mapping_item(words: &[&str], trace: &mut Trace) -> Item {
+    match words {
+        ["mappings"] => Item::MappingsObserved,
+        ["map", stack, kind, by, page, pages] => {
+            let kind = MappingKind::ALL.into_iter().find(|known| known.name() == *kind);
+            Item::Event(Event::Mapping {
+                process: ProcessId(1),
+                thread: ThreadId(1),
+                time_ns: STARTED_AT_NS + 2_000_000,
+                address_avma: page.parse::<u64>().unwrap() * PAGE_BYTES,
+                size_bytes: pages.parse::<u64>().unwrap() * PAGE_BYTES,
+                stack: trace.stack(stack),
+                kind: kind.unwrap(),
+                by: match *by {
+                    "program" => MappedBy::Program,
+                    "allocator" => MappedBy::Allocator(ProbeId(1)),
+                    _ => MappedBy::Unknown,
+                },
+            })
+        }
+        ["unmap", page, pages] => Item::Event(Event::Unmapping {
+            process: ProcessId(1),
+            thread: ThreadId(1),
+            time_ns: STARTED_AT_NS + 3_000_000,
+            address_avma: page.parse::<u64>().unwrap() * PAGE_BYTES,
+            size_bytes: pages.parse::<u64>().unwrap() * PAGE_BYTES,
+        }),
+        other => panic!("no such directive: {other:?}"),
     }
 }
 
@@ -251,8 +305,13 @@ pub(crate) fn items(text: &str) -> Vec<Item> {
     items.extend(windows.map(|(_, window)| Item::Window(window)));
     items.extend(readings.map(|(_, reading)| Item::Memory(reading)));
     items.extend(ends);
-    let faults = items.iter().filter(|item| matches!(item, Item::Event(Event::PageFault { .. })));
-    let recorded = (recorded + faults.count()) as u64;
+    let is_told_so = |item: &&Item| {
+        matches!(
+            item,
+            Item::Event(Event::PageFault { .. } | Event::Mapping { .. } | Event::Unmapping { .. })
+        )
+    };
+    let recorded = (recorded + items.iter().filter(is_told_so).count()) as u64;
     let lost: u64 = definer.lost.iter().map(|(_, count)| count).sum();
     items.push(Item::Counters(Counters {
         attempted: recorded + lost,

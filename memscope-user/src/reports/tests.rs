@@ -9,6 +9,7 @@ use crate::{
     store::RecordingEnd,
 };
 
+mod mappings;
 mod memory;
 mod pages;
 mod processes;

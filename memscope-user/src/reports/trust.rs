@@ -110,7 +110,8 @@ const fn may_hide_free(cause: LossCause) -> bool {
         | LossCause::RingFullProcess
         | LossCause::ResultUnreadable
         | LossCause::SampleTableFull
-        | LossCause::RingFullPageFault => false,
+        | LossCause::RingFullPageFault
+        | LossCause::RingFullMapping => false,
     }
 }
 
@@ -126,7 +127,8 @@ const fn may_hide_allocation(cause: LossCause) -> bool {
         LossCause::RingFullFree
         | LossCause::RingFullStack
         | LossCause::RingFullProcess
-        | LossCause::RingFullPageFault => false,
+        | LossCause::RingFullPageFault
+        | LossCause::RingFullMapping => false,
     }
 }
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, MemoryReport, PagesReport, PeakReport, ProcessesReport, SiteOrder,
-    SitesReport, SummaryReport, Wrappers,
+    Analysis, LeaksReport, MappingsReport, MemoryReport, PagesReport, PeakReport, ProcessesReport,
+    SiteOrder, SitesReport, SummaryReport, Wrappers,
 };
 
 /// A question to a recording.
@@ -28,11 +28,13 @@ pub enum View {
     Memory,
     /// What has made resident memory grow?
     Pages,
+    /// Who has mapped memory by system calls?
+    Mappings,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
@@ -42,6 +44,7 @@ impl View {
         Self::Processes,
         Self::Memory,
         Self::Pages,
+        Self::Mappings,
     ];
 
     /// What `--view` calls it.
@@ -57,6 +60,7 @@ impl View {
             Self::Processes => "processes",
             Self::Memory => "memory",
             Self::Pages => "pages",
+            Self::Mappings => "mappings",
         }
     }
 
@@ -75,6 +79,7 @@ impl View {
             Self::Pages => {
                 "call chains by what became resident in their page faults (trace --pages)"
             }
+            Self::Mappings => "call chains by what they mapped by mmap, mremap and brk",
         }
     }
 
@@ -111,6 +116,7 @@ impl View {
             Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
             Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
+            Self::Mappings => Report::Mappings(MappingsReport::of(analysis, top)),
         }
     }
 }
@@ -133,6 +139,8 @@ pub enum Report<'a> {
     Memory(MemoryReport<'a>),
     /// To [`View::Pages`].
     Pages(PagesReport<'a>),
+    /// To [`View::Mappings`].
+    Mappings(MappingsReport<'a>),
 }
 
 impl Report<'_> {
@@ -147,6 +155,7 @@ impl Report<'_> {
             Self::Processes(report) => report.text(),
             Self::Memory(report) => report.text(),
             Self::Pages(report) => report.text(),
+            Self::Mappings(report) => report.text(),
         }
     }
 }

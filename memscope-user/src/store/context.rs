@@ -45,6 +45,14 @@ pub(super) const OTHER_INTERVAL: u8 = OTHER | 3 << 3;
 pub(super) const OTHER_PAGE_FAULT: u8 = OTHER | 4 << 3;
 /// One that had to wait.
 pub(super) const OTHER_MAJOR_FAULT: u8 = OTHER | 5 << 3;
+pub(super) const OTHER_MAPPING: u8 = OTHER | 6 << 3;
+pub(super) const OTHER_UNMAPPING: u8 = OTHER | 7 << 3;
+pub(super) const OTHER_REMAPPING: u8 = OTHER | 8 << 3;
+
+/// In the column of others: who has wanted a mapping; an allocator's probe comes behind this.
+pub(super) const BY_PROGRAM: u64 = 0;
+pub(super) const BY_UNKNOWN: u64 = 1;
+pub(super) const BY_ALLOCATOR: u64 = 2;
 
 /// In the column of addresses: the address itself follows. Of other numbers half is a
 /// zigzag-encoded difference to the last address: of even ones in units, of odd ones,

@@ -3,7 +3,9 @@ use super::{
     context::*,
     varint::{take, take_u32, unzigzag},
 };
-use crate::model::{Event, FreeCaller, Item, ProbeId, ResidentBytes, StackId};
+use crate::model::{
+    Event, FreeCaller, Item, MappedBy, MappingKind, ProbeId, ResidentBytes, StackId,
+};
 
 /// The items of a payload, up to the first that cannot be decoded; whether all could.
 pub(super) fn decode_items(payload: &[u8]) -> (Vec<Item>, bool) {
@@ -69,14 +71,15 @@ impl Decoder<'_> {
 
     fn event(&mut self, tag: u8) -> Option<Event> {
         if tag == OTHER_LOSS {
-            let since = unzigzag(take(&mut self.columns.others)?);
-            let first_lost_ns = self.context.time_ns.wrapping_add_signed(since);
-            let lost_count = take(&mut self.columns.others)?;
-            return Some(Event::Loss { first_lost_ns, time_ns: self.time()?, lost_count });
+            return self.loss();
         }
         let time_ns = self.time()?;
-        if matches!(tag, OTHER_PAGE_FAULT | OTHER_MAJOR_FAULT) {
-            return self.page_fault(time_ns, tag == OTHER_MAJOR_FAULT);
+        match tag {
+            OTHER_PAGE_FAULT | OTHER_MAJOR_FAULT => {
+                return self.page_fault(time_ns, tag == OTHER_MAJOR_FAULT);
+            }
+            OTHER_MAPPING | OTHER_UNMAPPING | OTHER_REMAPPING => return self.mapping(time_ns, tag),
+            _ => {}
         }
         let kind = tag & KIND_MASK;
         if kind == OTHER && tag != OTHER_THREAD_EXIT {
@@ -136,6 +139,13 @@ impl Decoder<'_> {
         })
     }
 
+    fn loss(&mut self) -> Option<Event> {
+        let since = unzigzag(take(&mut self.columns.others)?);
+        let first_lost_ns = self.context.time_ns.wrapping_add_signed(since);
+        let lost_count = take(&mut self.columns.others)?;
+        Some(Event::Loss { first_lost_ns, time_ns: self.time()?, lost_count })
+    }
+
     fn page_fault(&mut self, time_ns: u64, is_major: bool) -> Option<Event> {
         let Thread { process, thread, .. } = self.thread(false)?;
         let address_avma = self.new_address()?;
@@ -143,6 +153,62 @@ impl Decoder<'_> {
         let mut bytes = || take(&mut self.columns.sizes);
         let resident = ResidentBytes { anonymous: bytes()?, file: bytes()?, shared: bytes()? };
         Some(Event::PageFault { process, thread, time_ns, address_avma, stack, resident, is_major })
+    }
+
+    /// What a process has changed of what it has mapped.
+    fn mapping(&mut self, time_ns: u64, tag: u8) -> Option<Event> {
+        let Thread { process, thread, .. } = self.thread(false)?;
+        let address_avma = self.new_address()?;
+        let size_bytes = take(&mut self.columns.sizes)?;
+        if tag == OTHER_UNMAPPING {
+            return Some(Event::Unmapping { process, thread, time_ns, address_avma, size_bytes });
+        }
+        if tag == OTHER_MAPPING {
+            let stack = StackId(take_u32(&mut self.columns.stacks)?);
+            let kind = usize::try_from(take(&mut self.columns.others)?).ok()?;
+            let kind = *MappingKind::ALL.get(kind)?;
+            let by = self.mapped_by()?;
+            return Some(Event::Mapping {
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                size_bytes,
+                stack,
+                kind,
+                by,
+            });
+        }
+        let new_address_avma = self.new_address()?;
+        let new_size_bytes = take(&mut self.columns.sizes)?;
+        let stack = StackId(take_u32(&mut self.columns.stacks)?);
+        let since = unzigzag(take(&mut self.columns.others)?);
+        let keeps_old = match take(&mut self.columns.others)? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        Some(Event::Remapping {
+            process,
+            thread,
+            began_ns: time_ns.wrapping_add_signed(since),
+            time_ns,
+            old_address_avma: address_avma,
+            old_size_bytes: size_bytes,
+            new_address_avma,
+            new_size_bytes,
+            keeps_old,
+            stack,
+            by: self.mapped_by()?,
+        })
+    }
+
+    fn mapped_by(&mut self) -> Option<MappedBy> {
+        Some(match take(&mut self.columns.others)? {
+            BY_PROGRAM => MappedBy::Program,
+            BY_UNKNOWN => MappedBy::Unknown,
+            number => MappedBy::Allocator(ProbeId(u32::try_from(number - BY_ALLOCATOR).ok()?)),
+        })
     }
 
     fn time(&mut self) -> Option<u64> {

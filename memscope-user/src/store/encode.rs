@@ -5,7 +5,7 @@ use super::{
     context::*,
     varint,
 };
-use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
+use crate::model::{Event, FreeCaller, MappedBy, ProbeId, ProcessId, StackId, ThreadId};
 
 /// Places in which the encoder looks for an earlier use of an address.
 const ADDRESS_PLACES: usize = 1 << 13;
@@ -137,7 +137,90 @@ impl Encoder {
                 self.columns.tags.push(OTHER_LOSS);
             }
             Event::PageFault { .. } => self.page_fault(event),
+            Event::Mapping { .. } | Event::Unmapping { .. } | Event::Remapping { .. } => {
+                self.mapping(event);
+            }
         }
+    }
+
+    /// What a process has changed of what it has mapped.
+    fn mapping(&mut self, event: &Event) {
+        match *event {
+            Event::Mapping {
+                process,
+                thread,
+                time_ns,
+                address_avma,
+                size_bytes,
+                stack,
+                kind,
+                by,
+            } => {
+                self.range(process, thread, time_ns, address_avma, size_bytes);
+                varint::push(&mut self.columns.stacks, stack.0.into());
+                varint::push(&mut self.columns.others, kind as u64);
+                self.mapped_by(by);
+                self.columns.tags.push(OTHER_MAPPING);
+            }
+            Event::Unmapping { process, thread, time_ns, address_avma, size_bytes } => {
+                self.range(process, thread, time_ns, address_avma, size_bytes);
+                self.columns.tags.push(OTHER_UNMAPPING);
+            }
+            Event::Remapping {
+                process,
+                thread,
+                began_ns,
+                time_ns,
+                old_address_avma,
+                old_size_bytes,
+                new_address_avma,
+                new_size_bytes,
+                keeps_old,
+                stack,
+                by,
+            } => {
+                self.range(process, thread, time_ns, old_address_avma, old_size_bytes);
+                self.new_address(new_address_avma);
+                varint::push(&mut self.columns.sizes, new_size_bytes);
+                varint::push(&mut self.columns.stacks, stack.0.into());
+                let since = began_ns.wrapping_sub(time_ns).cast_signed();
+                varint::push(&mut self.columns.others, varint::zigzag(since));
+                varint::push(&mut self.columns.others, keeps_old.into());
+                self.mapped_by(by);
+                self.columns.tags.push(OTHER_REMAPPING);
+            }
+            _ => {}
+        }
+    }
+
+    fn range(
+        &mut self,
+        process: ProcessId,
+        thread: ThreadId,
+        time_ns: u64,
+        address_avma: u64,
+        size_bytes: u64,
+    ) {
+        self.time(time_ns);
+        let slot = self.slot(process, thread);
+        self.push_thread(slot, process, thread);
+        self.new_address(address_avma);
+        varint::push(&mut self.columns.sizes, size_bytes);
+    }
+
+    fn new_address(&mut self, address_avma: u64) {
+        push_address(&mut self.columns.addresses, self.last_avma, address_avma);
+        self.addresses += 1;
+        self.last_avma = address_avma;
+    }
+
+    fn mapped_by(&mut self, by: MappedBy) {
+        let number = match by {
+            MappedBy::Program => BY_PROGRAM,
+            MappedBy::Unknown => BY_UNKNOWN,
+            MappedBy::Allocator(probe) => BY_ALLOCATOR + u64::from(probe.0),
+        };
+        varint::push(&mut self.columns.others, number);
     }
 
     fn page_fault(&mut self, event: &Event) {
@@ -149,9 +232,7 @@ impl Encoder {
         self.time(time_ns);
         let slot = self.slot(process, thread);
         self.push_thread(slot, process, thread);
-        push_address(&mut self.columns.addresses, self.last_avma, address_avma);
-        self.addresses += 1;
-        self.last_avma = address_avma;
+        self.new_address(address_avma);
         varint::push(&mut self.columns.stacks, stack.0.into());
         for bytes in [resident.anonymous, resident.file, resident.shared] {
             varint::push(&mut self.columns.sizes, bytes);
@@ -180,9 +261,7 @@ impl Encoder {
         let kind = if entered.is_some_and(|thread| thread.reallocating_avma == old_address_avma) {
             REALLOCATION_END
         } else {
-            push_address(&mut self.columns.addresses, self.last_avma, old_address_avma);
-            self.addresses += 1;
-            self.last_avma = old_address_avma;
+            self.new_address(old_address_avma);
             OTHER_REALLOCATION_END
         };
         let block = Block { address_avma, size_bytes, stack, probe, interval_bytes };

@@ -4,9 +4,9 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
     ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
-    HeapMappings, Item, Location, LossCause, MappedMemory, MemoryReading, Module, ModuleId,
-    PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
-    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
+    HeapMappings, Item, Location, LossCause, MappedBy, MappedMemory, MappingKind, MemoryReading,
+    Module, ModuleId, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
+    ResidentBytes, ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
 };
 
 fn page_sums() -> BoxedStrategy<PageSums> {
@@ -37,65 +37,106 @@ fn text() -> BoxedStrategy<String> {
 fn event() -> BoxedStrategy<Event> {
     let common = (id(), id(), any::<u64>(), address());
     let begin = (any::<u64>(), id(), id(), address(), prop_oneof![3 => Just(0), 1 => any::<u64>()]);
-    (0..7, common, begin, any::<bool>())
-        .prop_map(
-            |(
-                kind,
-                (process, thread, time_ns, address_avma),
-                (size_bytes, stack, probe, other, interval_bytes),
-                allocator,
-            )| {
-                let (process, thread) = (ProcessId(process), ThreadId(thread));
-                let (stack, probe) = (StackId(stack), ProbeId(probe));
-                let caller =
-                    if allocator { FreeCaller::AllocatorModule } else { FreeCaller::Program };
-                match kind {
-                    0 => Event::Allocation {
-                        process,
-                        thread,
-                        time_ns,
-                        address_avma,
-                        size_bytes,
-                        stack,
-                        probe,
-                        interval_bytes,
+    let of_blocks = (0..7, common, begin, any::<bool>()).prop_map(
+        |(
+            kind,
+            (process, thread, time_ns, address_avma),
+            (size_bytes, stack, probe, other, interval_bytes),
+            allocator,
+        )| {
+            let (process, thread) = (ProcessId(process), ThreadId(thread));
+            let (stack, probe) = (StackId(stack), ProbeId(probe));
+            let caller = if allocator { FreeCaller::AllocatorModule } else { FreeCaller::Program };
+            match kind {
+                0 => Event::Allocation {
+                    process,
+                    thread,
+                    time_ns,
+                    address_avma,
+                    size_bytes,
+                    stack,
+                    probe,
+                    interval_bytes,
+                },
+                1 => Event::Free { process, thread, time_ns, address_avma, caller },
+                2 => Event::ReallocationBegin {
+                    process,
+                    thread,
+                    time_ns,
+                    old_address_avma: address_avma,
+                },
+                3 => Event::ReallocationEnd {
+                    process,
+                    thread,
+                    time_ns,
+                    old_address_avma: address_avma,
+                    new_address_avma: other,
+                    size_bytes,
+                    stack,
+                    probe,
+                    interval_bytes,
+                },
+                4 => Event::ThreadExit { process, thread, time_ns },
+                5 => Event::PageFault {
+                    process,
+                    thread,
+                    time_ns,
+                    address_avma,
+                    stack,
+                    resident: ResidentBytes {
+                        anonymous: size_bytes,
+                        file: other,
+                        shared: interval_bytes,
                     },
-                    1 => Event::Free { process, thread, time_ns, address_avma, caller },
-                    2 => Event::ReallocationBegin {
-                        process,
-                        thread,
-                        time_ns,
-                        old_address_avma: address_avma,
-                    },
-                    3 => Event::ReallocationEnd {
-                        process,
-                        thread,
-                        time_ns,
-                        old_address_avma: address_avma,
-                        new_address_avma: other,
-                        size_bytes,
-                        stack,
-                        probe,
-                        interval_bytes,
-                    },
-                    4 => Event::ThreadExit { process, thread, time_ns },
-                    5 => Event::PageFault {
-                        process,
-                        thread,
-                        time_ns,
-                        address_avma,
-                        stack,
-                        resident: ResidentBytes {
-                            anonymous: size_bytes,
-                            file: other,
-                            shared: interval_bytes,
-                        },
-                        is_major: allocator,
-                    },
-                    _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
-                }
-            },
-        )
+                    is_major: allocator,
+                },
+                _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
+            }
+        },
+    );
+    prop_oneof![7 => of_blocks, 3 => mapping_event()].boxed()
+}
+
+fn mapping_event() -> BoxedStrategy<Event> {
+    let by = prop_oneof![
+        Just(MappedBy::Program),
+        Just(MappedBy::Unknown),
+        id().prop_map(|probe| MappedBy::Allocator(ProbeId(probe)))
+    ];
+    let common = (id(), id(), any::<u64>(), id(), by);
+    let kind = prop::sample::select(&MappingKind::ALL);
+    let ranges = (address(), any::<u64>(), address(), any::<u64>(), any::<u64>());
+    (0..3, common, kind, ranges, any::<bool>())
+        .prop_map(|(event, (process, thread, time_ns, stack, by), kind, ranges, keeps_old)| {
+            let (process, thread, stack) = (ProcessId(process), ThreadId(thread), StackId(stack));
+            let (address_avma, size_bytes, new_address_avma, new_size_bytes, began_ns) = ranges;
+            match event {
+                0 => Event::Mapping {
+                    process,
+                    thread,
+                    time_ns,
+                    address_avma,
+                    size_bytes,
+                    stack,
+                    kind,
+                    by,
+                },
+                1 => Event::Unmapping { process, thread, time_ns, address_avma, size_bytes },
+                _ => Event::Remapping {
+                    process,
+                    thread,
+                    began_ns,
+                    time_ns,
+                    old_address_avma: address_avma,
+                    old_size_bytes: size_bytes,
+                    new_address_avma,
+                    new_size_bytes,
+                    keeps_old,
+                    stack,
+                    by,
+                },
+            }
+        })
         .boxed()
 }
 
@@ -267,6 +308,7 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         })),
         1 => memory().prop_map(Item::Memory),
         1 => page_sums().prop_map(Item::PageSums),
+        1 => Just(Item::MappingsObserved),
     ]
     .boxed()
 }

@@ -195,6 +195,25 @@ impl TargetProcess {
     ///
     /// If the process is gone or may not be read.
     pub fn code_mappings(&self) -> Result<Vec<CodeMapping>, TargetError> {
+        let mappings = executable(self.maps()?);
+        // Whatever runs has code; a process that is exiting has given its memory back.
+        if mappings.is_empty() {
+            return Err(TargetError::Exited { pid: self.pid });
+        }
+        Ok(mappings)
+    }
+
+    /// Where the heap ends that `brk` moves; none if there is no such heap.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone or may not be read.
+    pub fn heap_end_avma(&self) -> Result<Option<u64>, TargetError> {
+        let is_heap = |map: &procfs::process::MemoryMap| map.pathname == MMapPath::Heap;
+        Ok(self.maps()?.into_iter().rfind(is_heap).map(|map| map.address.1))
+    }
+
+    fn maps(&self) -> Result<Vec<procfs::process::MemoryMap>, TargetError> {
         let unreadable = |source| classify(self.pid, "maps", source);
         let mut text = Vec::new();
         self.process()
@@ -204,12 +223,7 @@ impl TargetProcess {
             .read_to_end(&mut text)
             .map_err(|error| unreadable(ProcError::Io(error, None)))?;
         // A path that is no UTF-8 must not hide the mappings after it.
-        let mappings = executable(&String::from_utf8_lossy(&text)).map_err(unreadable)?;
-        // Whatever runs has code; a process that is exiting has given its memory back.
-        if mappings.is_empty() {
-            return Err(TargetError::Exited { pid: self.pid });
-        }
-        Ok(mappings)
+        Ok(parse_maps(&String::from_utf8_lossy(&text)).map_err(unreadable)?.0)
     }
 
     /// Opens the file behind a mapping: the very file, even if its path now leads to
@@ -310,17 +324,17 @@ fn classify(pid: u32, what: &'static str, source: ProcError) -> TargetError {
     }
 }
 
-/// What `maps` says of executable memory.
-fn executable(maps: &str) -> Result<Vec<CodeMapping>, ProcError> {
-    let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-    Ok(parse_maps(maps)?.0.into_iter().filter(executable).map(code_mapping).collect())
-}
-
 /// What `maps`, `smaps` or `smaps_rollup` says.
 pub(super) fn parse_maps(text: &str) -> Result<MemoryMaps, ProcError> {
     // The parser takes eight digits after this for granted, as System V's shared memory has; but
     // any file can be called so.
     MemoryMaps::from_buf_read(Cursor::new(text.replace("/SYSV", "/sysv").as_bytes()))
+}
+
+/// What of a process's memory is executable.
+fn executable(maps: Vec<procfs::process::MemoryMap>) -> Vec<CodeMapping> {
+    let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
+    maps.into_iter().filter(executable).map(code_mapping).collect()
 }
 
 fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
@@ -369,7 +383,7 @@ mod tests {
             |name: &str| format!("7f0000000000-7f0000001000 r-xp 00000000 fe:00 9   {name}\n");
         for name in ["/SYSV", "/SYSVx", "/SYSV00000000 (deleted)", "/a b", "/lib/\u{fffd}.so"] {
             let maps = format!("{}{}", line(name), line("/lib/libc.so.6"));
-            let found = executable(&maps).unwrap();
+            let found = executable(parse_maps(&maps).unwrap().0);
             assert_eq!(found.len(), 2, "{name}");
             assert!(matches!(found[1].file, MappedFile::File { .. }), "{name}");
         }
@@ -385,6 +399,8 @@ mod tests {
         let file = me.open_mapped(own.expect("the test's own code is mapped")).unwrap();
         assert_eq!(file.metadata().unwrap().ino(), inode);
         assert_eq!(TargetProcess::own_file().unwrap().inode, inode);
+        // Its allocator has asked for one.
+        assert!(me.heap_end_avma().unwrap().is_some_and(|end_avma| end_avma % 4096 == 0));
         assert!(me.is_alive());
     }
 

@@ -25,6 +25,7 @@ mod images;
 mod kit;
 mod laws;
 mod leaks;
+mod mappings;
 mod memory;
 mod mmaps;
 mod oracle;

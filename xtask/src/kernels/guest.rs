@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::Traced;
 use crate::process::show;
 
 /// A machine whose every instruction is emulated needs about 20 s on a quiet computer.
@@ -46,7 +47,7 @@ pub(super) fn program_name(source: &str) -> &str {
 
 /// The first program, and the only one: a shell script. Standard output of each command
 /// goes to the second serial line between two marks, messages to the first.
-pub(super) fn init(traced: &[(&str, &str)]) -> String {
+pub(super) fn init(traced: &[Traced]) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh
 PATH=/bin
@@ -67,12 +68,12 @@ run() {
 run doctor memscope doctor --json
 ",
     );
-    for (source, arguments) in traced {
+    for Traced { source, arguments, options } in traced {
         let name = program_name(source);
         // Writing to a string cannot fail.
         write!(
             script,
-            "run trace-{name} memscope trace -o /tmp/{name}.mscope -- /bin/{name} {arguments}
+            "run trace-{name} memscope trace {options} -o /tmp/{name}.mscope -- /bin/{name} {arguments}
 run verify-{name} memscope verify /tmp/{name}.mscope
 run export-{name} memscope export /tmp/{name}.mscope --format json
 "
@@ -170,11 +171,12 @@ mod tests {
 
     #[test]
     fn the_script_runs_each_program_under_memscope() {
-        let script = init(&[("mix.c", "1 20")]);
+        let script =
+            init(&[Traced { source: "mix.c", arguments: "1 20", options: "--stacks full" }]);
         assert!(script.starts_with("#!/bin/busybox sh\n"));
-        assert!(
-            script.contains("run trace-mix memscope trace -o /tmp/mix.mscope -- /bin/mix 1 20\n")
-        );
+        assert!(script.contains(
+            "run trace-mix memscope trace --stacks full -o /tmp/mix.mscope -- /bin/mix 1 20\n"
+        ));
         assert!(script.ends_with("busybox reboot -f\n"));
     }
 }

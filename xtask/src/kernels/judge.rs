@@ -1,9 +1,11 @@
 //! Whether memscope did its work in an emulated machine: from what it printed there.
 
 use anyhow::{Context, Result};
+use memscope_tests::compare_mappings;
 use memscope_tests::verifier::Diagnosis;
 use serde_json::Value;
 
+use super::Traced;
 use super::guest::{Section, program_name, section};
 
 /// Numbers that a program prints and the export has under the same name.
@@ -36,6 +38,9 @@ struct Trace {
     /// Chains the program told, and how many of them were recorded exactly.
     chains: usize,
     exact_chains: usize,
+    /// What it told to have mapped, and how much of that was recorded exactly.
+    mappings: usize,
+    exact_mappings: usize,
     problems: Vec<String>,
 }
 
@@ -44,7 +49,7 @@ struct Trace {
 /// # Errors
 ///
 /// If it ended early or memscope said what nobody can read.
-pub(super) fn judge(printed: &str, traced: &[(&str, &str)]) -> Result<Judged> {
+pub(super) fn judge(printed: &str, traced: &[Traced]) -> Result<Judged> {
     // A serial line ends its lines as a teleprinter does.
     let printed = printed.replace("\r\n", "\n");
     let doctor = section(&printed, "doctor")?;
@@ -52,7 +57,7 @@ pub(super) fn judge(printed: &str, traced: &[(&str, &str)]) -> Result<Judged> {
         .context("memscope doctor printed something else than its JSON")?;
     let traces = traced
         .iter()
-        .map(|(source, _)| {
+        .map(|Traced { source, .. }| {
             let name = program_name(source);
             let part = |what| section(&printed, &format!("{what}-{name}"));
             let (trace, verify, export) = (part("trace")?, part("verify")?, part("export")?);
@@ -68,18 +73,19 @@ impl Judged {
         let release = &self.diagnosis.kernel;
         println!("\nLinux {release}");
         println!(
-            "  {:<10} {:>12} {:>6} {:>16} {:>13}",
-            "traced", "allocations", "lost", "complete stacks", "exact chains"
+            "  {:<10} {:>12} {:>6} {:>16} {:>13} {:>14}",
+            "traced", "allocations", "lost", "complete stacks", "exact chains", "exact mappings"
         );
         let mut problems = Vec::new();
         for trace in &self.traces {
             println!(
-                "  {:<10} {:>12} {:>6} {:>16} {:>13}",
+                "  {:<10} {:>12} {:>6} {:>16} {:>13} {:>14}",
                 trace.program,
                 trace.allocations,
                 trace.lost,
                 format!("{} of {}", trace.complete_stacks, trace.stacks),
-                format!("{} of {}", trace.exact_chains, trace.chains)
+                format!("{} of {}", trace.exact_chains, trace.chains),
+                format!("{} of {}", trace.exact_mappings, trace.mappings)
             );
             let program = &trace.program;
             problems.extend(
@@ -102,6 +108,10 @@ impl Trace {
             Ok(export) => {
                 judged.compare_totals(trace.text, &export);
                 judged.compare_chains(trace.text, &export, source);
+                let (said, problems) = compare_mappings(trace.text, &export);
+                judged.mappings = said;
+                judged.exact_mappings = said - problems.len();
+                judged.problems.extend(problems);
             }
             Err(error) => judged.problems.push(format!("its export is no JSON: {error}")),
         }

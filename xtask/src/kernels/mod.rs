@@ -25,10 +25,22 @@ use crate::{setup, verifier, workspace};
 const SERIES: &[&str] = &["6.1", "6.12"];
 const FOLDER: &str = "target/kernels";
 
-/// What is traced in each kernel: the program and its arguments. Each prints what it
-/// asked of its allocator.
-const TRACED: &[(&str, &str)] =
-    &[("chain.c", "3 20"), ("mix.c", "1 2000"), ("pairs.c", "1000 64 3")];
+/// What is traced in each kernel.
+const TRACED: &[Traced] = &[
+    Traced { source: "chain.c", arguments: "3 20", options: "" },
+    Traced { source: "mix.c", arguments: "1 2000", options: "" },
+    Traced { source: "pairs.c", arguments: "1000 64 3", options: "" },
+    Traced { source: "mappings.c", arguments: "", options: "--mappings" },
+];
+
+/// A program that prints what it asked of its allocator, and what else is recorded of it.
+#[derive(Clone, Copy, Debug)]
+struct Traced {
+    source: &'static str,
+    arguments: &'static str,
+    /// Of memscope.
+    options: &'static str,
+}
 
 /// What the emulated machines need here.
 const TOOLS: setup::Tools<'static> = &[
@@ -95,7 +107,7 @@ fn try_all(update: bool) -> Result<Vec<String>> {
 fn image(folder: &Path) -> Result<std::path::PathBuf> {
     let mut image = image::Image::new(folder.join("initramfs"))?;
     image.add_program(&workspace::release_binary("memscope"), "memscope")?;
-    for (source, _) in TRACED {
+    for Traced { source, .. } in TRACED {
         image.add_program(&build(source, Variant::Default), guest::program_name(source))?;
     }
     let busybox = find_in_path("busybox").context("busybox was there a moment ago")?;

@@ -2,12 +2,14 @@ use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
     BEGUN_BY_CHILD_EXEC, BEGUN_BY_EXEC, BEGUN_BY_FORK, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC,
-    KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY, ProcessBegin, ProcessExec,
-    ProcessExit, StackCopy, StackHeader,
+    KIND_MAPPING_CHANGE, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY,
+    MAPPING_BY_ALLOCATOR, MAPPING_BY_UNKNOWN, MAPPING_CHANGE_BREAK, MAPPING_CHANGE_MAPPED,
+    MAPPING_CHANGE_MOVED, MAPPING_KEEPS_OLD, MAPPING_OF_FILE, MAPPING_SHARED, MappingChange,
+    ProcessBegin, ProcessExec, ProcessExit, StackCopy, StackHeader,
 };
 
 use super::*;
-use crate::model::{Module, Stack};
+use crate::model::{MappedBy, MappingKind, Module, Stack};
 
 const TARGET: u16 = 3;
 const PROBE: u16 = 1;
@@ -180,8 +182,14 @@ impl Bench {
             emulated: true,
         };
         bench.collector.define_probe(probe, |item| bench.items.push(item));
-        let start =
-            TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 0, from_start: false };
+        let start = TargetStart {
+            target: TARGET,
+            pid: 42,
+            start_ticks: 5,
+            time_ns: 0,
+            from_start: false,
+            heap_end_avma: None,
+        };
         bench.collector.start_target(&start, |item| bench.items.push(item));
         bench
     }
@@ -579,8 +587,14 @@ fn an_allocator_that_is_mapped_is_listed_at_once() {
 #[test]
 fn an_exec_from_before_the_trace_is_none_of_the_target() {
     let mut bench = Bench::new(vec![]);
-    let start =
-        TargetStart { target: TARGET, pid: 42, start_ticks: 5, time_ns: 100, from_start: true };
+    let start = TargetStart {
+        target: TARGET,
+        pid: 42,
+        start_ticks: 5,
+        time_ns: 100,
+        from_start: true,
+        heap_end_avma: None,
+    };
     bench.sees_at(101, observation("first", vec![]));
     bench.collector.start_target(&start, |item| bench.items.push(item));
     bench.collector.replaced(TARGET, 90);
@@ -707,4 +721,114 @@ fn memory_is_that_of_the_image_that_runs_then() {
     assert_eq!(read(&mut bench, TARGET + 1, 8), [], "there is no such target");
     bench.collector.end_target(TARGET, 9, Some(0), |_| {});
     assert_eq!(read(&mut bench, TARGET, 9), [], "it has ended");
+}
+
+fn change(change: u16, flags: u16, address_avma: u64, size_bytes: u64) -> MappingChange {
+    MappingChange {
+        header: header(KIND_MAPPING_CHANGE, 0, 9),
+        address_avma,
+        size_bytes,
+        old_address_avma: 0,
+        old_size_bytes: 0,
+        began_ns: 0,
+        stack: 0,
+        thread: 7,
+        change,
+        flags,
+        padding: 0,
+    }
+}
+
+fn changed(bench: &mut Bench, change: MappingChange) -> Option<Event> {
+    bench.take(&Record::MappingChange(change)).into_iter().find_map(|item| match item {
+        Item::Event(event) => Some(event),
+        _ => None,
+    })
+}
+
+#[test]
+fn mappings_say_what_they_are_and_who_wants_them() {
+    let mut bench = Bench::new(Vec::new());
+    let mut of = |flags: u16| match changed(
+        &mut bench,
+        change(MAPPING_CHANGE_MAPPED, flags, 0x1000, 4096),
+    ) {
+        Some(Event::Mapping { kind, by, address_avma: 0x1000, size_bytes: 4096, .. }) => (kind, by),
+        other => panic!("no mapping: {other:?}"),
+    };
+    let (program, unknown) = (MappedBy::Program, MappedBy::Unknown);
+    assert_eq!(of(0), (MappingKind::Anonymous, program));
+    assert_eq!(of(MAPPING_SHARED), (MappingKind::Shared, program));
+    assert_eq!(of(MAPPING_OF_FILE | MAPPING_SHARED), (MappingKind::File, program));
+    assert_eq!(of(MAPPING_BY_UNKNOWN), (MappingKind::Anonymous, unknown));
+    let by_allocator = MappingChange {
+        header: Header { probe: PROBE, ..header(KIND_MAPPING_CHANGE, 0, 9) },
+        ..change(MAPPING_CHANGE_MAPPED, MAPPING_BY_ALLOCATOR, 0x1000, 4096)
+    };
+    let event = changed(&mut bench, by_allocator);
+    let probe = MappedBy::Allocator(ProbeId(PROBE.into()));
+    assert!(matches!(event, Some(Event::Mapping { by, .. }) if by == probe), "{event:?}");
+    let moved = MappingChange {
+        old_address_avma: 0x5000,
+        old_size_bytes: 4096,
+        began_ns: 8,
+        ..change(MAPPING_CHANGE_MOVED, MAPPING_KEEPS_OLD, 0x1000, 8192)
+    };
+    let event = changed(&mut bench, moved);
+    assert!(
+        matches!(
+            event,
+            Some(Event::Remapping {
+                began_ns: 8,
+                time_ns: 9,
+                old_address_avma: 0x5000,
+                old_size_bytes: 4096,
+                new_address_avma: 0x1000,
+                new_size_bytes: 8192,
+                keeps_old: true,
+                ..
+            })
+        ),
+        "{event:?}"
+    );
+    assert_eq!(changed(&mut bench, change(77, 0, 0x1000, 4096)), None);
+    assert_eq!(bench.collector.nonsense(), 1);
+}
+
+#[test]
+fn the_heap_grows_and_shrinks_from_where_it_ended() {
+    let mut bench = Bench::new(Vec::new());
+    let mut moved_to =
+        |end_avma: u64| match changed(&mut bench, change(MAPPING_CHANGE_BREAK, 0, end_avma, 0)) {
+            Some(Event::Mapping { address_avma, size_bytes, kind: MappingKind::Heap, .. }) => {
+                Some((true, address_avma, size_bytes))
+            }
+            Some(Event::Unmapping { address_avma, size_bytes, .. }) => {
+                Some((false, address_avma, size_bytes))
+            }
+            None => None,
+            other => panic!("{other:?}"),
+        };
+    // Where it ended before is not known until it is asked.
+    assert_eq!(moved_to(0x10_000), None);
+    assert_eq!(moved_to(0x10_000), None);
+    assert_eq!(moved_to(0x13_000), Some((true, 0x10_000, 0x3000)));
+    assert_eq!(moved_to(0x11_000), Some((false, 0x11_000, 0x2000)));
+    // A child has the heap of its parent, and a new image has none.
+    bench.take(&begin(BEGUN_BY_FORK, 0, 20));
+    let of_child = MappingChange {
+        header: Header { target: CHILD, ..header(KIND_MAPPING_CHANGE, 0, 21) },
+        ..change(MAPPING_CHANGE_BREAK, 0, 0x12_000, 0)
+    };
+    let event = changed(&mut bench, of_child);
+    assert!(
+        matches!(event, Some(Event::Mapping { address_avma: 0x11_000, size_bytes: 0x1000, .. })),
+        "{event:?}"
+    );
+    bench.take(&exec(1, 30, 0));
+    let of_image = MappingChange {
+        header: header(KIND_MAPPING_CHANGE, 1, 31),
+        ..change(MAPPING_CHANGE_BREAK, 0, 0x90_000, 0)
+    };
+    assert_eq!(changed(&mut bench, of_image), None);
 }

@@ -91,6 +91,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         follows: options.follows(),
         selection: selected.selection(),
         observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
+        observes_mappings: options.mappings,
     })?;
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(

@@ -98,6 +98,8 @@ pub(super) enum Control {
     Counters(Counters),
     ExactCounts(ExactCounts),
     PageSums(PageSums),
+    /// What is mapped by system calls is recorded; to be said before all of it.
+    MappingsObserved,
     Overflows(Vec<OverflowCount>),
     Window(Window),
     /// Of a target at some moment, told at once: it waits for the records before it.
@@ -731,6 +733,7 @@ impl<W: Write> Collect<W> {
             }
             Control::ExactCounts(exact) => sink.take(&Item::ExactCounts(exact)),
             Control::PageSums(sums) => sink.take(&Item::PageSums(sums)),
+            Control::MappingsObserved => sink.take(&Item::MappingsObserved),
             Control::Window(window) => sink.take(&Item::Window(window)),
             Control::Memory(reading) => self.readings.hold(*reading),
             Control::NoMoreRecords => {

@@ -147,6 +147,9 @@ impl Session {
             windowed: None,
         };
         session.tell_page_sums()?;
+        if session.kernel.observes_mappings() {
+            session.tell(Control::MappingsObserved)?;
+        }
         Ok((session, notices))
     }
 
@@ -260,6 +263,12 @@ impl Session {
             return Ok(None);
         }
         self.kernel.observe_faults(pid)?;
+        let heap_end_avma = match chosen {
+            _ if !self.kernel.observes_mappings() => None,
+            // What it will run has none yet.
+            Chosen::Command => None,
+            Chosen::Named | Chosen::Selected => process.heap_end_avma()?,
+        };
         let process = Arc::new(process);
         self.processes.insert(index, Arc::clone(&process));
         self.tell(Control::StartTarget(TargetStart {
@@ -268,6 +277,7 @@ impl Session {
             start_ticks: process.start_ticks(),
             time_ns: monotonic_ns(),
             from_start: chosen == Chosen::Command,
+            heap_end_avma,
         }))?;
         self.keep(
             index,

@@ -13,7 +13,7 @@ use crate::{
     model::{Ending, EndingReason, Item, StackOutcome},
     reports::{
         BlockFate, analyze, replay_blocks,
-        testing::{ENDED_AT_NS, FAULTS, STARTED_AT_NS, analysis, capture, items},
+        testing::{ENDED_AT_NS, FAULTS, MAPPED, STARTED_AT_NS, analysis, capture, items},
     },
     store::{Reader, StoreError, Writer},
 };
@@ -264,6 +264,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     paths(&json(LIMITED, true), "", &mut found);
     paths(&json(MEMORY, true), "", &mut found);
     paths(&json(FAULTS, true), "", &mut found);
+    paths(&json(MAPPED, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {
@@ -322,7 +323,7 @@ fn json_of_a_rich_recording() {
     assert_eq!(json["loss"]["lost_events"], 3);
     assert_eq!(json["loss"]["by_cause"]["ring_full_free"], 3);
     assert_eq!(json["loss"]["by_cause"]["thread_table_full"], 0);
-    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 12);
+    assert_eq!(json["loss"]["by_cause"].as_object().unwrap().len(), 13);
     assert_eq!(json["loss"]["windows"][0]["lost_events"], 3);
     assert_eq!(json["stacks"]["complete"], 5);
     assert_eq!(json["stacks"]["truncated"], 2);
@@ -415,6 +416,25 @@ fn json_of_page_faults() {
     assert_eq!(pages["gone"]["anonymous_bytes"], 4096);
     assert_eq!(pages["chains"][0]["resident_bytes"], (2 << 20) + 4096);
     assert_eq!(json["stacks"]["complete"], 5);
+}
+
+#[test]
+fn json_of_mappings() {
+    assert_eq!(json(RICH, false)["mappings"], Value::Null);
+    let json = json(MAPPED, false);
+    let mappings = &json["mappings"];
+    assert_eq!((&mappings["mappings"], &mappings["failed_mappings"]), (&4.into(), &1.into()));
+    assert_eq!(
+        (&mappings["live_mappings"], &mappings["live_bytes"]),
+        (&5.into(), &(183 * 4096).into())
+    );
+    assert_eq!(mappings["unmapped_bytes"], 50 * 4096);
+    assert_eq!(mappings["peak_bytes"], 200 * 4096);
+    let by =
+        |chain: usize| (&mappings["chains"][chain]["by"], &mappings["chains"][chain]["allocator"]);
+    assert_eq!(by(0), (&"program".into(), &Value::Null));
+    assert_eq!(by(1), (&"allocator".into(), &"malloc".into()));
+    assert_eq!(mappings["chains"][0]["frames"][0]["function"], "mmap");
 }
 
 #[test]

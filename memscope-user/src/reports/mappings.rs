@@ -1,0 +1,260 @@
+//! Who has mapped memory: call chains by what they have mapped by `mmap`, `mremap` and `brk`.
+
+use std::cmp::Reverse;
+
+use serde::Serialize;
+
+use super::{
+    Analysis, Trust, Wrappers,
+    chains::merged,
+    frames::ResolvedFrame,
+    layout::{self, Chain, counted, line},
+    origin::ProcessName,
+};
+use crate::{
+    lifetimes::{MappingSums, MappingTotals},
+    model::{MappedBy, MappingKind},
+    text,
+};
+
+const ABOUT: &str = "\
+What is mapped is address space; it takes memory where it is touched. What allocators map, they make
+blocks of: that is in the other views too.";
+
+/// What system calls have mapped.
+#[derive(Clone, Debug, Serialize)]
+pub struct MappingsReport<'a> {
+    /// Whether that was observed; else all is 0.
+    pub observed: bool,
+    /// All of it.
+    #[serde(flatten)]
+    pub sums: MappedSums,
+    /// Unmapped although nobody was seen to map it: it is older than the trace, was mapped by
+    /// another call, or was not mapped at all.
+    pub unknown_unmapped_bytes: u64,
+    /// Unmapped by processes that had it from those that they were forked by.
+    pub inherited_unmapped_bytes: u64,
+    /// Most that was mapped at once.
+    pub peak_bytes: u64,
+    /// Nanoseconds from the start to when that was first so; null if nothing was ever mapped.
+    pub peak_after_ns: Option<u64>,
+    /// Call chains, without the limit of `rows`.
+    pub chain_count: usize,
+    /// Those that have most mapped at the end.
+    pub rows: Vec<MappingRow<'a>>,
+    /// How far to trust all this.
+    pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
+}
+
+/// A call chain by which something was mapped. Chains that differ only in where in their
+/// functions' lines they are, are one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MappingRow<'a> {
+    /// Whose it is.
+    #[serde(flatten)]
+    pub process: ProcessName<'a>,
+    /// Innermost first: the function that made the system call.
+    pub frames: Vec<ResolvedFrame<'a>>,
+    /// Whether the chain is complete, or why not: a [`crate::model::StackOutcome::name`].
+    pub stack: &'static str,
+    /// What was mapped: a [`MappingKind::name`].
+    pub kind: &'static str,
+    /// Who wanted it: a [`MappedBy::name`].
+    pub by: &'static str,
+    /// The function of the allocator, if it was one.
+    pub allocator: Option<&'a str>,
+    /// How much.
+    #[serde(flatten)]
+    pub sums: MappedSums,
+}
+
+/// What was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MappedSums {
+    /// What is mapped still.
+    pub live_bytes: u64,
+    /// In how many pieces.
+    pub live_mappings: u64,
+    /// All that was mapped.
+    pub mapped_bytes: u64,
+    /// By so many calls.
+    pub mappings: u64,
+    /// What is mapped no more.
+    pub unmapped_bytes: u64,
+    /// Calls that failed.
+    pub failed_mappings: u64,
+}
+
+impl From<MappingSums> for MappedSums {
+    fn from(sums: MappingSums) -> Self {
+        Self {
+            live_bytes: sums.live_bytes(),
+            live_mappings: sums.live_mappings,
+            mapped_bytes: sums.mapped_bytes,
+            mappings: sums.mappings,
+            unmapped_bytes: sums.unmapped_bytes,
+            failed_mappings: sums.failed_mappings,
+        }
+    }
+}
+
+impl MappingRow<'_> {
+    fn what(&self) -> String {
+        let kind = match self.kind {
+            "file" => "of files",
+            "heap" => "the heap of brk",
+            "unknown" => "of unknown kind",
+            kind => kind,
+        };
+        let by = match (self.by, self.allocator) {
+            ("allocator", Some(function)) => format!(", by {}", text::harmless(function)),
+            ("allocator", None) => ", by an allocator".to_owned(),
+            _ => String::new(),
+        };
+        format!("{kind}{by}")
+    }
+}
+
+impl<'a> MappingsReport<'a> {
+    /// The `top` call chains that have most mapped at the end, or all.
+    #[must_use]
+    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+        let MappingTotals {
+            sums,
+            unknown_unmapped_bytes,
+            inherited_unmapped_bytes,
+            peak_bytes,
+            peak_ns,
+        } = analysis.mapping_totals.unwrap_or_default();
+        let sites = analysis.mapping_sites.iter();
+        let sites = sites.map(|site| (site.key, (site.kind, site.by), site.sums));
+        let mut chains = merged(analysis, sites, MappingSums::add);
+        // Stable: equal ones stay in the order in which they were first seen.
+        chains.sort_by_key(|(_, _, sums)| Reverse((sums.live_bytes(), sums.mapped_bytes)));
+        let chain_count = chains.len();
+        let rows = chains.into_iter().take(top.unwrap_or(chain_count));
+        let rows = rows.map(|(chain, (kind, by), sums)| MappingRow {
+            process: ProcessName::of(analysis, chain.process),
+            frames: chain.frames,
+            stack: chain.outcome.name(),
+            kind: kind.name(),
+            by: by.name(),
+            allocator: function_of(analysis, by),
+            sums: sums.into(),
+        });
+        Self {
+            observed: analysis.mapping_totals.is_some(),
+            sums: sums.into(),
+            unknown_unmapped_bytes,
+            inherited_unmapped_bytes,
+            peak_bytes,
+            peak_after_ns: (peak_ns != 0)
+                .then(|| peak_ns.saturating_sub(analysis.capture.started_at_ns)),
+            chain_count,
+            rows: rows.collect(),
+            trust: Trust::of(analysis),
+            analysis,
+        }
+    }
+
+    /// As text for a terminal; the last line says how far to trust it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        if !self.observed {
+            line!(
+                out,
+                "What is mapped by system calls was not observed; `memscope trace --mappings` observes it."
+            );
+            line!(out, "\n{}", self.trust.sentence);
+            return out;
+        }
+        let MappedSums { live_bytes, mapped_bytes, mappings, .. } = self.sums;
+        let what = format!(
+            "Mapped at the end, {} of {} in {}",
+            text::bytes(live_bytes),
+            text::bytes(mapped_bytes),
+            counted(mappings, "call")
+        );
+        layout::heading(&mut out, &what, self.rows.len(), self.chain_count);
+        self.tell_others(&mut out);
+        line!(out, "{ABOUT}");
+        for (position, row) in self.rows.iter().enumerate() {
+            let sums = &row.sums;
+            let failed = match sums.failed_mappings {
+                0 => String::new(),
+                failed => format!("; {} failed", counted(failed, "call")),
+            };
+            line!(
+                out,
+                "\n{:>3}. {:>9} {:>7} in {}; {} in {}; {}{failed}",
+                position + 1,
+                text::bytes(sums.live_bytes),
+                text::percent(sums.live_bytes, live_bytes),
+                counted(sums.live_mappings, "piece"),
+                text::bytes(sums.mapped_bytes),
+                counted(sums.mappings, "call"),
+                row.what()
+            );
+            let chain = Chain { process: row.process, frames: &row.frames, outcome: row.stack };
+            layout::chain(&mut out, &chain, Wrappers::Shown, self.analysis);
+        }
+        line!(out, "\n{}", self.trust.sentence);
+        out
+    }
+
+    fn tell_others(&self, out: &mut String) {
+        let mut told = Vec::new();
+        if let Some(after_ns) = self.peak_after_ns {
+            let peak = text::bytes(self.peak_bytes);
+            told.push(format!("{peak} at most, {} after the start", text::duration_ns(after_ns)));
+        }
+        for (bytes, what) in [
+            (self.unknown_unmapped_bytes, "unmapped that nobody was seen to map"),
+            (self.inherited_unmapped_bytes, "unmapped by children that had it from their parents"),
+        ] {
+            if bytes > 0 {
+                told.push(format!("{} {what}", text::bytes(bytes)));
+            }
+        }
+        if self.sums.failed_mappings > 0 {
+            told.push(format!("{} failed", counted(self.sums.failed_mappings, "call")));
+        }
+        for line in told {
+            line!(out, "{line}");
+        }
+    }
+
+    /// What is mapped at the end, by who wanted it: a line of the summary.
+    pub(super) fn tell_sums(&self, out: &mut String) {
+        if !self.observed || self.sums.mappings == 0 {
+            return;
+        }
+        let live = |is_one: &dyn Fn(&MappingRow<'_>) -> bool| -> u64 {
+            let rows = self.rows.iter().filter(|row| is_one(row));
+            rows.fold(0, |sum, row| sum.wrapping_add(row.sums.live_bytes))
+        };
+        let file = MappingKind::File.name();
+        let parts = [
+            (live(&|row| row.by == "allocator" && row.kind != file), "by allocators"),
+            (live(&|row| row.by == "program" && row.kind != file), "by the program"),
+            (live(&|row| row.by == "unknown" && row.kind != file), "by either"),
+            (live(&|row| row.kind == file), "of files"),
+        ];
+        let parts: Vec<String> = parts
+            .into_iter()
+            .filter(|(bytes, _)| *bytes > 0)
+            .map(|(bytes, what)| format!("{} {what}", text::bytes(bytes)))
+            .collect();
+        let parts =
+            if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+        line!(out, "  mapped     {} at the end{parts}", text::bytes(self.sums.live_bytes));
+    }
+}
+
+fn function_of(analysis: &Analysis, by: MappedBy) -> Option<&str> {
+    let MappedBy::Allocator(probe) = by else { return None };
+    analysis.definitions.probes.get(&probe).map(|probe| probe.function.as_str())
+}
