@@ -155,7 +155,12 @@ fn with_log(attributes: &mut bpf_attr, refused: io::Error) -> io::Error {
     }
     let length = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     let end = log.get(length.saturating_sub(MAX_LOG_BYTES)..length).unwrap_or_default();
-    io::Error::new(refused.kind(), format!("{refused}: {}", String::from_utf8_lossy(end).trim()))
+    let end = String::from_utf8_lossy(end);
+    match end.trim() {
+        // It was refused before the verifier had looked at it.
+        "" => refused,
+        end => io::Error::new(refused.kind(), format!("{refused}: {end}")),
+    }
 }
 
 /// Attaches a program to what it was loaded for in the kernel.
