@@ -357,7 +357,7 @@ pub const ALLOCATORS: &[Allocator] = &[
     Allocator {
         name: "snmalloc",
         naming: Naming::Own,
-        functions: &[&common!("sn_"), &uncommon!("sn_"), SNMALLOC_RUST],
+        functions: &[&common!("sn_"), &uncommon!("sn_"), &sized_frees!("sn_"), SNMALLOC_RUST],
     },
     Allocator {
         name: "scudo, prefix `scudo_`",
