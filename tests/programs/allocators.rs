@@ -3,7 +3,8 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_void};
-use std::hint::black_box;
+
+mod allocators_work;
 
 extern "C" {
     fn mallocx(size: usize, flags: c_int) -> *mut c_void;
@@ -36,66 +37,16 @@ unsafe impl GlobalAlloc for Jemalloc {
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-#[derive(Default)]
-struct Counts {
-    allocations: usize,
-    allocated_bytes: usize,
-    frees: usize,
-    freed_bytes: usize,
-    reallocations: usize,
-}
-
-impl Counts {
-    fn begins(&mut self, bytes: usize) {
-        self.allocations += 1;
-        self.allocated_bytes += bytes;
+fn own(counts: &mut allocators_work::Counts, n: usize) {
+    // SAFETY: the block is ended by the size it has.
+    unsafe {
+        let block = counts.got(mallocx(n, 0), n);
+        let block = counts.moved(rallocx(block, 3 * n, 0), n, 3 * n);
+        sdallocx(counts.ended(block, 3 * n), 3 * n, 0);
+        counts.failed(mallocx(allocators_work::impossible(), 0));
     }
-
-    fn ends(&mut self, bytes: usize) {
-        self.frees += 1;
-        self.freed_bytes += bytes;
-    }
-}
-
-#[repr(align(256))]
-struct Aligned([u8; 512]);
-
-#[no_mangle]
-#[inline(never)]
-fn work(rounds: usize) -> Counts {
-    let mut counts = Counts::default();
-    for round in 0..rounds {
-        let bytes = 64 * (1 + round % 40);
-        let mut grown: Vec<u8> = black_box(Vec::with_capacity(bytes));
-        counts.begins(bytes);
-        grown.resize(bytes, 1);
-        grown.reserve_exact(3 * bytes);
-        counts.ends(bytes);
-        counts.begins(4 * bytes);
-        counts.reallocations += 1;
-        drop(black_box(grown));
-        counts.ends(4 * bytes);
-        drop(black_box(Box::new(Aligned([1; 512]))));
-        counts.begins(512);
-        counts.ends(512);
-        if round % 10 == 0 {
-            black_box(Box::leak(Box::new([1_u64; 6])));
-            counts.begins(48);
-        }
-    }
-    counts
 }
 
 fn main() {
-    let rounds = std::env::args().nth(1).map_or(100, |argument| argument.parse().unwrap());
-    let counts = work(rounds);
-    println!("allocations {}", counts.allocations);
-    println!("allocated_bytes {}", counts.allocated_bytes);
-    println!("frees {}", counts.frees);
-    println!("freed_bytes {}", counts.freed_bytes);
-    println!("reallocations {}", counts.reallocations);
-    println!("failed_allocations 0");
-    println!("live_blocks {}", counts.allocations - counts.frees);
-    println!("live_bytes {}", counts.allocated_bytes - counts.freed_bytes);
-    println!("done 1");
+    allocators_work::run(own);
 }

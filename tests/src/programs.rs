@@ -125,6 +125,33 @@ pub fn build_with_allocator(source: &str, library: &Path) -> PathBuf {
     build_program(source, Variant::Default, Some(library))
 }
 
+/// A program in Rust whose global allocator a crate brings, built as releases are. `program` and `feature` are those of
+/// `tests/programs/crates/Cargo.toml`. Says why if the crates cannot be had; all else that fails is a fault.
+pub fn build_with_crate(program: &str, feature: &str) -> Result<PathBuf, String> {
+    let cargo = |words: &[&str]| {
+        let mut command = Command::new("cargo");
+        command.args(words).arg("--manifest-path").arg(sources().join("crates/Cargo.toml"));
+        command
+    };
+    let mut fetch = cargo(&["fetch", "--locked"]);
+    let fetched = match fetch.output() {
+        Ok(output) => output,
+        Err(error) => panic!("cannot run {fetch:?}: {error}"),
+    };
+    if !fetched.status.success() {
+        let reason = String::from_utf8_lossy(&fetched.stderr);
+        assert!(!reason.contains("--locked"), "tests/programs/crates/Cargo.lock: {reason}");
+        let first = reason.lines().find(|line| line.starts_with("error")).unwrap_or("no reason");
+        return Err(format!("its crates cannot be fetched: {first}"));
+    }
+    // A folder for each, as their dependencies differ by the feature.
+    let directory = target_directory().join("test-programs").join(format!("crate-{feature}"));
+    // Whether it is up to date cargo knows, and others that build it wait.
+    let mut build = cargo(&["build", "--release", "--locked", "--offline"]);
+    run(build.args(["--bin", program, "--features", feature, "--target-dir"]).arg(&directory));
+    Ok(directory.join("release").join(program))
+}
+
 /// `liboracle.so`, for LD_PRELOAD.
 pub fn oracle_library() -> PathBuf {
     // Optimised and with frame pointers whatever the program has, so that it lengthens stacks without breaking them.
@@ -250,7 +277,9 @@ fn link(command: &mut Command, extension: &str, library: &Path) {
 /// Everything that decides what the compiler makes: the command, and the files it reads.
 fn stamp(command: &Command, source: &str) -> String {
     let mut stamp = format!("{command:?}\n");
-    for name in [source, "common.h", "threads.h", "stacks.h", "stacks_steps.h"] {
+    for name in
+        [source, "common.h", "threads.h", "stacks.h", "stacks_steps.h", "allocators_work.rs"]
+    {
         let metadata =
             fs::metadata(sources().join(name)).expect("the sources of the test programs are there");
         let modified = metadata.modified().expect("this file system keeps modification times");

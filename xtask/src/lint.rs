@@ -17,7 +17,8 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn add_steps(steps: &mut Steps) {
     steps.run("format", || {
         cargo(&["fmt", "--all", "--check"])?;
-        cargo(&["fmt", "--manifest-path", workspace::EBPF_MANIFEST, "--check"])
+        cargo(&["fmt", "--manifest-path", workspace::EBPF_MANIFEST, "--check"])?;
+        cargo(&["fmt", "--manifest-path", workspace::TEST_CRATES_MANIFEST, "--check"])
     });
     steps.run("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-Dwarnings"])

@@ -21,6 +21,7 @@ const TEST_TOOLS: Tools<'static> = &[
     ("gcc", &["gcc"]),
     ("g++", &["g++"]),
     ("clang", &["clang"]),
+    ("make", &["make"]),
     ("musl-gcc", &["musl-tools"]),
     ("python3", &["python3"]),
     ("readelf", &["binutils"]),

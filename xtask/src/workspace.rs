@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 pub(crate) const EBPF_MANIFEST: &str = "memscope-ebpf/Cargo.toml";
+pub(crate) const TEST_CRATES_MANIFEST: &str = "tests/programs/crates/Cargo.toml";
 
 /// Where the part of memscope-ebpf that runs anywhere is compiled for the host.
 pub(crate) const EBPF_HOST_TARGET_DIR: &str = "target/ebpf-host";

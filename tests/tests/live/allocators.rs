@@ -181,6 +181,44 @@ fn tcmalloc_in_the_program() {
     assert_in_c_and_cpp("libtcmalloc_minimal.a", By::Linking, "tcmalloc");
 }
 
+/// A Rust program whose global allocator a crate brings.
+fn assert_crate(program: &str, feature: &str) {
+    let what = format!("{program}.rs, feature {feature}");
+    match programs::build_with_crate(program, feature) {
+        Ok(program) => {
+            let (figures, export) = trace(&[], &program, None);
+            assert_exact(&what, &figures, &export);
+        }
+        Err(reason) => skip(&what, &reason),
+    }
+}
+
+#[test]
+fn the_crate_tikv_jemallocator() {
+    assert_crate("jemalloc", "jemalloc");
+}
+
+/// In place of the C library's.
+#[test]
+fn the_crate_tikv_jemallocator_without_a_prefix() {
+    assert_crate("jemalloc", "jemalloc-unprefixed");
+}
+
+#[test]
+fn the_crate_mimalloc() {
+    assert_crate("mimalloc", "mimalloc");
+}
+
+#[test]
+fn the_crate_mimalloc_of_version_2() {
+    assert_crate("mimalloc", "mimalloc-v2");
+}
+
+#[test]
+fn the_crate_snmalloc() {
+    assert_crate("snmalloc", "snmalloc");
+}
+
 /// A handler is found through the frames of an operator that is probed. mimalloc, built as C, aborts where
 /// others throw.
 fn assert_throws(file: &str, how: By) {
