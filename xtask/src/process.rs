@@ -79,8 +79,14 @@ pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// The shared library of this name in the directories that a dynamic loader searches.
+/// The library of this name in the directories that a dynamic loader searches or, of clang's
+/// runtime, where clang has it.
 pub(crate) fn find_library(name: &str) -> Option<PathBuf> {
+    if name.starts_with("libclang_rt.") {
+        let said = output(Command::new("clang").arg(format!("-print-file-name={name}"))).ok()?;
+        // Of a file that it does not have, clang says the name.
+        return Some(PathBuf::from(said.trim_end())).filter(|file| file.is_absolute());
+    }
     let triple = format!("{}-linux-gnu", env::consts::ARCH);
     ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
         .iter()

@@ -42,6 +42,7 @@ const TEST_TOOLS: Tools<'static> = &[
     ("libmimalloc.so.2", &["libmimalloc2.0"]),
     ("libtcmalloc_minimal.so.4", &["libtcmalloc-minimal4", "libtcmalloc-minimal4t64"]),
     ("libtcmalloc_minimal.a", &["libgoogle-perftools-dev"]),
+    ("libclang_rt.scudo_standalone-x86_64.so", &["libclang-rt-dev"]),
 ];
 
 /// What the benchmark measures, and measures by.

@@ -1,5 +1,6 @@
 //! Other allocators than the C library's, by all their names: each call of the program counts once.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use memscope_tests::{
@@ -44,12 +45,10 @@ fn sites_of_work(export: &Export) -> impl Iterator<Item = &serde_json::Value> {
 }
 
 /// Traces it from its first instruction. What is preloaded, memscope has too, and does not mind.
-fn trace(options: &[&str], program: &Path, preloaded: Option<&Path>) -> (Figures, Export) {
+fn trace(options: &[&str], program: &Path, variable: Option<(&str, &OsStr)>) -> (Figures, Export) {
     let scratch = Scratch::new();
     let mut command = scratch.trace_program(&[&["--strict"], options].concat(), program, &[ROUNDS]);
-    if let Some(library) = preloaded {
-        command.env("LD_PRELOAD", library);
-    }
+    command.envs(variable);
     let finished = run(&mut command);
     finished.assert_code(0);
     (Figures::parse(&finished.stdout), scratch.export())
@@ -107,11 +106,13 @@ fn assert_allocator_traced(
     let Some(library) = library(file) else {
         return skip(&what, "it is not installed");
     };
-    let (program, preloaded): (PathBuf, _) = match how {
-        By::Preload => (programs::build(source, Variant::Default), Some(library.as_path())),
+    let (program, variable): (PathBuf, _) = match how {
+        By::Preload => {
+            (programs::build(source, Variant::Default), Some(("LD_PRELOAD", library.as_os_str())))
+        }
         By::Linking => (programs::build_with_allocator(source, &library), None),
     };
-    let (figures, export) = trace(options, &program, preloaded);
+    let (figures, export) = trace(options, &program, variable);
     if let Some(names) = names {
         assert_eq!(figures.text("names"), names, "{what}");
     }
@@ -179,6 +180,54 @@ fn tcmalloc_linked() {
 #[test]
 fn tcmalloc_in_the_program() {
     assert_in_c_and_cpp("libtcmalloc_minimal.a", By::Linking, "tcmalloc");
+}
+
+const SCUDO: &str = "libclang_rt.scudo_standalone-x86_64.so";
+
+#[test]
+fn scudo_preloaded() {
+    assert_in_c_and_cpp(SCUDO, By::Preload, "none");
+}
+
+#[test]
+fn scudo_linked() {
+    assert_in_c_and_cpp(SCUDO, By::Linking, "none");
+}
+
+/// Compiled by clang with scudo in the program.
+fn assert_scudo(how: &str, flags: &[&str]) {
+    // Older compilers know the sized forms of operator delete only if told.
+    for (source, further) in
+        [("allocators.c", &[][..]), ("allocators.cpp", &["-fsized-deallocation"])]
+    {
+        let flags = [flags, further].concat();
+        let what = format!("{source}, {how}");
+        let program = stacks::build(source, Compiler::Clang, &flags);
+        // Without it the scudo of older compilers ends a program that asks for too much.
+        let variable = ("SCUDO_OPTIONS", OsStr::new("allocator_may_return_null=1"));
+        let (figures, export) = trace(&[], &program, Some(variable));
+        assert_exact(&what, &figures, &export);
+    }
+}
+
+#[test]
+fn scudo_in_the_program() {
+    let archives = ["scudo_standalone", "scudo_standalone_cxx"]
+        .map(|name| library(&format!("libclang_rt.{name}-x86_64.a")));
+    let [Some(of_c), Some(of_cpp)] = archives else {
+        return skip("scudo in the program", "clang's runtime is not installed");
+    };
+    let (of_c, of_cpp) = (of_c.to_string_lossy(), of_cpp.to_string_lossy());
+    let flags = ["-Wl,--whole-archive", &of_c, &of_cpp, "-Wl,--no-whole-archive"];
+    assert_scudo("scudo's archives linked in", &flags);
+}
+
+#[test]
+fn scudo_as_clang_adds_it() {
+    if library(SCUDO).is_none() {
+        return skip("-fsanitize=scudo", "clang's runtime is not installed");
+    }
+    assert_scudo("-fsanitize=scudo", &["-fsanitize=scudo"]);
 }
 
 /// A Rust program whose global allocator a crate brings.
