@@ -89,7 +89,7 @@ fn c25_redis_under_load_never_notices_repeated_attaching() {
     let answer = ask_redis(port, "PING").unwrap();
     assert!(answer.starts_with("+PONG"), "{answer}");
     assert!(recorded > 0, "and it allocates");
-    load.end_by(libc::SIGINT);
+    load.end_by(libc::SIGTERM);
     let ended = redis.end_by(libc::SIGTERM);
     assert_eq!((ended.code, ended.signal), (Some(0), None), "{ended:?}");
     bpf::assert_back_to(before);
