@@ -31,7 +31,8 @@ use crate::{
 const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 /// After so many rounds the interval is doubled: a day has 5,600 rounds, a year 10,000.
 const ROUNDS_PER_INTERVAL: u32 = 512;
-/// A round takes at most this part of the time.
+/// A round takes at most this part of the time, if it takes as long as the one before. One alone that took
+/// longer was interrupted, or the first of all.
 const MOST_ROUNDS_PART: u32 = 200;
 /// How often PSS is read at most.
 const LEAST_PSS_INTERVAL: Duration = Duration::from_secs(2);
@@ -64,11 +65,13 @@ fn used() -> Duration {
 struct Pace {
     interval: Duration,
     rounds: u32,
+    /// How long the round before took.
+    took_before: Duration,
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { interval: FIRST_INTERVAL, rounds: 0 }
+        Self { interval: FIRST_INTERVAL, rounds: 0, took_before: Duration::ZERO }
     }
 
     /// How long to wait after a round that took so long.
@@ -78,7 +81,8 @@ impl Pace {
             self.rounds = 0;
             self.interval = self.interval.saturating_mul(2);
         }
-        self.interval.max(took.saturating_mul(MOST_ROUNDS_PART))
+        let least = took.min(std::mem::replace(&mut self.took_before, took));
+        self.interval.max(least.saturating_mul(MOST_ROUNDS_PART))
     }
 }
 
@@ -308,7 +312,10 @@ mod tests {
     fn what_takes_long_is_done_rarely() {
         let mut pace = Pace::new();
         assert_eq!(pace.after_round(MS / 10), FIRST_INTERVAL);
-        assert_eq!(pace.after_round(10 * MS), Duration::from_secs(2));
+        assert_eq!(pace.after_round(10 * MS), FIRST_INTERVAL, "it may have been interrupted");
+        assert_eq!(pace.after_round(15 * MS), Duration::from_secs(2));
+        assert_eq!(pace.after_round(5 * MS), Duration::from_secs(1));
+        assert_eq!(pace.after_round(MS / 10), FIRST_INTERVAL);
         let now = Instant::now();
         let wait = |took, targets| PssPace::after(now, took, targets).due - now;
         assert_eq!(wait(MS, 1), LEAST_PSS_INTERVAL);
