@@ -241,14 +241,17 @@ impl Reads {
     fn round(&mut self, mut is_pss_due: impl FnMut(&PssPace) -> bool) -> Option<()> {
         let count = self.followed.len();
         for mut followed in std::mem::take(&mut self.followed) {
-            let time_ns = monotonic_ns();
-            let Some(mut memory) = followed.process.memory(&self.groups) else { continue };
+            // First, as it can take long: what is read at a moment must be told while it is new.
+            let mut proportional_bytes = None;
             if is_pss_due(&followed.pss) {
                 let used_before = used();
-                memory.proportional_bytes = followed.process.proportional_bytes();
+                proportional_bytes = followed.process.proportional_bytes();
                 let took = used().saturating_sub(used_before);
                 followed.pss = PssPace::after(Instant::now(), took, count);
             }
+            let time_ns = monotonic_ns();
+            let Some(mut memory) = followed.process.memory(&self.groups) else { continue };
+            memory.proportional_bytes = proportional_bytes;
             give(&self.input, Reading { target: followed.target, time_ns, memory })?;
             self.followed.push(followed);
         }
@@ -259,30 +262,48 @@ impl Reads {
 /// Readings that wait until all records of what happened before them were taken, so that what
 /// lives is known at their very moment.
 #[derive(Debug, Default)]
-pub(super) struct HeldReadings(VecDeque<Reading>);
+pub(super) struct HeldReadings {
+    held: VecDeque<Reading>,
+    /// Time of the last record that was taken.
+    taken_until_ns: u64,
+}
 
 impl HeldReadings {
+    /// One that comes after later records is not told: what lived at its moment is not known any
+    /// more.
     pub(super) fn hold(&mut self, reading: Reading) {
-        self.0.push_back(reading);
+        let late_ns = self.taken_until_ns.saturating_sub(reading.time_ns);
+        if late_ns == 0 {
+            self.held.push_back(reading);
+        } else {
+            log::debug!("a reading of memory came {late_ns} ns too late and is not told");
+        }
     }
 
-    /// The next reading that comes within these records, and how many come before it.
+    /// The next reading that comes within these records, and how many come before it; these are
+    /// to be taken, or all if there is none.
     pub(super) fn within(&mut self, records: &[Record]) -> Option<(usize, Reading)> {
-        let held = self.0.front()?;
-        let before = records.partition_point(|record| record.time_ns() <= held.time_ns);
-        (before < records.len()).then(|| self.0.pop_front()).flatten().map(|held| (before, held))
+        let next = self.held.front().and_then(|held| {
+            let before = records.partition_point(|record| record.time_ns() <= held.time_ns);
+            (before < records.len()).then_some(before)
+        });
+        let taken = records.get(..next.unwrap_or(records.len())).and_then(<[Record]>::last);
+        if let Some(last) = taken {
+            self.taken_until_ns = self.taken_until_ns.max(last.time_ns());
+        }
+        next.zip(self.held.pop_front_if(|_held| next.is_some()))
     }
 
     /// The next one, if records of its time would have come by now.
     pub(super) fn overdue(&mut self, now_ns: u64) -> Option<Reading> {
         let is_overdue =
             |held: &mut Reading| now_ns.saturating_sub(held.time_ns) >= RECORDS_PATIENCE_NS;
-        self.0.pop_front_if(is_overdue)
+        self.held.pop_front_if(is_overdue)
     }
 
     /// The next one, if no record of its time will come.
     pub(super) fn next(&mut self) -> Option<Reading> {
-        self.0.pop_front()
+        self.held.pop_front()
     }
 }
 
@@ -352,6 +373,23 @@ mod tests {
         assert_eq!(times(&mut held, &records[3..]), [(0, 30), (0, 30)]);
         assert!(held.overdue(99 + RECORDS_PATIENCE_NS - 1).is_none());
         assert_eq!(held.overdue(99 + RECORDS_PATIENCE_NS).unwrap().time_ns, 99);
+        assert!(held.next().is_none());
+    }
+
+    #[test]
+    fn a_reading_that_comes_too_late_is_not_told() {
+        let mut held = HeldReadings::default();
+        let reading = |time_ns| Reading { target: 0, time_ns, memory: ProcessMemory::default() };
+        assert_eq!(times(&mut held, &[20, 40].map(record)), []);
+        for time_ns in [30, 39, 40] {
+            held.hold(reading(time_ns));
+        }
+        assert_eq!(times(&mut held, &[50].map(record)), [(0, 40)]);
+        // That record was taken after the reading.
+        for time_ns in [49, 50] {
+            held.hold(reading(time_ns));
+        }
+        assert_eq!(held.next().unwrap().time_ns, 50);
         assert!(held.next().is_none());
     }
 }
