@@ -12,7 +12,7 @@ use super::{
     origin::ProcessName,
 };
 use crate::{
-    lifetimes::{MappingSums, MappingTotals},
+    lifetimes::MappingSums,
     model::{MappedBy, MappingKind},
     text,
 };
@@ -28,6 +28,22 @@ pub struct MappingsReport<'a> {
     pub observed: bool,
     /// All of it.
     #[serde(flatten)]
+    pub totals: MappedTotals,
+    /// Call chains, without the limit of `rows`.
+    pub chain_count: usize,
+    /// Those that have most mapped at the end.
+    pub rows: Vec<MappingRow<'a>>,
+    /// How far to trust all this.
+    pub trust: Trust,
+    #[serde(skip)]
+    analysis: &'a Analysis,
+}
+
+/// All that was mapped, and what cannot be said of a call chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MappedTotals {
+    /// Of all call chains.
+    #[serde(flatten)]
     pub sums: MappedSums,
     /// Unmapped although nobody was seen to map it: it is older than the trace, was mapped by
     /// another call, or was not mapped at all.
@@ -38,14 +54,20 @@ pub struct MappingsReport<'a> {
     pub peak_bytes: u64,
     /// Nanoseconds from the start to when that was first so; null if nothing was ever mapped.
     pub peak_after_ns: Option<u64>,
-    /// Call chains, without the limit of `rows`.
-    pub chain_count: usize,
-    /// Those that have most mapped at the end.
-    pub rows: Vec<MappingRow<'a>>,
-    /// How far to trust all this.
-    pub trust: Trust,
-    #[serde(skip)]
-    analysis: &'a Analysis,
+}
+
+impl MappedTotals {
+    fn of(analysis: &Analysis) -> Self {
+        let totals = analysis.mapping_totals.unwrap_or_default();
+        let since_start = |ns: u64| ns.saturating_sub(analysis.capture.started_at_ns);
+        Self {
+            sums: totals.sums.into(),
+            unknown_unmapped_bytes: totals.unknown_unmapped_bytes,
+            inherited_unmapped_bytes: totals.inherited_unmapped_bytes,
+            peak_bytes: totals.peak_bytes,
+            peak_after_ns: (totals.peak_ns != 0).then(|| since_start(totals.peak_ns)),
+        }
+    }
 }
 
 /// A call chain by which something was mapped. Chains that differ only in where in their
@@ -121,13 +143,6 @@ impl<'a> MappingsReport<'a> {
     /// The `top` call chains that have most mapped at the end, or all.
     #[must_use]
     pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
-        let MappingTotals {
-            sums,
-            unknown_unmapped_bytes,
-            inherited_unmapped_bytes,
-            peak_bytes,
-            peak_ns,
-        } = analysis.mapping_totals.unwrap_or_default();
         let sites = analysis.mapping_sites.iter();
         let sites = sites.map(|site| (site.key, (site.kind, site.by), site.sums));
         let mut chains = merged(analysis, sites, MappingSums::add);
@@ -146,12 +161,7 @@ impl<'a> MappingsReport<'a> {
         });
         Self {
             observed: analysis.mapping_totals.is_some(),
-            sums: sums.into(),
-            unknown_unmapped_bytes,
-            inherited_unmapped_bytes,
-            peak_bytes,
-            peak_after_ns: (peak_ns != 0)
-                .then(|| peak_ns.saturating_sub(analysis.capture.started_at_ns)),
+            totals: MappedTotals::of(analysis),
             chain_count,
             rows: rows.collect(),
             trust: Trust::of(analysis),
@@ -171,7 +181,7 @@ impl<'a> MappingsReport<'a> {
             line!(out, "\n{}", self.trust.sentence);
             return out;
         }
-        let MappedSums { live_bytes, mapped_bytes, mappings, .. } = self.sums;
+        let MappedSums { live_bytes, mapped_bytes, mappings, .. } = self.totals.sums;
         let what = format!(
             "Mapped at the end, {} of {} in {}",
             text::bytes(live_bytes),
@@ -206,52 +216,59 @@ impl<'a> MappingsReport<'a> {
     }
 
     fn tell_others(&self, out: &mut String) {
+        let totals = &self.totals;
         let mut told = Vec::new();
-        if let Some(after_ns) = self.peak_after_ns {
-            let peak = text::bytes(self.peak_bytes);
+        if let Some(after_ns) = totals.peak_after_ns {
+            let peak = text::bytes(totals.peak_bytes);
             told.push(format!("{peak} at most, {} after the start", text::duration_ns(after_ns)));
         }
         for (bytes, what) in [
-            (self.unknown_unmapped_bytes, "unmapped that nobody was seen to map"),
-            (self.inherited_unmapped_bytes, "unmapped by children that had it from their parents"),
+            (totals.unknown_unmapped_bytes, "unmapped that nobody was seen to map"),
+            (
+                totals.inherited_unmapped_bytes,
+                "unmapped by children that had it from their parents",
+            ),
         ] {
             if bytes > 0 {
                 told.push(format!("{} {what}", text::bytes(bytes)));
             }
         }
-        if self.sums.failed_mappings > 0 {
-            told.push(format!("{} failed", counted(self.sums.failed_mappings, "call")));
+        if totals.sums.failed_mappings > 0 {
+            told.push(format!("{} failed", counted(totals.sums.failed_mappings, "call")));
         }
         for line in told {
             line!(out, "{line}");
         }
     }
+}
 
-    /// What is mapped at the end, by who wanted it: a line of the summary.
-    pub(super) fn tell_sums(&self, out: &mut String) {
-        if !self.observed || self.sums.mappings == 0 {
-            return;
-        }
-        let live = |is_one: &dyn Fn(&MappingRow<'_>) -> bool| -> u64 {
-            let rows = self.rows.iter().filter(|row| is_one(row));
-            rows.fold(0, |sum, row| sum.wrapping_add(row.sums.live_bytes))
+/// What is mapped at the end, by who wanted it: a line of the summary, if anything was mapped.
+pub(super) fn tell_mapped(out: &mut String, analysis: &Analysis) {
+    let Some(totals) = analysis.mapping_totals.filter(|totals| totals.sums.mappings > 0) else {
+        return;
+    };
+    let (mut allocators, mut program, mut either, mut files) = (0_u64, 0_u64, 0_u64, 0_u64);
+    for site in &analysis.mapping_sites {
+        let sum = match (site.kind, site.by) {
+            (MappingKind::File, _) => &mut files,
+            (_, MappedBy::Allocator(_)) => &mut allocators,
+            (_, MappedBy::Program) => &mut program,
+            (_, MappedBy::Unknown) => &mut either,
         };
-        let file = MappingKind::File.name();
-        let parts = [
-            (live(&|row| row.by == "allocator" && row.kind != file), "by allocators"),
-            (live(&|row| row.by == "program" && row.kind != file), "by the program"),
-            (live(&|row| row.by == "unknown" && row.kind != file), "by either"),
-            (live(&|row| row.kind == file), "of files"),
-        ];
-        let parts: Vec<String> = parts
-            .into_iter()
-            .filter(|(bytes, _)| *bytes > 0)
-            .map(|(bytes, what)| format!("{} {what}", text::bytes(bytes)))
-            .collect();
-        let parts =
-            if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
-        line!(out, "  mapped     {} at the end{parts}", text::bytes(self.sums.live_bytes));
+        *sum = sum.wrapping_add(site.sums.live_bytes());
     }
+    let parts: Vec<String> = [
+        (allocators, "by allocators"),
+        (program, "by the program"),
+        (either, "by either"),
+        (files, "of files"),
+    ]
+    .into_iter()
+    .filter(|(bytes, _)| *bytes > 0)
+    .map(|(bytes, what)| format!("{} {what}", text::bytes(bytes)))
+    .collect();
+    let parts = if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+    line!(out, "  mapped     {} at the end{parts}", text::bytes(totals.sums.live_bytes()));
 }
 
 fn function_of(analysis: &Analysis, by: MappedBy) -> Option<&str> {

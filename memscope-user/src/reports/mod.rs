@@ -42,7 +42,7 @@ pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
 pub(crate) use layout::cut;
 pub use leaks::LeaksReport;
-pub use mappings::{MappedSums, MappingRow, MappingsReport};
+pub use mappings::{MappedTotals, MappingRow, MappingsReport};
 pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};
 pub use origin::{ProcessName, started_at};
 pub use pages::{PageRow, PagesReport};

@@ -3,11 +3,12 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Estimate, MappingsReport, PagesReport, ProcessSums, ResolvedFrame, SiteOrder,
-    SitesReport, Trust, Wrappers,
+    Analysis, Bounds, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder, SitesReport,
+    Trust, Wrappers,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
+    mappings::tell_mapped,
     memory::{explained_text, largest},
     origin::{self, ProcessName},
     peak::peak_after_ns,
@@ -82,9 +83,6 @@ pub struct SummaryReport<'a> {
     pub most_allocated: Vec<SiteRow<'a>>,
     /// What page faults tell; none if allocations were observed.
     pub pages: Option<PagesReport<'a>>,
-    /// What was mapped by system calls.
-    #[serde(skip)]
-    mappings: MappingsReport<'a>,
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
@@ -127,7 +125,6 @@ impl<'a> SummaryReport<'a> {
             most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
                 .rows,
             pages: analysis.page_sums.map(|_| PagesReport::of(analysis, Some(TOP))),
-            mappings: MappingsReport::of(analysis, None),
             trust: Trust::of(analysis),
             analysis,
         }
@@ -150,7 +147,7 @@ impl<'a> SummaryReport<'a> {
         }
         self.tell_numbers(&mut out);
         self.tell_memory(&mut out);
-        self.mappings.tell_sums(&mut out);
+        tell_mapped(&mut out, self.analysis);
         if self.allocations == 0 {
             let hits =
                 self.probe_hits.map_or_else(|| "an unknown number of".to_owned(), text::count);

@@ -14,8 +14,8 @@ fn chains_are_ordered_by_what_is_mapped_at_the_end() {
     else {
         panic!("another report");
     };
-    assert_eq!(mappings.unknown_unmapped_bytes, 2 * 4096);
-    let sums = mappings.sums;
+    assert_eq!(mappings.totals.unknown_unmapped_bytes, 2 * 4096);
+    let sums = mappings.totals.sums;
     assert_eq!(sums.mapped_bytes, sums.live_bytes + sums.unmapped_bytes);
     let rows: Vec<_> = mappings
         .rows
