@@ -243,46 +243,40 @@ impl Mappings {
         mapped_before_ns: u64,
     ) -> u64 {
         let end_avma = start_avma.saturating_add(size_bytes);
-        let mut cut_bytes = 0_u64;
-        let Some(pieces) = self.processes.get_mut(&process) else { return cut_bytes };
+        let Some(pieces) = self.processes.get_mut(&process) else { return 0 };
         let first = pieces.range(..=start_avma).next_back();
         let first = first.filter(|(_, piece)| piece.end_avma > start_avma);
         let first_avma = first.map_or(start_avma, |(start, _)| *start);
         if first_avma >= end_avma {
-            return cut_bytes;
+            return 0;
         }
         let overlapping: Vec<(u64, Piece)> = pieces
             .range(first_avma..end_avma)
             .filter(|(_, piece)| piece.mapped_ns < mapped_before_ns)
             .map(|(start, piece)| (*start, *piece))
             .collect();
-        let mut taken = Vec::with_capacity(overlapping.len());
-        for (piece_avma, piece) in overlapping {
-            pieces.remove(&piece_avma);
-            let (from_avma, until_avma) =
-                (piece_avma.max(start_avma), piece.end_avma.min(end_avma));
-            let mut left = 0_u64;
-            if piece_avma < from_avma {
-                pieces.insert(piece_avma, Piece { end_avma: from_avma, ..piece });
-                left += 1;
+        for (piece_avma, piece) in &overlapping {
+            pieces.remove(piece_avma);
+            if *piece_avma < start_avma {
+                pieces.insert(*piece_avma, Piece { end_avma: start_avma, ..*piece });
             }
-            if until_avma < piece.end_avma {
-                pieces.insert(until_avma, piece);
-                left += 1;
+            if end_avma < piece.end_avma {
+                pieces.insert(end_avma, *piece);
             }
-            taken.push((piece, until_avma - from_avma, left));
         }
-        for (piece, bytes, left) in taken {
+        let mut cut_bytes = 0_u64;
+        for (piece_avma, piece) in overlapping {
+            let bytes = piece.end_avma.min(end_avma) - piece_avma.max(start_avma);
             cut_bytes = cut_bytes.wrapping_add(bytes);
             if piece.is_inherited {
                 let sum = &mut self.totals.inherited_unmapped_bytes;
                 *sum = sum.wrapping_add(bytes);
-            } else {
-                let live_mappings = left.wrapping_sub(1);
-                let sums =
-                    MappingSums { unmapped_bytes: bytes, live_mappings, ..Default::default() };
-                self.count(piece.site, &sums);
+                continue;
             }
+            let left = u64::from(piece_avma < start_avma) + u64::from(end_avma < piece.end_avma);
+            let live_mappings = left.wrapping_sub(1);
+            let sums = MappingSums { unmapped_bytes: bytes, live_mappings, ..Default::default() };
+            self.count(piece.site, &sums);
         }
         cut_bytes
     }
