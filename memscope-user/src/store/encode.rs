@@ -123,10 +123,7 @@ impl Encoder {
             }
             Event::ReallocationEnd { .. } => self.reallocation_end(event),
             Event::ThreadExit { process, thread, time_ns } => {
-                self.time(time_ns);
-                // Its tag has no room to say that it is the same.
-                let slot = self.slot(process, thread);
-                self.push_thread(slot, process, thread);
+                self.time_and_thread(process, thread, time_ns);
                 self.columns.tags.push(OTHER_THREAD_EXIT);
             }
             Event::Loss { first_lost_ns, time_ns, lost_count } => {
@@ -201,11 +198,16 @@ impl Encoder {
         address_avma: u64,
         size_bytes: u64,
     ) {
+        self.time_and_thread(process, thread, time_ns);
+        self.new_address(address_avma);
+        varint::push(&mut self.columns.sizes, size_bytes);
+    }
+
+    /// Of an event whose tag has no room to say that the thread is the same.
+    fn time_and_thread(&mut self, process: ProcessId, thread: ThreadId, time_ns: u64) {
         self.time(time_ns);
         let slot = self.slot(process, thread);
         self.push_thread(slot, process, thread);
-        self.new_address(address_avma);
-        varint::push(&mut self.columns.sizes, size_bytes);
     }
 
     fn new_address(&mut self, address_avma: u64) {
@@ -229,9 +231,7 @@ impl Encoder {
         else {
             return;
         };
-        self.time(time_ns);
-        let slot = self.slot(process, thread);
-        self.push_thread(slot, process, thread);
+        self.time_and_thread(process, thread, time_ns);
         self.new_address(address_avma);
         varint::push(&mut self.columns.stacks, stack.0.into());
         for bytes in [resident.anonymous, resident.file, resident.shared] {
