@@ -151,24 +151,19 @@ struct Loaded {
 
 /// Loads all programs, but those that are not needed always if the kernel refuses them.
 fn load_all() -> Loaded {
-    let mut loaded = Loaded {
-        kernel: load(Observes::PageFaults, true),
-        page_faults_error: None,
-        mappings_error: None,
-    };
-    if let Err(KernelError::Unsupported { what }) = loaded.kernel {
-        loaded.page_faults_error = Some(what);
-        loaded.kernel = load(Observes::Allocations, true);
+    let (mut observes, mut page_faults_error, mut mappings_error) =
+        (Observes::PageFaults, None, None);
+    let mut kernel = load(observes, true);
+    if let Err(KernelError::Unsupported { what }) = kernel {
+        page_faults_error = Some(what);
+        observes = Observes::Allocations;
+        kernel = load(observes, true);
     }
-    if let Err(error @ KernelError::SystemCalls { .. }) = loaded.kernel {
-        loaded.mappings_error = Some(format!("{:#}", anyhow::Error::new(error)));
-        let observes = match loaded.page_faults_error {
-            Some(_) => Observes::Allocations,
-            None => Observes::PageFaults,
-        };
-        loaded.kernel = load(observes, false);
+    if let Err(error @ KernelError::SystemCalls { .. }) = kernel {
+        mappings_error = Some(format!("{:#}", anyhow::Error::new(error)));
+        kernel = load(observes, false);
     }
-    loaded
+    Loaded { kernel, page_faults_error, mappings_error }
 }
 
 fn load(observes: Observes, observes_mappings: bool) -> Result<Kernel, KernelError> {

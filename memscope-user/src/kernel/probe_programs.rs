@@ -158,12 +158,10 @@ impl<'a> Prepared<'a> {
         attached: &mut Attached,
     ) -> Result<(), KernelError> {
         for (name, attach_type, function) in SYSTEM_CALLS {
-            let number =
-                self.kernel.id(Kind::Function, function).ok_or(KernelError::Unsupported {
-                    what: "it has no types of system calls' functions",
-                })?;
-            let link = self
-                .attach_in_kernel(name, attach_type, number, to)
+            let missing = KernelError::Unsupported { what: "it has no type of such a function" };
+            let number = self.kernel.id(Kind::Function, function).ok_or(missing);
+            let link = number
+                .and_then(|number| self.attach_in_kernel(name, attach_type, number, to))
                 .map_err(|source| KernelError::SystemCalls { source: Box::new(source) })?;
             attached.push_lasting(Box::new(link));
         }
