@@ -394,6 +394,13 @@ impl StackCopy {
     pub const fn start_avma(&self) -> u64 {
         self.sp_avma & !(COPY_PART_BYTES as u64 - 1)
     }
+
+    /// Where a part of it begins, by its number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn part_avma(&self, number: usize) -> u64 {
+        self.start_avma().wrapping_add((number * COPY_PART_BYTES) as u64)
+    }
 }
 
 /// The memory of a [`StackCopy`], in parts of [`COPY_PART_BYTES`]. A stack is copied again and

@@ -447,23 +447,8 @@ fn stack_of(
     if emit::settings().caller_only != 0 {
         return stack::capture_caller(state, return_avma, header);
     }
-    // Volatile, as in `argument`.
-    // SAFETY: as in `entered`.
-    let caller = unsafe {
-        CallerRegisters {
-            return_avma,
-            returns: 1,
-            sp_avma,
-            rbp: read_volatile(&raw const registers.rbp),
-            rbx: read_volatile(&raw const registers.rbx),
-            r12_to_r15: [
-                read_volatile(&raw const registers.r12),
-                read_volatile(&raw const registers.r13),
-                read_volatile(&raw const registers.r14),
-                read_volatile(&raw const registers.r15),
-            ],
-        }
-    };
+    // SAFETY: the context of a uprobe.
+    let caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
     stack::capture(state, &caller, header)
 }
 

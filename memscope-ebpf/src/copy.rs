@@ -162,12 +162,10 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
         return 0;
     };
     // SAFETY: an element of an array map, which is never removed.
-    let (target, start_avma) =
-        unsafe { ((*new).record.copy.header.target, (*new).record.copy.start_avma()) };
+    let copy = unsafe { (*new).record.copy };
     let word_of = |part: usize| {
-        let part_avma = start_avma.wrapping_add((part * COPY_PART_BYTES) as u64);
         // SAFETY: a place is one of the array's.
-        unsafe { known.cast::<u64>().add(copied_place(target, part_avma)) }
+        unsafe { known.cast::<u64>().add(copied_place(copy.header.target, copy.part_avma(part))) }
     };
     // SAFETY: `new` and `known` point to elements of array maps, which are never removed; the
     // first is this program's until it is given back, words of the second are read and written
@@ -178,9 +176,8 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
         let part_at = |part: usize| first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
         write_volatile(&raw mut (*new).part_count, 0);
         for part in 0..MAX_COPY_PARTS {
-            let part_avma = start_avma.wrapping_add((part * COPY_PART_BYTES) as u64);
-            let bytes = part_at(part);
-            if read_user_bytes(bytes, COPY_PART_BYTES as u32, part_avma as *const c_void) != 0 {
+            let from = copy.part_avma(part) as *const c_void;
+            if read_user_bytes(part_at(part), COPY_PART_BYTES as u32, from) != 0 {
                 break;
             }
             (*record).parts.hashes[part] = hash_part(index, part as u32);

@@ -4,14 +4,11 @@
 //! The programs run in the kernel's functions of these system calls, which have the program's
 //! registers as their only argument (`__x64_sys_`, arch/x86/include/asm/syscall_wrapper.h).
 
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::read_volatile;
 
-use aya_ebpf::{
-    bindings::pt_regs,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_task_pt_regs},
-};
+use aya_ebpf::{bindings::pt_regs, helpers::bpf_get_current_pid_tgid};
 use memscope_common::{
-    control::{COUNTER_LOST_MAPPING, COUNTER_THREAD_TABLE_FULL, Cookie, ThreadState},
+    control::{COUNTER_LOST_MAPPING, Cookie, ThreadState},
     record::{
         Header, KIND_MAPPING_CHANGE, MAPPING_BY_ALLOCATOR, MAPPING_BY_UNKNOWN,
         MAPPING_CHANGE_BREAK, MAPPING_CHANGE_MAPPED, MAPPING_CHANGE_MOVED, MAPPING_CHANGE_UNMAPPED,
@@ -44,20 +41,7 @@ impl Call {
         if !process::is_enabled(target) {
             return None;
         }
-        // SAFETY: the helpers give the current task and the place of its registers.
-        let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-        Some(Self { registers, target, epoch })
-    }
-
-    #[inline(always)]
-    fn state(&self) -> Option<&mut ThreadState> {
-        let place = self.registers.cast_mut().cast();
-        let state = threads::known_or_made(threads::find(place), place);
-        if state.is_none() {
-            emit::lose(COUNTER_THREAD_TABLE_FULL);
-        }
-        // SAFETY: this thread's own map value.
-        state.map(|state| unsafe { &mut *state })
+        Some(Self { registers: threads::task_registers(), target, epoch })
     }
 
     /// Arguments in order, up to the fourth.
@@ -130,7 +114,7 @@ fn record(origin: &Origin, change: u16) -> MappingChange {
 #[inline(always)]
 pub(crate) fn mapped(result: u64) -> Option<()> {
     let call = Call::current()?;
-    let origin = call.origin(call.state()?);
+    let origin = call.origin(threads::of_recorded_task(call.registers)?);
     let [_, size_bytes, _, flags] = call.arguments();
     let mut record = record(&origin, MAPPING_CHANGE_MAPPED);
     record.size_bytes = rounded_up(size_bytes, hugetlb_bytes(flags).unwrap_or(PAGE_BYTES));
@@ -167,9 +151,7 @@ pub(crate) fn unmapping() -> Option<()> {
 #[inline(always)]
 pub(crate) fn moving() -> Option<()> {
     let call = Call::current()?;
-    let began_ns = emit::now_ns();
-    // SAFETY: this thread's own map value.
-    unsafe { write_volatile(&raw mut call.state()?.remap_began_ns, began_ns) };
+    threads::of_recorded_task(call.registers)?.remap_began_ns = emit::now_ns();
     Some(())
 }
 
@@ -180,7 +162,7 @@ pub(crate) fn moved(result: u64) -> Option<()> {
     if is_error(result) {
         return None;
     }
-    let state = call.state()?;
+    let state = threads::of_recorded_task(call.registers)?;
     let origin = call.origin(state);
     let [old_address_avma, old_size_bytes, size_bytes, flags] = call.arguments();
     let mut record = record(&origin, MAPPING_CHANGE_MOVED);
@@ -200,7 +182,7 @@ pub(crate) fn moved(result: u64) -> Option<()> {
 #[inline(always)]
 pub(crate) fn broken(result: u64) -> Option<()> {
     let call = Call::current()?;
-    let origin = call.origin(call.state()?);
+    let origin = call.origin(threads::of_recorded_task(call.registers)?);
     let mut record = record(&origin, MAPPING_CHANGE_BREAK);
     record.address_avma = rounded_up(result, PAGE_BYTES);
     emit::send(record, COUNTER_LOST_MAPPING);

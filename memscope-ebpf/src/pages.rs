@@ -15,18 +15,16 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::pt_regs,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
-        bpf_probe_read_kernel, bpf_task_pt_regs,
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
         generated::{bpf_loop, bpf_map_lookup_percpu_elem},
     },
     programs::{PerfEventContext, RawTracePointContext},
 };
 use memscope_common::{
     control::{
-        COUNTER_LOST_PAGE_FAULT, COUNTER_THREAD_TABLE_FULL, MEMORY_COUNTERS, MemoryOnCpu,
-        MemorySums, PageCpu, PageOffsets, ThreadState,
+        COUNTER_LOST_PAGE_FAULT, MEMORY_COUNTERS, MemoryOnCpu, MemorySums, PageCpu, PageOffsets,
+        ThreadState,
     },
     record::{
         KIND_PAGE_FAULT, PageFault, RESIDENT_ANONYMOUS, RESIDENT_FILE, RESIDENT_KINDS,
@@ -197,14 +195,10 @@ fn changed(
         add_elsewhere(cpu, kind, pages as u64);
         return None;
     }
-    // SAFETY: the helpers give the current task and the place of its registers.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const c_void;
-    let Some(state) = threads::known_or_made(threads::find(registers), registers) else {
+    let Some(state) = threads::of_task(threads::task_registers()) else {
         add_elsewhere(cpu, kind, pages as u64);
         return None;
     };
-    // SAFETY: this thread's own map value.
-    let state = unsafe { &mut *state };
     let faults = faults_of(offsets, task);
     if state.faults_before != faults {
         leave(state, cpu);
@@ -247,15 +241,8 @@ pub(crate) fn faulted(context: &PerfEventContext, is_major: bool) -> Option<()> 
     if !process::is_enabled(target) {
         return None;
     }
-    // SAFETY: the helpers give the current task and the place of its registers.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-    let place = registers.cast::<c_void>();
-    let Some(state) = threads::known_or_made(threads::find(place), place) else {
-        emit::lose(COUNTER_THREAD_TABLE_FULL);
-        return None;
-    };
-    // SAFETY: this thread's own map value.
-    let state = unsafe { &mut *state };
+    let registers = threads::task_registers();
+    let state = threads::of_recorded_task(registers)?;
     // SAFETY: the helper takes nothing.
     let faults = faults_of(&offsets, unsafe { bpf_get_current_task() });
     // This one is among them.
@@ -268,7 +255,7 @@ pub(crate) fn faulted(context: &PerfEventContext, is_major: bool) -> Option<()> 
         emit::clear(&mut state.resident_pages[kind]);
     }
     let header = process::header(KIND_PAGE_FAULT, target, epoch);
-    // SAFETY: as above.
+    // SAFETY: the registers of the current task, which is in the kernel.
     let stack = unsafe { CallerRegisters::of_task(registers, false) }.stack(state, header);
     let record = PageFault {
         header,

@@ -87,10 +87,32 @@ impl CallerRegisters {
         let returns = u64::from(after_call);
         // SAFETY: as the caller says.
         unsafe {
+            let return_avma = read_volatile(&raw const (*registers).rip).wrapping_add(1 - returns);
+            let sp_avma = read_volatile(&raw const (*registers).rsp);
+            Self::with_saved(registers, return_avma, returns, sp_avma)
+        }
+    }
+
+    /// With the registers that calls leave as they are, from these.
+    ///
+    /// # Safety
+    ///
+    /// `registers` are those of the current task, or the context of a uprobe, which is them.
+    #[inline(always)]
+    pub(crate) unsafe fn with_saved(
+        registers: *const pt_regs,
+        return_avma: u64,
+        returns: u64,
+        sp_avma: u64,
+    ) -> Self {
+        // Volatile, because LLVM would merge loads into one at a computed distance from a context,
+        // which the verifier refuses ("dereference of modified ctx", 6.18).
+        // SAFETY: as the caller says.
+        unsafe {
             Self {
-                return_avma: read_volatile(&raw const (*registers).rip).wrapping_add(1 - returns),
+                return_avma,
                 returns,
-                sp_avma: read_volatile(&raw const (*registers).rsp),
+                sp_avma,
                 rbp: read_volatile(&raw const (*registers).rbp),
                 rbx: read_volatile(&raw const (*registers).rbx),
                 r12_to_r15: [

@@ -12,12 +12,14 @@ use core::{
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::pt_regs,
     helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::debug;
 use memscope_common::control::{
-    COUNTER_RETURN_NOT_SEEN, MAX_THREADS, THREAD_WORDS, ThreadState, WalkState,
+    COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, MAX_THREADS, THREAD_WORDS, ThreadState,
+    WalkState,
 };
 
 use crate::{
@@ -97,6 +99,32 @@ pub(crate) fn known_or_made(
     known.or_else(|| THREADS.get_ptr_mut(make(identity_of(registers))))
 }
 
+/// The registers of the program whose thread is in the kernel now.
+#[inline(always)]
+pub(crate) fn task_registers() -> *const pt_regs {
+    // SAFETY: the helpers give the current task and the place of its registers.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs }
+}
+
+/// State of that thread, made if there is none.
+#[inline(always)]
+pub(crate) fn of_task<'a>(registers: *const pt_regs) -> Option<&'a mut ThreadState> {
+    let place = registers.cast::<c_void>();
+    // SAFETY: this thread's own map value.
+    known_or_made(find(place), place).map(|state| unsafe { &mut *state })
+}
+
+/// The same, of a thread of which something is to be recorded: without room for it that is lost,
+/// and counted.
+#[inline(always)]
+pub(crate) fn of_recorded_task<'a>(registers: *const pt_regs) -> Option<&'a mut ThreadState> {
+    let state = of_task(registers);
+    if state.is_none() {
+        emit::lose(COUNTER_THREAD_TABLE_FULL);
+    }
+    state
+}
+
 /// Takes a place. It is all zeros, as it was left.
 #[inline(never)]
 fn make(identity: u64) -> u32 {
@@ -147,9 +175,7 @@ pub(crate) fn walk_state(thread: &ThreadState) -> Option<*mut WalkState> {
 /// that it ran.
 #[inline(always)]
 pub(crate) fn forget(context: &BtfTracePointContext) {
-    // SAFETY: the helpers give the current task and the place of its registers.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) };
-    let identity = identity_of(registers as *const c_void);
+    let identity = identity_of(task_registers().cast::<c_void>());
     let place = place_of(identity);
     let Some(state) = THREADS.get_ptr_mut(place) else { return };
     // SAFETY: this thread's own state, here and in the next.

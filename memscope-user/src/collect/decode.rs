@@ -404,7 +404,7 @@ fn stack_copy(bytes: &[u8], known: &mut KnownParts) -> Option<CopiedStack> {
     }
     let mut sent_parts = bytes.chunks_exact(COPY_PART_BYTES);
     let parts = hashes.iter().take(part_count).zip(0..).map(|(hash, number)| {
-        let avma = copy.start_avma().wrapping_add(number * COPY_PART_BYTES as u64);
+        let avma = copy.part_avma(number);
         if sent & 1 << number == 0 {
             return Some(known.recall(target, avma, *hash));
         }
