@@ -3,15 +3,44 @@
 use std::{collections::hash_map::Entry, hash::Hash};
 
 use rustc_hash::FxHashMap;
+use serde::Serialize;
 
 use super::{
-    Analysis,
+    Analysis, Wrappers,
     frames::{ResolvedFrame, ResolvedStack},
+    layout::{self, Chain},
+    origin::ProcessName,
 };
 use crate::{
     lifetimes::SiteKey,
     model::{ProcessId, StackOutcome},
 };
+
+/// A call chain of a process as reports and exports tell it. Chains that differ only in where in
+/// their functions' lines they are, are one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NamedChain<'a> {
+    /// Whose it is.
+    #[serde(flatten)]
+    pub process: ProcessName<'a>,
+    /// Innermost first.
+    pub frames: Vec<ResolvedFrame<'a>>,
+    /// Whether the chain is complete, or why not: a [`StackOutcome::name`].
+    pub stack: &'static str,
+}
+
+impl<'a> NamedChain<'a> {
+    pub(super) fn of(analysis: &'a Analysis, chain: VisibleChain<'a>) -> Self {
+        let VisibleChain { process, outcome, frames } = chain;
+        Self { process: ProcessName::of(analysis, process), frames, stack: outcome.name() }
+    }
+
+    /// All of it, as lines under what was told of it.
+    pub(super) fn tell(&self, out: &mut String, analysis: &Analysis) {
+        let chain = Chain { process: self.process, frames: &self.frames, outcome: self.stack };
+        layout::chain(out, &chain, Wrappers::Shown, analysis);
+    }
+}
 
 /// A call chain of a process, without where in their functions' lines it is.
 #[derive(Clone, PartialEq, Eq, Hash)]

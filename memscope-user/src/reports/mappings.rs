@@ -5,11 +5,9 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust, Wrappers,
+    Analysis, NamedChain, Trust,
     chains::merged,
-    frames::ResolvedFrame,
-    layout::{self, Chain, counted, line},
-    origin::ProcessName,
+    layout::{self, counted, line},
 };
 use crate::{
     lifetimes::MappingSums,
@@ -70,17 +68,12 @@ impl MappedTotals {
     }
 }
 
-/// A call chain by which something was mapped. Chains that differ only in where in their
-/// functions' lines they are, are one.
+/// A call chain by which something was mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MappingRow<'a> {
-    /// Whose it is.
+    /// From the function that made the system call.
     #[serde(flatten)]
-    pub process: ProcessName<'a>,
-    /// Innermost first: the function that made the system call.
-    pub frames: Vec<ResolvedFrame<'a>>,
-    /// Whether the chain is complete, or why not: a [`crate::model::StackOutcome::name`].
-    pub stack: &'static str,
+    pub chain: NamedChain<'a>,
     /// What was mapped: a [`MappingKind::name`].
     pub kind: &'static str,
     /// Who wanted it: a [`MappedBy::name`].
@@ -151,9 +144,7 @@ impl<'a> MappingsReport<'a> {
         let chain_count = chains.len();
         let rows = chains.into_iter().take(top.unwrap_or(chain_count));
         let rows = rows.map(|(chain, (kind, by), sums)| MappingRow {
-            process: ProcessName::of(analysis, chain.process),
-            frames: chain.frames,
-            stack: chain.outcome.name(),
+            chain: NamedChain::of(analysis, chain),
             kind: kind.name(),
             by: by.name(),
             allocator: function_of(analysis, by),
@@ -208,8 +199,7 @@ impl<'a> MappingsReport<'a> {
                 counted(sums.mappings, "call"),
                 row.what()
             );
-            let chain = Chain { process: row.process, frames: &row.frames, outcome: row.stack };
-            layout::chain(&mut out, &chain, Wrappers::Shown, self.analysis);
+            row.chain.tell(&mut out, self.analysis);
         }
         line!(out, "\n{}", self.trust.sentence);
         out

@@ -35,6 +35,7 @@ mod tests;
 pub use analysis::{
     Analysis, Analyzer, BlockFate, Definitions, LiveAge, ReadError, analyze, replay_blocks,
 };
+pub use chains::NamedChain;
 pub use consistency::{Inconsistency, check};
 pub use estimate::{Bounds, Estimate};
 pub use folding::Wrappers;

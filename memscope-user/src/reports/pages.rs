@@ -5,11 +5,9 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis, Trust, Wrappers,
+    Analysis, NamedChain, Trust,
     chains::merged,
-    frames::ResolvedFrame,
-    layout::{self, Chain, counted, line},
-    origin::ProcessName,
+    layout::{self, counted, line},
 };
 use crate::{lifetimes::FaultSums, model::PageSums, text};
 
@@ -35,17 +33,12 @@ pub struct PagesReport<'a> {
     analysis: &'a Analysis,
 }
 
-/// A call chain in which there were page faults. Chains that differ only in where in their
-/// functions' lines they are, are one.
+/// A call chain in which there were page faults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PageRow<'a> {
-    /// Whose it is.
+    /// From the function that accessed the memory first.
     #[serde(flatten)]
-    pub process: ProcessName<'a>,
-    /// Innermost first: the function that accessed the memory first.
-    pub frames: Vec<ResolvedFrame<'a>>,
-    /// Whether the chain is complete, or why not: a [`crate::model::StackOutcome::name`].
-    pub stack: &'static str,
+    pub chain: NamedChain<'a>,
     /// Its page faults.
     #[serde(flatten)]
     pub sums: PageFaults,
@@ -107,12 +100,6 @@ impl PageFaults {
     }
 }
 
-impl<'a> PageRow<'a> {
-    fn chain(&'a self) -> Chain<'a> {
-        Chain { process: self.process, frames: &self.frames, outcome: self.stack }
-    }
-}
-
 impl<'a> PagesReport<'a> {
     /// The `top` call chains by which most became resident, or all.
     #[must_use]
@@ -125,9 +112,7 @@ impl<'a> PagesReport<'a> {
         let chain_count = chains.len();
         let rows = chains.into_iter().take(top.unwrap_or(chain_count));
         let rows = rows.map(|(chain, (), sums)| PageRow {
-            process: ProcessName::of(analysis, chain.process),
-            frames: chain.frames,
-            stack: chain.outcome.name(),
+            chain: NamedChain::of(analysis, chain),
             sums: sums.into(),
         });
         Self {
@@ -168,7 +153,7 @@ impl<'a> PagesReport<'a> {
                 row.sums.faults_text(),
                 row.sums.kinds_text()
             );
-            layout::chain(&mut out, &row.chain(), Wrappers::Shown, self.analysis);
+            row.chain.tell(&mut out, self.analysis);
         }
         line!(out, "\n{}", self.trust.sentence);
         out

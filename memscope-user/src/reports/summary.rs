@@ -334,7 +334,7 @@ fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
             text::percent(row.sums.resident_bytes, pages.sums.resident_bytes),
             counted(row.sums.faults, "fault")
         );
-        tell_row(out, &numbers, None, &row.frames, 0);
+        tell_row(out, &numbers, None, &row.chain.frames, 0);
     }
 }
 
