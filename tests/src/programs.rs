@@ -152,6 +152,23 @@ pub fn build_with_crate(program: &str, feature: &str) -> Result<PathBuf, String>
     Ok(directory.join("release").join(program))
 }
 
+/// The library of this name in the directories that a dynamic loader searches or, of clang's runtime, where clang has
+/// it.
+pub fn find_library(name: &str) -> Option<PathBuf> {
+    if name.starts_with("libclang_rt.") {
+        let output = Command::new("clang").arg(format!("-print-file-name={name}")).output().ok()?;
+        let file = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim_end());
+        // Of a file that it does not have, clang says the name.
+        return file.is_absolute().then_some(file);
+    }
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
+        .iter()
+        .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
+        .map(|folder| folder.join(name))
+        .find(|file| (name.contains(".so") || name.ends_with(".a")) && file.is_file())
+}
+
 /// `liboracle.so`, for LD_PRELOAD.
 pub fn oracle_library() -> PathBuf {
     // Optimised and with frame pointers whatever the program has, so that it lengthens stacks without breaking them.

@@ -79,22 +79,6 @@ pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// The library of this name in the directories that a dynamic loader searches or, of clang's
-/// runtime, where clang has it.
-pub(crate) fn find_library(name: &str) -> Option<PathBuf> {
-    if name.starts_with("libclang_rt.") {
-        let said = output(Command::new("clang").arg(format!("-print-file-name={name}"))).ok()?;
-        // Of a file that it does not have, clang says the name.
-        return Some(PathBuf::from(said.trim_end())).filter(|file| file.is_absolute());
-    }
-    let triple = format!("{}-linux-gnu", env::consts::ARCH);
-    ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
-        .iter()
-        .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
-        .map(|folder| folder.join(name))
-        .find(|file| (name.contains(".so") || name.ends_with(".a")) && file.is_file())
-}
-
 pub(crate) fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
 }

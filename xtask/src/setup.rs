@@ -6,8 +6,9 @@
 use std::process::Command;
 
 use anyhow::{Result, anyhow, bail};
+use memscope_tests::programs::find_library;
 
-use crate::process::{as_root, find_in_path, find_library, output, run as run_command, show};
+use crate::process::{as_root, find_in_path, output, run as run_command, show};
 use crate::toolchain;
 use crate::workspace;
 use crate::workspace::parse_release;

@@ -8,7 +8,7 @@ use memscope_tests::{
     stacks::{self, Compiler},
 };
 
-use crate::kit::{Export, Scratch, is_installed, library, number, run, skip};
+use crate::kit::{Export, Scratch, is_installed, number, run, skip};
 use crate::rungs::ways;
 
 const ROUNDS: &str = "200";
@@ -103,7 +103,7 @@ fn assert_allocator_traced(
         "{source}, {} {file}",
         if matches!(how, By::Preload) { "preloading" } else { "linked to" }
     );
-    let Some(library) = library(file) else {
+    let Some(library) = programs::find_library(file) else {
         return skip(&what, "it is not installed");
     };
     let (program, variable): (PathBuf, _) = match how {
@@ -213,7 +213,7 @@ fn assert_scudo(how: &str, flags: &[&str]) {
 #[test]
 fn scudo_in_the_program() {
     let archives = ["scudo_standalone", "scudo_standalone_cxx"]
-        .map(|name| library(&format!("libclang_rt.{name}-x86_64.a")));
+        .map(|name| programs::find_library(&format!("libclang_rt.{name}-x86_64.a")));
     let [Some(of_c), Some(of_cpp)] = archives else {
         return skip("scudo in the program", "clang's runtime is not installed");
     };
@@ -224,7 +224,7 @@ fn scudo_in_the_program() {
 
 #[test]
 fn scudo_as_clang_adds_it() {
-    if library(SCUDO).is_none() {
+    if programs::find_library(SCUDO).is_none() {
         return skip("-fsanitize=scudo", "clang's runtime is not installed");
     }
     assert_scudo("-fsanitize=scudo", &["-fsanitize=scudo"]);

@@ -38,22 +38,6 @@ pub(crate) fn is_installed(program: &str) -> bool {
     })
 }
 
-/// A library of the system or of clang's runtime, by the name of its file.
-pub(crate) fn library(name: &str) -> Option<PathBuf> {
-    if name.starts_with("libclang_rt.") {
-        let output = Command::new("clang").arg(format!("-print-file-name={name}")).output().ok()?;
-        let file = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim_end());
-        // Of a file that it does not have, clang says the name.
-        return file.is_absolute().then_some(file);
-    }
-    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
-    ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64", "/lib64"]
-        .iter()
-        .flat_map(|folder| [Path::new(folder).join(&triple), PathBuf::from(folder)])
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
-
 /// Waits until a condition holds that nothing announces.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();

@@ -23,6 +23,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use memscope_tests::programs::find_library;
 use memscope_tests::resources::Priority;
 
 use self::measure::Plan;
@@ -31,7 +32,7 @@ pub(crate) use self::render::stale;
 use self::results::{FILE, Machine, Results};
 use self::tracers::Kit;
 use self::workloads::{WORKLOADS, Workload};
-use crate::process::{as_root, find_library, is_root, output, run as run_command};
+use crate::process::{as_root, is_root, output, run as run_command};
 use crate::{setup, verifier, workspace};
 
 const ROUNDS: u32 = 3;
