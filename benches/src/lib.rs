@@ -164,6 +164,7 @@ impl Maker {
             thread,
             time_ns: self.time_ns,
             address_avma,
+            probe: Some(ProbeId(2)),
             caller: FreeCaller::Program,
         });
     }
@@ -177,7 +178,14 @@ impl Maker {
         self.vacant.push(old_address_avma);
         self.begin(new_address_avma, 2 * size_bytes);
         let time_ns = self.time_ns;
-        self.events.push(Event::ReallocationBegin { process, thread, time_ns, old_address_avma });
+        let probe = Some(ProbeId(1));
+        self.events.push(Event::ReallocationBegin {
+            process,
+            thread,
+            time_ns,
+            old_address_avma,
+            probe,
+        });
         self.events.push(Event::ReallocationEnd {
             process,
             thread,

@@ -148,6 +148,7 @@ impl Server {
             thread: ThreadId(1000 + self.current as u32),
             time_ns: self.time_ns,
             address_avma,
+            probe: Some(ProbeId(2)),
             caller: FreeCaller::Program,
         }
     }

@@ -312,6 +312,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits  0..16  probe id              bits 16..20  argument: size
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot
+/// bits 32..40  number of its allocator, 0 if that is not known
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
 /// bit  50      an exception can leave it: its return is seen at its `ret` instructions
@@ -390,6 +391,19 @@ impl Cookie {
         self.0 >> 50 & 1 != 0
     }
 
+    /// The same, of a function of this allocator.
+    #[must_use]
+    pub const fn of_allocator(self, number: u8) -> Self {
+        Self(self.0 | (number as u64) << 32)
+    }
+
+    /// Number of the function's allocator; 0 if it is not known which one it is of.
+    #[must_use]
+    #[inline(always)]
+    pub const fn allocator(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
     /// Id of the probe, never 0.
     #[must_use]
     #[inline(always)]
@@ -408,6 +422,17 @@ impl Cookie {
             result_slot: (self.0 >> 28) as u8 & 0xf,
         }
     }
+}
+
+/// Words of a bit for each two allocators, see [`allocator_call_bit`].
+pub const ALLOCATOR_CALL_WORDS: u32 = 1 << 10;
+
+/// Of what is known of allocators whose functions call those of others: which word it is in, and
+/// which bit it is, whether an outer one was seen to call an inner one.
+#[must_use]
+#[inline(always)]
+pub const fn allocator_call_bit(outer: u8, inner: u8) -> (u32, u64) {
+    (((outer as u32) << 2) | (inner as u32 >> 6), 1 << (inner & 63))
 }
 
 /// Cookies that hits find by their address: by where in its page the probed instruction is. Where
@@ -527,8 +552,8 @@ pub struct ThreadState {
     pub allocated_block_avma: u64,
     /// The block freed last, if nothing was allocated since, else 0.
     pub freed_block_avma: u64,
-    /// Probe id of that free.
-    pub freed_probe: u64,
+    /// Cookie of that free.
+    pub freed_cookie: u64,
     /// Stack pointer at its entry.
     pub freed_sp_avma: u64,
     /// Where it returns to.

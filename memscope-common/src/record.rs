@@ -1,7 +1,7 @@
 //! Records that the eBPF programs write into the ring buffer.
 //!
 //! The lower half of a record's first byte is its kind, which says which struct it is. The
-//! most frequent ones are packed into two or three words ([`SmallAllocation`], [`SmallFree`]),
+//! most frequent ones are packed into three words ([`SmallAllocation`], [`SmallFree`]),
 //! go into the slots of their CPU ([`crate::control::Slot`]), and leave to a [`ThreadNumber`]
 //! sent before what does not change from one to the next. All others, and what does not fit
 //! there, have a [`Header`] and go into the ring buffer, which carries each record's length.
@@ -53,6 +53,9 @@ pub const KIND_PROCESS_EXIT: u8 = 17;
 pub const KIND_PAGE_FAULT: u8 = 24;
 /// What a process has mapped has changed: [`MappingChange`].
 pub const KIND_MAPPING_CHANGE: u8 = 25;
+
+/// A function of one allocator has called one of another: [`AllocatorCall`].
+pub const KIND_ALLOCATOR_CALL: u8 = 32;
 
 /// Stacks are numbered below this. Numbers from its half on stand for one event only, and
 /// are used again.
@@ -168,8 +171,10 @@ pub struct SmallFree {
     pub kind_and_time: u64,
     /// See [`address_and_thread`].
     pub address_and_thread: u64,
+    /// Which function, below 2^16.
+    pub probe: u64,
 }
-const _: () = assert!(size_of::<SmallFree>() == 16);
+const _: () = assert!(size_of::<SmallFree>() == 24);
 
 /// First address that does not fit a small record.
 pub const MAX_SMALL_AVMA: u64 = 1 << 48;
@@ -630,3 +635,24 @@ pub const RESIDENT_FILE: usize = 0;
 pub const RESIDENT_ANONYMOUS: usize = 1;
 /// Pages of shared memory.
 pub const RESIDENT_SHARED: usize = 2;
+
+/// A function of an allocator was called inside a call of one of another: what the outer one gives
+/// can be the inner one's, and what it is given to free, it can hand on. Told once of each two,
+/// or a few times.
+#[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllocatorCall {
+    /// Kind, process and time.
+    pub header: Header,
+    /// Number of the allocator of the outer function, as its cookie has it; 0 if it is not known.
+    pub outer: u16,
+    /// The same, of the inner one.
+    pub inner: u16,
+    /// Zero.
+    pub padding: u32,
+}
+const _: () = assert!(size_of::<AllocatorCall>() == 24);

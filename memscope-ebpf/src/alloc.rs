@@ -1,6 +1,6 @@
 //! Pairs the entry and the return of allocator functions.
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,16 +11,17 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_REALLOCATION,
-        COUNTER_NESTED, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT,
-        OverflowKey, ThreadState,
+        ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_PROCESS,
+        COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
+        COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING,
+        FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState, allocator_call_bit,
     },
     record::{
-        Allocation, Free, Header, KIND_ALLOCATION, KIND_FREE, KIND_REALLOCATION_BEGIN,
-        KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL,
-        KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, ReallocationBegin, ReallocationEnd,
-        SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
+        Allocation, AllocatorCall, Free, Header, KIND_ALLOCATION, KIND_ALLOCATOR_CALL, KIND_FREE,
+        KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
+        KIND_SMALL_FREE_INTERNAL, KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
+        ReallocationBegin, ReallocationEnd, SmallAllocation, ThreadNumber, address_and_thread,
+        kind_and_time,
     },
 };
 use memscope_ebpf::{
@@ -31,7 +32,7 @@ use memscope_ebpf::{
 use crate::{
     cost, emit,
     hit::{self, Hit},
-    maps::{NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS},
+    maps::{ALLOCATOR_CALLS, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS},
     overflow, sample, session,
     stack::{self, CallerRegisters},
     threads,
@@ -157,6 +158,7 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     let place = place_of(context, state, &hit, sp_avma);
     if !matches!(place, Place::Outermost) {
         emit::count(COUNTER_NESTED);
+        note_allocators(Cookie(state.cookie), &hit);
         if CAN_THROW || !matches!(place, Place::TailCall) || !Cookie(state.cookie).can_throw() {
             return None;
         }
@@ -582,6 +584,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         let is_nested = !matches!(place_of(context, state, &hit, sp_avma), Place::Outermost);
         if is_nested || is_handed_on(state, &hit, address_avma, sp_avma) {
             emit::count(COUNTER_NESTED);
+            let outer = if is_nested { state.cookie } else { state.freed_cookie };
+            note_allocators(Cookie(outer), &hit);
             return None;
         }
         state.target_plus_1 = u64::from(hit.index) + 1;
@@ -593,7 +597,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let is_internal = !is_known && is_called_by_module(&hit, registers.rip, sp_avma);
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
-        let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), 0];
+        let probe = u64::from(hit.cookie.probe());
+        let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), probe];
         emit::send_small(words, COUNTER_LOST_FREE);
     } else {
         let record = Free {
@@ -618,11 +623,11 @@ fn is_handed_on(state: &mut ThreadState, hit: &Hit, block_avma: u64, sp_avma: u6
         emit::clear(&mut state.freed_block_avma);
         return false;
     }
-    let probe = hit.cookie.probe().into();
-    let call = FreeCall { block_avma, probe, sp_avma, return_avma: return_address(sp_avma) };
+    let cookie = hit.cookie;
+    let call = FreeCall { block_avma, cookie, sp_avma, return_avma: return_address(sp_avma) };
     let before = FreeCall {
         block_avma: state.freed_block_avma,
-        probe: state.freed_probe,
+        cookie: Cookie(state.freed_cookie),
         sp_avma: state.freed_sp_avma,
         return_avma: state.freed_return_avma,
     };
@@ -630,10 +635,45 @@ fn is_handed_on(state: &mut ThreadState, hit: &Hit, block_avma: u64, sp_avma: u6
         return true;
     }
     state.freed_block_avma = block_avma;
-    state.freed_probe = call.probe;
+    state.freed_cookie = call.cookie.0;
     state.freed_sp_avma = call.sp_avma;
     state.freed_return_avma = call.return_avma;
     false
+}
+
+/// Notes whose function runs inside whose: what the outer one gives can be the other's.
+#[inline(always)]
+fn note_allocators(outer: Cookie, hit: &Hit) {
+    let (outer, inner) = (outer.allocator(), hit.cookie.allocator());
+    if outer != inner {
+        tell_allocators(outer, inner, hit.header(KIND_ALLOCATOR_CALL, 0));
+    }
+}
+
+/// Tells it, if it was not told before. Never inlined, as it is rare: so the verifier need not follow it
+/// with each of the paths that lead here.
+#[inline(never)]
+fn tell_allocators(outer: u8, inner: u8, header: Header) -> u32 {
+    let (index, bit) = allocator_call_bit(outer, inner);
+    let Some(word) = ALLOCATOR_CALLS.get_ptr_mut(index) else { return 0 };
+    // SAFETY: an element of an array map, whose words are read and written whole.
+    let known = unsafe { read_volatile(word) };
+    if known & bit != 0 {
+        return 0;
+    }
+    let record = AllocatorCall {
+        header: Header { time_ns: emit::now_ns(), ..header },
+        outer: outer.into(),
+        inner: inner.into(),
+        padding: 0,
+    };
+    if !emit::send(record, COUNTER_LOST_PROCESS) {
+        return 0;
+    }
+    // Should another CPU write the word now, one of both is told once more.
+    // SAFETY: as above.
+    unsafe { write_volatile(word, known | bit) };
+    1
 }
 
 /// Where a function returns to, at its entry; 0 if that cannot be read.

@@ -95,7 +95,7 @@ pub struct FreeCall {
     /// Which block.
     pub block_avma: u64,
     /// By which function.
-    pub probe: u64,
+    pub cookie: Cookie,
     /// Stack pointer at its entry.
     pub sp_avma: u64,
     /// Where it returns to.
@@ -110,7 +110,9 @@ impl FreeCall {
     pub fn is_part_of(&self, before: &Self) -> bool {
         let is_inside = self.sp_avma < before.sp_avma;
         let is_jump = self.sp_avma == before.sp_avma && self.return_avma == before.return_avma;
-        self.block_avma == before.block_avma && self.probe != before.probe && (is_inside || is_jump)
+        self.block_avma == before.block_avma
+            && self.cookie != before.cookie
+            && (is_inside || is_jump)
     }
 }
 
@@ -283,7 +285,9 @@ pub const fn counted_pages(before: i64, now: i64, changed: i64, batch: i64) -> C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memscope_common::control::{Arguments, NO_ARGUMENT};
+    use memscope_common::control::{
+        ALLOCATOR_CALL_WORDS, Arguments, NO_ARGUMENT, allocator_call_bit,
+    };
 
     fn cookie(probe: u16) -> Cookie {
         Cookie::new(
@@ -298,6 +302,27 @@ mod tests {
         let packed = Cookie::new(65_535, arguments);
         assert_eq!(packed.probe(), 65_535);
         assert_eq!(packed.arguments(), arguments);
+    }
+
+    #[test]
+    fn a_cookie_says_whose_function_it_is() {
+        assert_eq!(cookie(7).allocator(), 0);
+        let of_last = cookie(7).of_leaf().of_allocator(255);
+        assert_eq!((of_last.allocator(), of_last.probe()), (255, 7));
+        assert!(of_last.is_leaf() && !of_last.is_stepped() && !of_last.can_throw());
+        assert_eq!(of_last.arguments(), cookie(7).arguments());
+    }
+
+    #[test]
+    fn each_two_allocators_have_a_bit() {
+        let bits = (0..=255).flat_map(|outer| (0..=255).map(move |inner| (outer, inner)));
+        let mut words = [0_u64; ALLOCATOR_CALL_WORDS as usize];
+        for (outer, inner) in bits {
+            let (word, bit) = allocator_call_bit(outer, inner);
+            assert_eq!(words[word as usize] & bit, 0, "{outer} and {inner}");
+            words[word as usize] |= bit;
+        }
+        assert!(words.iter().all(|word| *word == u64::MAX));
     }
 
     #[test]
@@ -355,16 +380,17 @@ mod tests {
 
     #[test]
     fn a_free_is_handed_on_from_inside_another_only() {
-        let first = FreeCall { block_avma: 0x1000, probe: 1, sp_avma: 0x7000, return_avma: 0x400 };
-        let called = FreeCall { probe: 2, sp_avma: 0x6ff0, return_avma: 0x500, ..first };
+        let (block_avma, sp_avma, return_avma) = (0x1000, 0x7000, 0x400);
+        let first = FreeCall { block_avma, cookie: cookie(1), sp_avma, return_avma };
+        let called = FreeCall { cookie: cookie(2), sp_avma: 0x6ff0, return_avma: 0x500, ..first };
         assert!(called.is_part_of(&first));
-        let jumped = FreeCall { probe: 2, ..first };
+        let jumped = FreeCall { cookie: cookie(2), ..first };
         assert!(jumped.is_part_of(&first));
-        let later = FreeCall { probe: 2, return_avma: 0x410, ..first };
+        let later = FreeCall { cookie: cookie(2), return_avma: 0x410, ..first };
         assert!(!later.is_part_of(&first), "another thread has handed the address back");
         assert!(!FreeCall { sp_avma: 0x7010, ..called }.is_part_of(&first), "from above");
         assert!(!FreeCall { block_avma: 0x2000, ..called }.is_part_of(&first));
-        assert!(!FreeCall { probe: 1, ..called }.is_part_of(&first));
+        assert!(!FreeCall { cookie: cookie(1), ..called }.is_part_of(&first));
     }
 
     #[test]

@@ -11,10 +11,10 @@ use aya_ebpf::{
 };
 use memscope_common::{
     control::{
-        COMM_BYTES, COPIES_PER_CPU, Consumer, CostCounters, CpuCounters, CpuRing, ExactCounters,
-        Gaps, Group, KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS, MAX_THREADS, MEMOS,
-        MemoryOnCpu, MemorySums, Overflow, OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot,
-        Target, ThreadState, WalkMemo, WalkState,
+        ALLOCATOR_CALL_WORDS, COMM_BYTES, COPIES_PER_CPU, Consumer, CostCounters, CpuCounters,
+        CpuRing, ExactCounters, Gaps, Group, KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS,
+        MAX_THREADS, MEMOS, MemoryOnCpu, MemorySums, Overflow, OverflowKey, PageCpu,
+        ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkMemo, WalkState,
     },
     record::COPIED_PLACES,
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
@@ -70,6 +70,10 @@ pub(crate) static PROCESSES: HashMap<u32, u32> =
 /// Cookies that need not be asked for, by place in the page; see `hit`.
 #[map]
 pub(crate) static COOKIES: Array<u64> = Array::with_max_entries(KNOWN_COOKIES, 0);
+
+/// Which allocators were seen to call which; see `allocator_call_bit`.
+#[map]
+pub(crate) static ALLOCATOR_CALLS: Array<u64> = Array::with_max_entries(ALLOCATOR_CALL_WORDS, 0);
 
 /// State of the reader. One element.
 #[map]

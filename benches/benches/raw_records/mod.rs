@@ -118,7 +118,7 @@ impl RawRecords {
                 Raw::Small([
                     kind_and_time(KIND_SMALL_FREE, time_ns),
                     address_and_thread(address_avma, number),
-                    0,
+                    PROBE.into(),
                 ])
             }
             Event::ReallocationBegin { thread, time_ns, old_address_avma, .. } => {
@@ -167,7 +167,7 @@ impl RawRecords {
         collector: &mut Collector<NothingToSee>,
         mut give: impl FnMut(Item),
     ) {
-        collector.define_probe(self.probe.clone(), &mut give);
+        collector.define_probe(self.probe.clone(), None, &mut give);
         let start = TargetStart {
             target: 0,
             pid: 1,

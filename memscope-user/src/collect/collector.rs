@@ -15,9 +15,9 @@ use super::{
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
-    CountedAllocations, EndReason, Event, Fork, Frame, FrameId, FreeCaller, Item, Location,
-    MemoryReading, ModuleId, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
-    ResidentBytes, StackOutcome, ThreadId,
+    AllocatorCall, AllocatorId, CountedAllocations, EndReason, Event, Fork, Frame, FrameId,
+    FreeCaller, Item, Location, MemoryReading, ModuleId, Probe, ProbeId, ProbeOwner, Process,
+    ProcessEnd, ProcessId, ProcessMemory, ResidentBytes, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -174,10 +174,18 @@ impl<V: ProcessView> Collector<V> {
         self.stacks.over_limit()
     }
 
-    /// Makes a probe known, before any record of it comes.
-    pub fn define_probe(&mut self, probe: Probe, mut give: impl FnMut(Item)) {
+    /// Makes a probe known, before any record of it comes, and whose it is, if that is known.
+    pub fn define_probe(
+        &mut self,
+        probe: Probe,
+        owner: Option<ProbeOwner>,
+        mut give: impl FnMut(Item),
+    ) {
         self.probes.insert(probe.id);
         give(Item::Probe(probe));
+        if let Some(owner) = owner {
+            give(Item::Owner(owner));
+        }
     }
 
     /// Begins to follow a process.
@@ -445,6 +453,11 @@ impl<V: ProcessView> Collector<V> {
             }
             Record::PageFault(record) => self.page_fault(record, give),
             Record::MappingChange(record) => self.mapping_change(record, give),
+            Record::AllocatorCall(record) => {
+                let known = |number: u16| (number != 0).then_some(AllocatorId(number.into()));
+                let (outer, inner) = (known(record.outer), known(record.inner));
+                return give(Item::AllocatorCall(AllocatorCall { outer, inner }));
+            }
             Record::CodeChanged(record) => {
                 self.process_of(&record.header, give);
                 if let Some(target) = self.targets.get_mut(&record.header.target) {
@@ -478,6 +491,7 @@ impl<V: ProcessView> Collector<V> {
             thread: ThreadId(record.thread),
             time_ns: record.time_ns,
             address_avma: record.address_avma,
+            probe: self.known_probe(record.probe),
             caller: if record.is_internal {
                 FreeCaller::AllocatorModule
             } else {
@@ -497,6 +511,7 @@ impl<V: ProcessView> Collector<V> {
             thread: ThreadId(record.thread),
             time_ns: record.header.time_ns,
             old_address_avma: record.old_address_avma,
+            probe: self.known_probe(record.header.probe),
         })
     }
 
@@ -551,6 +566,11 @@ impl<V: ProcessView> Collector<V> {
             return None;
         }
         Some(id)
+    }
+
+    /// Of what is worth recording even if it does not say by which function.
+    fn known_probe(&self, probe: u16) -> Option<ProbeId> {
+        Some(ProbeId(probe.into())).filter(|id| self.probes.contains(id))
     }
 
     fn next_process(&mut self) -> ProcessId {

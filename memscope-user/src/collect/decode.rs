@@ -1,14 +1,15 @@
 use std::sync::Arc;
 
 use memscope_common::record::{
-    self, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPIED_PLACES, COPY_PART_BYTES, CodeChanged, CopiedParts,
-    Header, KIND_ALLOCATION, KIND_CODE_CHANGED, KIND_EXEC, KIND_FREE, KIND_LOSS,
-    KIND_MAPPING_CHANGE, KIND_MASK, KIND_PAGE_FAULT, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT,
-    KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
-    KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT, KIND_THREAD_NUMBER,
-    Loss, MAX_COPY_PARTS, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER, MappingChange, PageFault,
-    ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin, ReallocationEnd, SmallAllocation,
-    SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber, copied_place,
+    self, AllocatorCall, BEGUN_BY_EXEC, BEGUN_BY_FORK, COPIED_PLACES, COPY_PART_BYTES, CodeChanged,
+    CopiedParts, Header, KIND_ALLOCATION, KIND_ALLOCATOR_CALL, KIND_CODE_CHANGED, KIND_EXEC,
+    KIND_FREE, KIND_LOSS, KIND_MAPPING_CHANGE, KIND_MASK, KIND_PAGE_FAULT, KIND_PROCESS_BEGIN,
+    KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
+    KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
+    KIND_THREAD_NUMBER, Loss, MAX_COPY_PARTS, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
+    MappingChange, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
+    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
+    copied_place,
 };
 use zerocopy::FromBytes;
 
@@ -53,6 +54,8 @@ pub struct Allocation {
 pub struct Free {
     /// Whose.
     pub of: OfImage,
+    /// By which function.
+    pub probe: u16,
     /// By which thread.
     pub thread: u32,
     /// When the call was entered.
@@ -94,6 +97,8 @@ pub enum Record {
     PageFault(PageFault),
     /// What a process has mapped has changed.
     MappingChange(MappingChange),
+    /// A function of one allocator has called one of another.
+    AllocatorCall(AllocatorCall),
 }
 
 /// A stack with its frames, innermost first.
@@ -134,6 +139,7 @@ impl Record {
             Self::CodeChanged(record) => record.header.time_ns,
             Self::PageFault(record) => record.header.time_ns,
             Self::MappingChange(record) => record.header.time_ns,
+            Self::AllocatorCall(record) => record.header.time_ns,
         }
     }
 }
@@ -256,15 +262,15 @@ impl Decoder {
     /// If they are no record.
     #[inline]
     pub fn decode_small(&self, words: [u64; 3]) -> Result<Record, DecodeError> {
-        let [kind_and_time, address_and_thread, stack_size_probe] = words;
+        let [kind_and_time, address_and_thread, third] = words;
         match kind_and_time as u8 & KIND_MASK {
             KIND_SMALL_ALLOCATION => self.small_allocation(&SmallAllocation {
                 kind_and_time,
                 address_and_thread,
-                stack_size_probe,
+                stack_size_probe: third,
             }),
             kind @ (KIND_SMALL_FREE | KIND_SMALL_FREE_INTERNAL) => self.small_free(
-                &SmallFree { kind_and_time, address_and_thread },
+                &SmallFree { kind_and_time, address_and_thread, probe: third },
                 kind == KIND_SMALL_FREE_INTERNAL,
             ),
             kind => Err(DecodeError::UnknownKind { kind }),
@@ -291,6 +297,7 @@ impl Decoder {
         let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
         Ok(Record::Free(Free {
             of,
+            probe: record.probe as u16,
             thread,
             time_ns: record.kind_and_time >> 4,
             address_avma: record.address_and_thread & (MAX_SMALL_AVMA - 1),
@@ -349,6 +356,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_FREE => whole(bytes).map(|record: record::Free| {
             Record::Free(Free {
                 of: OfImage::of(&record.header),
+                probe: record.header.probe,
                 thread: record.thread,
                 time_ns: record.header.time_ns,
                 address_avma: record.address_avma,
@@ -366,6 +374,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
         KIND_CODE_CHANGED => whole(bytes).map(Record::CodeChanged),
         KIND_PAGE_FAULT => whole(bytes).map(Record::PageFault),
         KIND_MAPPING_CHANGE => whole(bytes).map(Record::MappingChange),
+        KIND_ALLOCATOR_CALL => whole(bytes).map(Record::AllocatorCall),
         kind => return Err(DecodeError::UnknownKind { kind }),
     }
     .ok_or(DecodeError::Length { kind, bytes: bytes.len() })

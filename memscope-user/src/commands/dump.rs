@@ -105,7 +105,20 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             resident_text(&sums.gone)
         ),
         Item::MappingsObserved => writeln!(out, "mappings observed"),
+        Item::Owner(owner) => writeln!(
+            out,
+            "owner probe={} allocator={} known_by={:?}",
+            owner.probe, owner.allocator, owner.known_by
+        ),
+        Item::AllocatorCall(call) => {
+            writeln!(out, "allocator-call outer={} inner={}", known(call.outer), known(call.inner))
+        }
     }
+}
+
+/// An id, if there is one.
+fn known(id: Option<impl ToString>) -> String {
+    id.map_or_else(|| "-".to_owned(), |id| id.to_string())
 }
 
 /// Bytes: `anonymous/file/shared`.
@@ -257,13 +270,15 @@ fn write_event(out: &mut impl Write, event: &Event, started_at_ns: u64) -> io::R
                 "allocation +{at_ns} process={process} thread={thread} address={address_avma:#x} size={size_bytes} stack={stack} probe={probe} interval={interval_bytes}"
             )
         }
-        Event::Free { process, thread, address_avma, caller, .. } => writeln!(
+        Event::Free { process, thread, address_avma, probe, caller, .. } => writeln!(
             out,
-            "free +{at_ns} process={process} thread={thread} address={address_avma:#x} caller={caller:?}"
+            "free +{at_ns} process={process} thread={thread} address={address_avma:#x} caller={caller:?} probe={}",
+            known(probe)
         ),
-        Event::ReallocationBegin { process, thread, old_address_avma, .. } => writeln!(
+        Event::ReallocationBegin { process, thread, old_address_avma, probe, .. } => writeln!(
             out,
-            "reallocation-begin +{at_ns} process={process} thread={thread} old={old_address_avma:#x}"
+            "reallocation-begin +{at_ns} process={process} thread={thread} old={old_address_avma:#x} probe={}",
+            known(probe)
         ),
         Event::ReallocationEnd {
             process,

@@ -23,8 +23,8 @@ use crate::{
     lifetimes::Windows,
     model::{Capture, Counters, ExactCounts, Process, StackOutcome},
     reports::{
-        Analysis, Budget, Estimate, MemoryJson, MemoryPoint, ProcessSums, SiteRow, Trust, check,
-        started_at,
+        Analysis, Budget, Estimate, FunctionName, MemoryJson, MemoryPoint, MismatchRow,
+        ProcessSums, SiteRow, Trust, check, started_at,
     },
     store::Damage,
 };
@@ -55,6 +55,8 @@ struct Document<'a, B> {
     trust: String,
     #[serde(serialize_with = "sites")]
     sites: &'a Analysis,
+    #[serde(serialize_with = "mismatches")]
+    mismatches: &'a Analysis,
     #[serde(skip_serializing_if = "Option::is_none")]
     blocks: Option<&'a B>,
 }
@@ -115,6 +117,7 @@ struct TotalsJson {
     peak_time_monotonic_ns: Option<u64>,
     temporary_allocations: u64,
     unknown_frees: u64,
+    mismatched_frees: u64,
     inherited_frees: u64,
     allocator_internal_frees: u64,
     unseen_ends: u64,
@@ -311,6 +314,7 @@ pub fn export_json(
         loss: loss(analysis, &trust),
         trust: trust.sentence,
         sites: analysis,
+        mismatches: analysis,
         blocks: blocks.as_ref(),
     };
     let written = serde_json::to_writer(&mut out, &document);
@@ -356,6 +360,7 @@ fn totals(analysis: &Analysis, trust: &Trust) -> TotalsJson {
         peak_time_monotonic_ns: (totals.peak_live_bytes > 0).then_some(totals.peak_time_ns),
         temporary_allocations: totals.temporary_allocations,
         unknown_frees: totals.unknown_frees,
+        mismatched_frees: totals.mismatched_frees,
         inherited_frees: totals.inherited_frees,
         allocator_internal_frees: totals.allocator_internal_frees,
         unseen_ends: totals.unseen_ends,
@@ -444,4 +449,22 @@ fn process_json<'a>(analysis: &'a Analysis, process: &'a Process) -> ProcessJson
 fn sites<S: Serializer>(analysis: &&Analysis, serializer: S) -> Result<S::Ok, S::Error> {
     let sites = analysis.sites.iter().enumerate();
     serializer.collect_seq(sites.map(|(number, site)| SiteRow::of(analysis, number, site)))
+}
+
+/// Which blocks were freed by another allocator. Their chains are those of their sites.
+#[derive(Serialize)]
+struct MismatchJson<'a> {
+    site: u32,
+    allocated_by: FunctionName<'a>,
+    freed_by: FunctionName<'a>,
+    frees: u64,
+    bytes: u64,
+}
+
+fn mismatches<S: Serializer>(analysis: &&Analysis, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(analysis.mismatches.iter().map(|found| {
+        let MismatchRow { site, allocated_by, freed_by, frees, bytes, .. } =
+            MismatchRow::of(analysis, found);
+        MismatchJson { site, allocated_by, freed_by, frees, bytes }
+    }))
 }

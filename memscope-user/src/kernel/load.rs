@@ -600,7 +600,7 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
         block: argument(function.block),
         result_slot: argument(function.result_slot),
     };
-    let cookie = Cookie::new(id.0 as u16, arguments);
+    let cookie = Cookie::new(id.0 as u16, arguments).of_allocator(probe.allocator);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }

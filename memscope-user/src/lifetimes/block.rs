@@ -1,4 +1,4 @@
-use crate::model::{ProcessId, ThreadId};
+use crate::model::{ProbeId, ProcessId, ThreadId};
 
 /// Sums over everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub struct Totals {
     pub unknown_frees: u64,
     /// Frees, in a forked process, of blocks that its parent had allocated.
     pub inherited_frees: u64,
+    /// Calls that gave a block of one allocator to a function of another that frees or reallocates,
+    /// as far as that is known.
+    pub mismatched_frees: u64,
     /// Calls of free by the allocator itself for blocks already freed; no frees.
     pub allocator_internal_frees: u64,
     /// Blocks whose end was not seen, but whose address was given out again.
@@ -91,6 +94,8 @@ pub struct LiveBlock {
     pub weight: Weight,
     /// Mean bytes between two sampled blocks when it was drawn; 0 without sampling.
     pub interval_bytes: u64,
+    /// Which function gave it, if not the one that gave its site's first block.
+    pub(super) other_probe: Option<ProbeId>,
     /// The how-manieth allocation of all it was, modulo 2^31.
     pub(super) ordinal: u32,
 }

@@ -5,7 +5,7 @@ use super::{
     block::{LiveBlock, Weight},
     state::Map,
 };
-use crate::model::ThreadId;
+use crate::model::{ProbeId, ThreadId};
 
 /// Blocks that get their memory at once.
 const CHUNK_BLOCKS: usize = 4096;
@@ -56,12 +56,15 @@ pub(super) struct LiveBlocks {
     vacant: u32,
     large_bytes: Map<u32, u64>,
     samples: Map<u32, Sample>,
+    /// Functions, see [`LiveBlock::other_probe`].
+    other_probes: Map<u32, ProbeId>,
 }
 
 impl Default for LiveBlocks {
     fn default() -> Self {
         let (large_bytes, samples) = (Map::default(), Map::default());
-        Self { chunks: Vec::new(), vacant: NONE, large_bytes, samples }
+        let other_probes = Map::default();
+        Self { chunks: Vec::new(), vacant: NONE, large_bytes, samples, other_probes }
     }
 }
 
@@ -116,6 +119,9 @@ impl LiveBlocks {
                 LARGE
             }
         };
+        if let Some(probe) = block.other_probe {
+            self.other_probes.insert(place, probe);
+        }
         *self.slot_mut(place) = Slot {
             address_avma,
             allocated_ns: block.allocated_ns,
@@ -146,6 +152,8 @@ impl LiveBlocks {
             thread: slot.thread,
             weight: sample.map_or(Weight::one(size_bytes), |sample| sample.weight),
             interval_bytes: sample.map_or(0, |sample| sample.interval_bytes),
+            // Mostly there are none, and then nothing is searched.
+            other_probe: self.other_probes.get(&place).copied(),
             ordinal: slot.ordinal & ORDINAL_MASK,
         }
     }
@@ -159,6 +167,9 @@ impl LiveBlocks {
         }
         if block.size_bytes >= LARGE.into() {
             self.large_bytes.remove(&place);
+        }
+        if block.other_probe.is_some() {
+            self.other_probes.remove(&place);
         }
         block
     }
@@ -179,6 +190,7 @@ impl LiveBlocks {
         self.chunks.len() * CHUNK_BLOCKS * size_of::<Slot>()
             + self.large_bytes.allocation_size()
             + self.samples.allocation_size()
+            + self.other_probes.allocation_size()
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     state::Map,
     windows::Begun,
 };
-use crate::model::{ProcessId, StackId, Window};
+use crate::model::{ProbeId, ProcessId, StackId, Window};
 
 /// A call chain of a process at which blocks begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,8 @@ pub struct SiteSums {
     pub unseen_end_bytes: u64,
     /// Calls that returned no block.
     pub failed_allocations: u64,
+    /// Calls that gave a block from here to another allocator to be freed or reallocated.
+    pub mismatched_frees: u64,
 }
 
 impl SiteSums {
@@ -73,6 +75,8 @@ impl SiteSums {
             unseen_ends: 0,
             unseen_end_bytes: 0,
             failed_allocations: scaled(self.failed_allocations),
+            // Where numbers are scaled, blocks are sampled, and nothing is known of it.
+            mismatched_frees: self.mismatched_frees,
         };
         sums.unseen_ends = sums.live_blocks().wrapping_sub(self.live_blocks());
         sums.unseen_end_bytes = sums.live_bytes().wrapping_sub(self.live_bytes());
@@ -90,6 +94,7 @@ impl SiteSums {
             (&mut self.unseen_ends, other.unseen_ends),
             (&mut self.unseen_end_bytes, other.unseen_end_bytes),
             (&mut self.failed_allocations, other.failed_allocations),
+            (&mut self.mismatched_frees, other.mismatched_frees),
         ] {
             *sum = sum.wrapping_add(other);
         }
@@ -112,6 +117,8 @@ pub struct Site {
     gone: bool,
     /// The peak that `at_peak` was taken at, see [`Sites`].
     at_peak_epoch: u64,
+    /// Function that gave its first block.
+    probe: Option<ProbeId>,
     /// What was summed.
     pub sums: SiteSums,
     /// Live at the peak of all processes together.
@@ -232,6 +239,7 @@ impl Sites {
             // A site born after the peak had nothing at the peak: its saved
             // value, zero, is that of this epoch.
             at_peak_epoch: self.peak_epoch,
+            probe: None,
             sums: SiteSums::default(),
             at_peak: Resident::default(),
             lifetimes: Lifetimes::default(),
@@ -239,6 +247,19 @@ impl Sites {
             begun: None,
         });
         next
+    }
+
+    /// Which function gave a site's first block; if none has yet, it is this one.
+    #[inline]
+    pub(super) fn first_probe(&mut self, index: u32, probe: ProbeId) -> ProbeId {
+        self.list.get_mut(index as usize).map_or(probe, |site| *site.probe.get_or_insert(probe))
+    }
+
+    /// Which function gave a block.
+    #[inline]
+    pub(super) fn probe_of(&self, block: &LiveBlock) -> Option<ProbeId> {
+        let first = || self.list.get(block.site as usize).and_then(|site| site.probe);
+        block.other_probe.or_else(first)
     }
 
     /// What a block of a site will count for.

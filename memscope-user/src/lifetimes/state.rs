@@ -2,7 +2,7 @@ use hashbrown::{HashMap, HashSet, HashTable};
 use rustc_hash::FxBuildHasher;
 
 use super::sites::{Resident, SiteKey};
-use crate::model::{ProcessId, ThreadId};
+use crate::model::{ProbeId, ProcessId, ThreadId};
 
 /// A map that tells how much memory it takes.
 pub(super) type Map<K, V> = HashMap<K, V, FxBuildHasher>;
@@ -167,4 +167,5 @@ pub(super) struct Begin {
     pub(super) address_avma: u64,
     pub(super) size_bytes: u64,
     pub(super) interval_bytes: u64,
+    pub(super) probe: ProbeId,
 }

@@ -9,6 +9,7 @@
 //! 1 realloc> 0x10             entered
 //! 1 realloc< 0x10 200 = 0x20 @a   returned
 //! 1 exit                      thread 1 ends
+//! 1 free.2 0x10               by the function with probe 2; so may all others, which else have 0
 //! lost 5                      five records are missing
 //! +1000                       that much later
 //! every 4096                  sampled from now on, on average every 4096 bytes
@@ -135,7 +136,10 @@ impl Trace {
     }
 
     fn call(&mut self, process_number: u32, thread: ThreadId, words: &[&str]) {
-        let (process, time_ns, probe) = (ProcessId(process_number), self.now_ns, ProbeId(0));
+        let (process, time_ns) = (ProcessId(process_number), self.now_ns);
+        let (what, probe) = words[0].split_once('.').unwrap_or((words[0], "0"));
+        let probe = ProbeId(probe.parse().unwrap());
+        let words = &[&[what], &words[1..]].concat()[..];
         let event = match words {
             ["malloc", size, "=", at, stack] => Event::Allocation {
                 process,
@@ -152,6 +156,7 @@ impl Trace {
                 thread,
                 time_ns,
                 address_avma: address(at),
+                probe: Some(probe),
                 caller: FreeCaller::Program,
             },
             ["free!", at] => Event::Free {
@@ -159,11 +164,16 @@ impl Trace {
                 thread,
                 time_ns,
                 address_avma: address(at),
+                probe: Some(probe),
                 caller: FreeCaller::AllocatorModule,
             },
-            ["realloc>", at] => {
-                Event::ReallocationBegin { process, thread, time_ns, old_address_avma: address(at) }
-            }
+            ["realloc>", at] => Event::ReallocationBegin {
+                process,
+                thread,
+                time_ns,
+                old_address_avma: address(at),
+                probe: Some(probe),
+            },
             ["realloc<", old, size, "=", new, stack] => Event::ReallocationEnd {
                 process,
                 thread,
@@ -176,8 +186,9 @@ impl Trace {
                 interval_bytes: self.interval_bytes,
             },
             ["realloc", old, rest @ ..] => {
-                self.call(process_number, thread, &["realloc>", old]);
-                return self.call(process_number, thread, &[&["realloc<", old], rest].concat());
+                let (begin, end) = (format!("realloc>.{probe}"), format!("realloc<.{probe}"));
+                self.call(process_number, thread, &[&begin, old]);
+                return self.call(process_number, thread, &[&[&*end, old], rest].concat());
             }
             ["exit"] => Event::ThreadExit { process, thread, time_ns },
             other => panic!("no such event: {other:?}"),

@@ -9,6 +9,7 @@ use super::{
 use crate::model::StackId;
 
 mod forks;
+mod mismatches;
 mod properties;
 mod reallocations;
 mod sampling;

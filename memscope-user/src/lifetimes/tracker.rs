@@ -9,12 +9,16 @@ use super::{
     faults::{FaultSite, FaultSums, Faults},
     live::{LiveBlocks, ordinal_of},
     mappings::{MappingSite, MappingTotals, Mappings},
+    mismatches::{Mismatch, Mismatches},
     sampled::weight_of,
     sites::{Resident, Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
     windows::Windows,
 };
-use crate::model::{CountedAllocations, Event, Fork, FreeCaller, ProcessId, ThreadId, Window};
+use crate::model::{
+    AllocatorCall, CountedAllocations, Event, Fork, FreeCaller, ProbeId, ProbeOwner, ProcessId,
+    ThreadId, Window,
+};
 
 /// Most loss windows kept one by one; further ones are only summed.
 const MAX_LOSS_WINDOWS: usize = 4096;
@@ -32,6 +36,7 @@ pub struct Tracker {
     windows: Windows,
     faults: Faults,
     mappings: Mappings,
+    mismatches: Mismatches,
 }
 
 fn hash_of(address_avma: u64) -> u64 {
@@ -57,18 +62,21 @@ impl Tracker {
             Event::Allocation { .. } | Event::ReallocationEnd { .. } => {
                 self.begin_or_move(event, ended)
             }
-            Event::Free { process, thread, time_ns, address_avma, caller } => {
+            Event::Free { process, thread, time_ns, address_avma, probe, caller } => {
                 let by = self.actors.by(process, thread);
+                self.judge(by, time_ns, address_avma, probe);
                 self.free(by, time_ns, address_avma, caller, ended);
             }
-            Event::ReallocationBegin { process, thread, old_address_avma, .. } => {
+            Event::ReallocationBegin { process, thread, time_ns, old_address_avma, probe } => {
                 let by = self.actors.by(process, thread);
+                self.judge(by, time_ns, old_address_avma, probe);
                 self.settle_pending(by);
                 let in_flight = InFlight { old_address_avma, closed: None };
                 self.actors.processes[by.process_index].in_flight.insert(thread, in_flight);
             }
             Event::ThreadExit { process, thread, .. } => self.end_thread(process, thread),
             Event::Loss { first_lost_ns, time_ns, lost_count } => {
+                self.mismatches.lose(first_lost_ns, time_ns);
                 self.totals.marked_losses = self.totals.marked_losses.saturating_add(lost_count);
                 if self.loss_windows.len() < MAX_LOSS_WINDOWS {
                     let (from_ns, until_ns) = (first_lost_ns, time_ns);
@@ -94,11 +102,12 @@ impl Tracker {
                 address_avma,
                 size_bytes,
                 stack,
+                probe,
                 interval_bytes,
-                ..
             } => {
                 let (by, key) = (self.actors.by(process, thread), SiteKey { process, stack });
-                let begin = Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes };
+                let begin =
+                    Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes, probe };
                 self.go_on(by);
                 if address_avma == 0 {
                     self.fail(&begin);
@@ -114,11 +123,12 @@ impl Tracker {
                 new_address_avma: address_avma,
                 size_bytes,
                 stack,
+                probe,
                 interval_bytes,
-                ..
             } => {
                 let (by, key) = (self.actors.by(process, thread), SiteKey { process, stack });
-                let begin = Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes };
+                let begin =
+                    Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes, probe };
                 self.end_reallocation(old_address_avma, &begin, ended);
             }
             _ => {}
@@ -241,7 +251,7 @@ impl Tracker {
         chain_allocated_ns: Option<u64>,
         ended: &mut impl FnMut(&Block),
     ) -> u64 {
-        let Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes } = *begin;
+        let Begin { by, key, time_ns, address_avma, size_bytes, interval_bytes, probe } = *begin;
         let (blocks, process) = (&self.blocks, &mut self.actors.processes[by.process_index]);
         if !process.inherited.is_empty() {
             // Given out again: its end was not seen.
@@ -261,6 +271,7 @@ impl Tracker {
             }
         };
         let site = self.sites.index_of(key);
+        let first_probe = self.sites.first_probe(site, probe);
         let ordinal = ordinal_of(self.begun);
         self.begun += 1;
         self.actors.threads[by.thread_index].last_ordinal = Some(ordinal);
@@ -273,6 +284,7 @@ impl Tracker {
             thread: by.thread,
             weight,
             interval_bytes,
+            other_probe: Some(probe).filter(|probe| *probe != first_probe),
             ordinal,
         };
         self.blocks.put(place, address_avma, &block);
@@ -331,6 +343,47 @@ impl Tracker {
         self.sites.end(&block, time_ns, temporary);
         let (process, freed_by) = (by.process, Some(by.thread));
         ended(&Block { process, address_avma, block, freed_ns: time_ns, freed_by });
+    }
+
+    /// A function was given an address to be freed or reallocated: if a block lives there that
+    /// another allocator gave, this is noted.
+    #[inline]
+    fn judge(&mut self, by: By, time_ns: u64, address_avma: u64, probe: Option<ProbeId>) {
+        if !self.mismatches.may_be() {
+            return;
+        }
+        let (blocks, process) = (&self.blocks, &self.actors.processes[by.process_index]);
+        let found = process
+            .live
+            .find(hash_of(address_avma), |place| blocks.address_avma(*place) == address_avma);
+        let block = found.map(|place| blocks.get(*place));
+        if let Some((block, probe)) = block.zip(probe)
+            && let Some(given_by) = self.sites.probe_of(&block)
+        {
+            self.mismatches.judge(&block, given_by, probe, time_ns);
+        }
+    }
+
+    /// Says whose a probed function is.
+    pub fn owner(&mut self, owner: &ProbeOwner) {
+        self.mismatches.define(owner);
+    }
+
+    /// A function of one allocator has called one of another.
+    pub fn allocator_call(&mut self, call: &AllocatorCall) {
+        self.mismatches.called(call);
+    }
+
+    /// What became of blocks cannot be told for certain, as parts of the recording are missing.
+    pub fn distrust(&mut self) {
+        self.mismatches.distrust();
+    }
+
+    /// Blocks that were given to another allocator than their own to be freed or reallocated, as
+    /// far as that is known.
+    #[must_use]
+    pub fn mismatches(&self) -> Vec<Mismatch> {
+        self.mismatches.certain()
     }
 
     /// Takes a live block out.
@@ -430,6 +483,7 @@ impl Tracker {
             peak_live_bytes: peak.bytes,
             peak_time_ns,
             unknown_frees: totals.unknown_frees + pending,
+            mismatched_frees: self.mismatches.certain().iter().map(|found| found.frees).sum(),
             ..totals
         }
     }
@@ -454,6 +508,11 @@ impl Tracker {
             let site = sites.get_mut(block.site as usize);
             if let Some(sampled) = site.and_then(|site| site.sampled.as_mut()) {
                 sampled.add_live(block.size_bytes, block.interval_bytes);
+            }
+        }
+        for found in self.mismatches.certain() {
+            if let Some(site) = sites.get_mut(found.site as usize) {
+                add(&mut site.sums.mismatched_frees, found.frees);
             }
         }
         sites
@@ -541,6 +600,7 @@ impl Tracker {
             + self.sites.held_bytes()
             + self.faults.held_bytes()
             + self.mappings.held_bytes()
+            + self.mismatches.held_bytes()
             + self.loss_windows.capacity() * size_of::<LossWindow>()
             + self.windows.list.capacity() * size_of::<Window>()
     }
@@ -555,7 +615,7 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ProbeId, StackId};
+    use crate::model::StackId;
 
     fn allocation(number: u64, address_avma: u64) -> Event {
         Event::Allocation {
@@ -576,6 +636,7 @@ mod tests {
             thread: ThreadId(number as u32 % 8),
             time_ns: number,
             address_avma,
+            probe: Some(ProbeId(1)),
             caller: FreeCaller::Program,
         }
     }

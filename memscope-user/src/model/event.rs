@@ -40,6 +40,8 @@ pub enum Event {
         time_ns: u64,
         /// Which block.
         address_avma: u64,
+        /// By which function; none if the recording does not say.
+        probe: Option<ProbeId>,
         /// Who called.
         caller: FreeCaller,
     },
@@ -54,6 +56,8 @@ pub enum Event {
         time_ns: u64,
         /// Which block.
         old_address_avma: u64,
+        /// By which function; none if the recording does not say.
+        probe: Option<ProbeId>,
     },
     /// A reallocation of an existing block returned: moved it, resized it in place,
     /// freed it (new address and size 0), or failed (new address 0).

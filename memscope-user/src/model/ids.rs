@@ -35,6 +35,8 @@ ids! {
     StackId
     /// A probed function of a module.
     ProbeId
+    /// An allocator that is known from others, by a number from 1.
+    AllocatorId
     /// A thread, by its number in the initial pid namespace.
     ThreadId
 }

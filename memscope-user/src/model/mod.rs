@@ -12,7 +12,7 @@ mod ids;
 mod memory;
 
 pub use event::{Event, FreeCaller, MappedBy, MappingKind};
-pub use ids::{FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
+pub use ids::{AllocatorId, FrameId, ModuleId, ProbeId, ProcessId, StackId, ThreadId};
 pub use memory::{
     ControlGroupMemory, HeapMappings, MappedMemory, MemoryReading, ProcessMemory, ResidentMemory,
 };
@@ -59,6 +59,10 @@ pub enum Item {
     PageSums(PageSums),
     /// What processes map by system calls is recorded; before all of it.
     MappingsObserved,
+    /// Says whose a probed function is, where that is known; after the probe's definition.
+    Owner(ProbeOwner),
+    /// A function of one allocator has called one of another.
+    AllocatorCall(AllocatorCall),
 }
 
 /// One image of one process: exec begins a new one.
@@ -187,6 +191,37 @@ pub struct Probe {
     /// Whether the kernel emulates the instruction; if not, it single-steps it,
     /// at several times the price.
     pub emulated: bool,
+}
+
+/// Which allocator a probed function is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeOwner {
+    /// Which function.
+    pub probe: ProbeId,
+    /// Whose.
+    pub allocator: AllocatorId,
+    /// How that is known.
+    pub known_by: OwnerEvidence,
+}
+
+/// How it is known which allocator a function is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnerEvidence {
+    /// Its module defines what only allocators have that take their memory from the kernel.
+    Module,
+    /// Somebody has described it so.
+    Description,
+}
+
+/// A function was called inside a call of one of another allocator: what the outer one gives can
+/// be the inner one's, and what the outer one is given to free, it can hand on. None is an allocator
+/// that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AllocatorCall {
+    /// Whose function called.
+    pub outer: Option<AllocatorId>,
+    /// Whose was called.
+    pub inner: Option<AllocatorId>,
 }
 
 /// One place in code.

@@ -8,8 +8,8 @@ use rustc_hash::FxHashMap;
 use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
     lifetimes::{
-        Block, FaultSite, FaultSums, LiveBlock, LossWindow, MappingSite, MappingTotals, Sampled,
-        Site, SiteSums, Totals, Tracker, Windows,
+        Block, FaultSite, FaultSums, LiveBlock, LossWindow, MappingSite, MappingTotals, Mismatch,
+        Sampled, Site, SiteSums, Totals, Tracker, Windows,
     },
     model::{
         Capture, Counters, EndReason, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module,
@@ -80,7 +80,9 @@ impl Definitions {
             | Item::Window(_)
             | Item::Memory(_)
             | Item::PageSums(_)
-            | Item::MappingsObserved => {}
+            | Item::MappingsObserved
+            | Item::Owner(_)
+            | Item::AllocatorCall(_) => {}
         }
     }
 }
@@ -114,6 +116,8 @@ impl Analyzer {
             Item::ExactCounts(exact) => self.exact = Some(exact.clone()),
             Item::PageSums(sums) => self.page_sums = Some(*sums),
             Item::MappingsObserved => self.observes_mappings = true,
+            Item::Owner(owner) => self.tracker.owner(owner),
+            Item::AllocatorCall(call) => self.tracker.allocator_call(call),
             Item::Counted(counted) => {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);
@@ -159,7 +163,12 @@ impl Analyzer {
         self.finish_with_tracker(capture, end).0
     }
 
-    fn finish_with_tracker(self, capture: Capture, end: RecordingEnd) -> (Analysis, Tracker) {
+    fn finish_with_tracker(mut self, capture: Capture, end: RecordingEnd) -> (Analysis, Tracker) {
+        let lost = self.counters.as_ref().map_or(0, Counters::lost_total);
+        if lost > self.tracker.totals().marked_losses {
+            // Some of it nobody has told yet when recording ended.
+            self.tracker.distrust();
+        }
         let ended_at_ns = match &end {
             RecordingEnd::Complete(ending) => ending.ended_at_ns,
             // What was observed reaches to the last event that was saved.
@@ -197,6 +206,7 @@ impl Analyzer {
         let analysis = Analysis {
             process_sums: sums_by_process(sums),
             totals,
+            mismatches: self.tracker.mismatches(),
             windows: self.tracker.windows().clone(),
             loss_windows: self.tracker.loss_windows().to_vec(),
             definitions: self.definitions,
@@ -250,6 +260,8 @@ pub struct Analysis {
     pub sites: Vec<Site>,
     /// The same by process.
     pub process_sums: FxHashMap<ProcessId, SiteSums>,
+    /// Blocks of which another allocator than their own was to free or reallocate.
+    pub mismatches: Vec<Mismatch>,
     /// When the live blocks of a site began, by index of the site.
     pub live_ages: FxHashMap<u32, LiveAge>,
     /// What the sampled blocks tell; none if none was sampled.
@@ -397,6 +409,9 @@ fn replay<R: Read + Seek>(
                 analyzer.apply(item, &mut ended);
             }
         }
+    }
+    if reader.damage_count() > 0 {
+        analyzer.tracker.distrust();
     }
     let (mut analysis, tracker) = analyzer.finish_with_tracker(capture, reader.end());
     analysis.damages = reader.damages().to_vec();

@@ -44,10 +44,25 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
         totals.allocated_bytes.wrapping_sub(ended_bytes),
         totals.live_bytes,
     )?;
+    check_sites(analysis)?;
+    check_faults(analysis)?;
+    check_mappings(analysis)?;
+    // The counters of all CPUs are not read at one moment: only the last reading,
+    // after recording had been switched off, is exact.
+    match (&analysis.counters, &analysis.end) {
+        (Some(counters), RecordingEnd::Complete(_)) if analysis.damage_count == 0 => {
+            check_counters(counters)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_sites(analysis: &Analysis) -> Result<(), Inconsistency> {
+    let totals = &analysis.totals;
     let sum = |number: fn(&Site) -> u64| {
         analysis.sites.iter().fold(0_u64, |sum, site| sum.wrapping_add(number(site)))
     };
-    let sums: [(&'static str, u64, u64); 9] = [
+    let sums: [(&'static str, u64, u64); 10] = [
         (
             "Σ sites' allocations = allocations",
             sum(|site| site.sums.allocations),
@@ -85,20 +100,16 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
             sum(|site| site.sums.temporary_allocations),
             totals.temporary_allocations,
         ),
+        (
+            "Σ sites' mismatched frees = mismatched frees",
+            sum(|site| site.sums.mismatched_frees),
+            totals.mismatched_frees,
+        ),
     ];
     for (name, left, right) in sums {
         law(name, left, right)?;
     }
-    check_faults(analysis)?;
-    check_mappings(analysis)?;
-    // The counters of all CPUs are not read at one moment: only the last reading,
-    // after recording had been switched off, is exact.
-    match (&analysis.counters, &analysis.end) {
-        (Some(counters), RecordingEnd::Complete(_)) if analysis.damage_count == 0 => {
-            check_counters(counters)
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_faults(analysis: &Analysis) -> Result<(), Inconsistency> {

@@ -51,6 +51,8 @@ pub struct SiteRow<'a> {
     pub failed_allocations: u64,
     /// Blocks whose end was not seen, but whose address was given out again.
     pub unseen_ends: u64,
+    /// Calls that gave a block from here to another allocator to be freed or reallocated.
+    pub mismatched_frees: u64,
     /// Age of the oldest live block when the trace ended.
     pub oldest_live_age_ns: Option<u64>,
     /// Age of the newest live block when the trace ended.
@@ -117,6 +119,7 @@ impl<'a> SiteRow<'a> {
             temporary_allocations: site.sums.temporary_allocations,
             failed_allocations: site.sums.failed_allocations,
             unseen_ends: site.sums.unseen_ends,
+            mismatched_frees: site.sums.mismatched_frees,
             oldest_live_age_ns: ages.map(|ages| age(ages.oldest_allocated_ns)),
             newest_live_age_ns: ages.map(|ages| age(ages.newest_allocated_ns)),
             lifetime_ns: site.lifetimes.summary().map(LifetimeNs::from),

@@ -54,6 +54,8 @@ pub struct SummaryReport<'a> {
     pub failed_allocations: u64,
     /// Freed by their thread with no other allocation of it in between.
     pub temporary_allocations: u64,
+    /// Calls that gave a block to another allocator to be freed or reallocated.
+    pub mismatched_frees: u64,
     /// Not ended when the trace ended.
     pub live_blocks: u64,
     /// Sum of their requested sizes.
@@ -110,6 +112,7 @@ impl<'a> SummaryReport<'a> {
             reallocations: totals.reallocations,
             failed_allocations: totals.failed_allocations,
             temporary_allocations: totals.temporary_allocations,
+            mismatched_frees: totals.mismatched_frees,
             live_blocks: totals.live_blocks,
             live_bytes: totals.live_bytes,
             peak_live_blocks: totals.peak_live_blocks,
@@ -264,6 +267,13 @@ impl<'a> SummaryReport<'a> {
             counted(self.frees, "block"),
             text::percent(self.temporary_allocations, self.allocations)
         );
+        if self.mismatched_frees > 0 {
+            line!(
+                out,
+                "  mismatched {} by another allocator than the block's (--view mismatched)",
+                counted(self.mismatched_frees, "free")
+            );
+        }
         line!(
             out,
             "  live       {} in {} at the end",

@@ -17,6 +17,8 @@
 //! !mappings                       what is mapped by system calls was observed
 //! !map a anonymous program 16 4   four pages are mapped, from page 16 on; 0: the call failed
 //! !unmap 18 1                     a page is unmapped
+//! !owner 2 3 pool_free            function 2, of this name, is of allocator 3, as was described (of 0
+//!                                 and 1 it is known by their module)
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,13 +27,28 @@ use super::{Analysis, Analyzer};
 use crate::{
     lifetimes::testing::{Trace, parse},
     model::{
-        Capture, CountedAllocations, Counters, EndReason, Ending, EndingReason, Event, ExactCounts,
-        Frame, FrameId, FrameSymbols, Item, Location, LossCause, MappedBy, MappingKind, Module,
-        ModuleId, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ResidentBytes,
-        SizeClass, SourceFunction, Stack, StackId, StackMode, StackOutcome, ThreadId,
+        AllocatorId, Capture, CountedAllocations, Counters, EndReason, Ending, EndingReason, Event,
+        ExactCounts, Frame, FrameId, FrameSymbols, Item, Location, LossCause, MappedBy,
+        MappingKind, Module, ModuleId, OwnerEvidence, PageSums, Probe, ProbeId, ProbeOwner,
+        Process, ProcessEnd, ProcessId, ResidentBytes, SizeClass, SourceFunction, Stack, StackId,
+        StackMode, StackOutcome, ThreadId,
     },
     store::RecordingEnd,
 };
+
+/// Of two sites blocks are given to a pool.
+pub(crate) const MISMATCHED: &str = "
+    !owner 0 1 malloc
+    !owner 2 2 pool_free
+    !owner 3 2 pool_resize
+    1 malloc 100 = 0x10 @keep
+    1 malloc 200 = 0x20 @keep
+    1 malloc 50 = 0x30 @parse
+    1 malloc 60 = 0x40 @parse
+    1 free.2 0x10
+    1 free.2 0x20
+    1 realloc.3 0x30 70 = 0x50 @parse
+    1 free 0x40";
 
 /// `fill` and `read` are told apart; two places in one line of `fill` are not.
 pub(crate) const FAULTS: &str = "
@@ -143,6 +160,19 @@ impl Definer {
         self.items.push(Item::Stack(Stack { id, process: ProcessId(process), outcome, frames }));
     }
 
+    fn owner(&mut self, probe: &str, allocator: &str, function: &str) {
+        let (id, module) = (ProbeId(probe.parse().unwrap()), ModuleId(1));
+        let function = function.to_owned();
+        let (file_offset, emulated) = (0x20, true);
+        self.items.push(Item::Probe(Probe { id, function, module, file_offset, emulated }));
+        let allocator = AllocatorId(allocator.parse().unwrap());
+        let known_by = match id {
+            ProbeId(0 | 1) => OwnerEvidence::Module,
+            _ => OwnerEvidence::Description,
+        };
+        self.items.push(Item::Owner(ProbeOwner { probe: id, allocator, known_by }));
+    }
+
     fn directive(&mut self, words: &[&str], trace: &mut Trace) {
         match words {
             ["stack", stack, outcome, frames @ ..] => {
@@ -199,6 +229,7 @@ impl Definer {
                 let item = mapping_item(words, trace);
                 self.items.push(item);
             }
+            ["owner", probe, allocator, function] => self.owner(probe, allocator, function),
             ["late"] => {
                 let late = Process { from_start: false, ..process(1, "server") };
                 self.items.push(Item::Process(late));

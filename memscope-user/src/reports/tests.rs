@@ -11,6 +11,7 @@ use crate::{
 
 mod mappings;
 mod memory;
+mod mismatched;
 mod pages;
 mod processes;
 mod sampling;

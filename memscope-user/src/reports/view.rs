@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, MappingsReport, MemoryReport, PagesReport, PeakReport, ProcessesReport,
-    SiteOrder, SitesReport, SummaryReport, Wrappers,
+    Analysis, LeaksReport, MappingsReport, MemoryReport, MismatchedReport, PagesReport, PeakReport,
+    ProcessesReport, SiteOrder, SitesReport, SummaryReport, Wrappers,
 };
 
 /// A question to a recording.
@@ -30,11 +30,13 @@ pub enum View {
     Pages,
     /// Who has mapped memory by system calls?
     Mappings,
+    /// Which blocks were freed by another allocator than their own?
+    Mismatched,
 }
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
@@ -45,6 +47,7 @@ impl View {
         Self::Memory,
         Self::Pages,
         Self::Mappings,
+        Self::Mismatched,
     ];
 
     /// What `--view` calls it.
@@ -61,6 +64,7 @@ impl View {
             Self::Memory => "memory",
             Self::Pages => "pages",
             Self::Mappings => "mappings",
+            Self::Mismatched => "mismatched",
         }
     }
 
@@ -80,6 +84,7 @@ impl View {
                 "call chains by what became resident in their page faults (trace --pages)"
             }
             Self::Mappings => "call chains by what they mapped by mmap, mremap and brk",
+            Self::Mismatched => "blocks freed by another allocator than their own, by call chain",
         }
     }
 
@@ -117,6 +122,7 @@ impl View {
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
             Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
             Self::Mappings => Report::Mappings(MappingsReport::of(analysis, top)),
+            Self::Mismatched => Report::Mismatched(MismatchedReport::of(analysis, top, wrappers)),
         }
     }
 }
@@ -141,6 +147,8 @@ pub enum Report<'a> {
     Pages(PagesReport<'a>),
     /// To [`View::Mappings`].
     Mappings(MappingsReport<'a>),
+    /// To [`View::Mismatched`].
+    Mismatched(MismatchedReport<'a>),
 }
 
 impl Report<'_> {
@@ -156,6 +164,7 @@ impl Report<'_> {
             Self::Memory(report) => report.text(),
             Self::Pages(report) => report.text(),
             Self::Mappings(report) => report.text(),
+            Self::Mismatched(report) => report.text(),
         }
     }
 }

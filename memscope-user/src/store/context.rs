@@ -1,7 +1,7 @@
 //! What both sides know while a chunk is written and read. It begins anew with each
 //! chunk, so that a chunk can be read by itself.
 
-use crate::model::{ProcessId, ThreadId};
+use crate::model::{ProbeId, ProcessId, ThreadId};
 
 /// Lowest three bits of a tag: what the item is.
 pub(super) const KIND_MASK: u8 = 7;
@@ -35,6 +35,11 @@ pub(super) const ADDRESS_BEFORE_LAST: u8 = 3 << ADDRESS_SHIFT;
 pub(super) const SAME_SIZE: u8 = 1 << 6;
 /// The probe is that which the stack had last.
 pub(super) const SAME_PROBE: u8 = 1 << 7;
+
+/// Of what has no size: the function is that of the last event with this bit or the next.
+pub(super) const SAME_ENDING: u8 = 1 << 6;
+/// The same: it is in the column of others. Without both it is not known.
+pub(super) const NEW_ENDING: u8 = 1 << 7;
 
 /// The next of the definitions.
 pub(super) const OTHER_ITEM: u8 = OTHER;
@@ -91,6 +96,8 @@ pub(super) struct Context {
     pub(super) threads: Vec<Thread>,
     /// Which of them the event before was of.
     pub(super) current: usize,
+    /// Function of the last free, or the last begin of a reallocation, of which it is known.
+    pub(super) ending: Option<ProbeId>,
     habits: [Habit; STACK_PLACES],
 }
 
@@ -101,6 +108,7 @@ impl Default for Context {
             interval_bytes: 0,
             threads: Vec::new(),
             current: 0,
+            ending: None,
             habits: [Habit::default(); STACK_PLACES],
         }
     }
@@ -109,8 +117,8 @@ impl Default for Context {
 impl Context {
     /// As at the beginning of a chunk; keeps its memory.
     pub(super) fn clear(&mut self) {
-        let Self { time_ns, interval_bytes, threads, current, habits } = self;
-        (*time_ns, *interval_bytes, *current) = (0, 0, 0);
+        let Self { time_ns, interval_bytes, threads, current, ending, habits } = self;
+        (*time_ns, *interval_bytes, *current, *ending) = (0, 0, 0, None);
         threads.clear();
         *habits = [Habit::default(); STACK_PLACES];
     }

@@ -87,10 +87,6 @@ impl Decoder<'_> {
         }
         let by = self.thread(kind != OTHER && tag & SAME_THREAD != 0)?;
         let Thread { process, thread, reallocating_avma } = by;
-        let has_block = matches!(kind, ALLOCATION | REALLOCATION_END | OTHER_REALLOCATION_END);
-        if kind != OTHER && !has_block && tag & (SAME_SIZE | SAME_PROBE) != 0 {
-            return None;
-        }
         Some(match kind {
             ALLOCATION => {
                 let Block { address_avma, size_bytes, stack, probe, interval_bytes } =
@@ -109,13 +105,16 @@ impl Decoder<'_> {
             FREE | ALLOCATOR_FREE => {
                 let caller =
                     if kind == FREE { FreeCaller::Program } else { FreeCaller::AllocatorModule };
-                Event::Free { process, thread, time_ns, address_avma: self.address(tag)?, caller }
+                let address_avma = self.address(tag)?;
+                let probe = self.ending(tag)?;
+                Event::Free { process, thread, time_ns, address_avma, probe, caller }
             }
             REALLOCATION_BEGIN => {
                 let old_address_avma = self.address(tag)?;
                 let current = self.context.threads.get_mut(self.context.current)?;
                 current.reallocating_avma = old_address_avma;
-                Event::ReallocationBegin { process, thread, time_ns, old_address_avma }
+                let probe = self.ending(tag)?;
+                Event::ReallocationBegin { process, thread, time_ns, old_address_avma, probe }
             }
             REALLOCATION_END | OTHER_REALLOCATION_END => {
                 let old_address_avma =
@@ -144,6 +143,19 @@ impl Decoder<'_> {
         let first_lost_ns = self.context.time_ns.wrapping_add_signed(since);
         let lost_count = take(&mut self.columns.others)?;
         Some(Event::Loss { first_lost_ns, time_ns: self.time()?, lost_count })
+    }
+
+    /// By which function a block ends, if that is known.
+    fn ending(&mut self, tag: u8) -> Option<Option<ProbeId>> {
+        match tag & (SAME_ENDING | NEW_ENDING) {
+            0 => return Some(None),
+            SAME_ENDING => {}
+            NEW_ENDING => {
+                self.context.ending = Some(ProbeId(take_u32(&mut self.columns.others)?));
+            }
+            _ => return None,
+        }
+        self.context.ending.map(Some)
     }
 
     fn page_fault(&mut self, time_ns: u64, is_major: bool) -> Option<Event> {

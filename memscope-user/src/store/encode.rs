@@ -102,20 +102,22 @@ impl Encoder {
                 let by = self.thread(process, thread);
                 self.block(ALLOCATION | by, &block);
             }
-            Event::Free { process, thread, time_ns, address_avma, caller } => {
+            Event::Free { process, thread, time_ns, address_avma, probe, caller } => {
                 let kind = match caller {
                     FreeCaller::Program => FREE,
                     FreeCaller::AllocatorModule => ALLOCATOR_FREE,
                 };
                 self.time(time_ns);
                 let tag = kind | self.thread(process, thread) | self.address(address_avma);
+                let tag = tag | self.ending(probe);
                 self.columns.tags.push(tag);
             }
-            Event::ReallocationBegin { process, thread, time_ns, old_address_avma } => {
+            Event::ReallocationBegin { process, thread, time_ns, old_address_avma, probe } => {
                 self.time(time_ns);
                 let tag = REALLOCATION_BEGIN
                     | self.thread(process, thread)
-                    | self.address(old_address_avma);
+                    | self.address(old_address_avma)
+                    | self.ending(probe);
                 if let Some(thread) = self.context.threads.get_mut(self.context.current) {
                     thread.reallocating_avma = old_address_avma;
                 }
@@ -273,6 +275,17 @@ impl Encoder {
         self.context.time_ns = time_ns;
         self.columns.times_low.push(since as u8);
         varint::push(&mut self.columns.times_high, varint::zigzag(since >> 8));
+    }
+
+    /// The part of the tag that says by which function a block ends.
+    fn ending(&mut self, probe: Option<ProbeId>) -> u8 {
+        let Some(known) = probe else { return 0 };
+        if self.context.ending == probe {
+            return SAME_ENDING;
+        }
+        self.context.ending = probe;
+        varint::push(&mut self.columns.others, known.0.into());
+        NEW_ENDING
     }
 
     fn slot(&mut self, process: ProcessId, thread: ThreadId) -> usize {

@@ -3,21 +3,22 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    ControlGroupMemory, Counters, EndReason, Event, Fork, Frame, FrameId, FrameSymbols, FreeCaller,
-    HeapMappings, Item, Location, LossCause, MappedBy, MappedMemory, MappingKind, MemoryReading,
-    Module, ModuleId, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId, ProcessMemory,
-    ResidentBytes, ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
+    AllocatorCall, AllocatorId, ControlGroupMemory, Counters, EndReason, Event, Fork, Frame,
+    FrameId, FrameSymbols, FreeCaller, HeapMappings, Item, Location, LossCause, MappedBy,
+    MappedMemory, MappingKind, MemoryReading, Module, ModuleId, OwnerEvidence, PageSums, Probe,
+    ProbeId, ProbeOwner, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
+    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
 };
 
+fn resident((anonymous, file, shared): (u64, u64, u64)) -> ResidentBytes {
+    ResidentBytes { anonymous, file, shared }
+}
+
 fn page_sums() -> BoxedStrategy<PageSums> {
-    let resident = || {
-        any::<(u64, u64, u64)>().prop_map(|(anonymous, file, shared)| ResidentBytes {
-            anonymous,
-            file,
-            shared,
-        })
-    };
-    (resident(), resident()).prop_map(|(elsewhere, gone)| PageSums { elsewhere, gone }).boxed()
+    let any_resident = || any::<(u64, u64, u64)>().prop_map(resident);
+    (any_resident(), any_resident())
+        .prop_map(|(elsewhere, gone)| PageSums { elsewhere, gone })
+        .boxed()
 }
 
 /// Few ids, so that items refer to each other.
@@ -46,6 +47,8 @@ fn event() -> BoxedStrategy<Event> {
         )| {
             let (process, thread) = (ProcessId(process), ThreadId(thread));
             let (stack, probe) = (StackId(stack), ProbeId(probe));
+            let ending = Some(probe).filter(|_| !other.is_multiple_of(3));
+            let resident = resident((size_bytes, other, interval_bytes));
             let caller = if allocator { FreeCaller::AllocatorModule } else { FreeCaller::Program };
             match kind {
                 0 => Event::Allocation {
@@ -58,12 +61,13 @@ fn event() -> BoxedStrategy<Event> {
                     probe,
                     interval_bytes,
                 },
-                1 => Event::Free { process, thread, time_ns, address_avma, caller },
+                1 => Event::Free { process, thread, time_ns, address_avma, probe: ending, caller },
                 2 => Event::ReallocationBegin {
                     process,
                     thread,
                     time_ns,
                     old_address_avma: address_avma,
+                    probe: ending,
                 },
                 3 => Event::ReallocationEnd {
                     process,
@@ -83,11 +87,7 @@ fn event() -> BoxedStrategy<Event> {
                     time_ns,
                     address_avma,
                     stack,
-                    resident: ResidentBytes {
-                        anonymous: size_bytes,
-                        file: other,
-                        shared: interval_bytes,
-                    },
+                    resident,
                     is_major: allocator,
                 },
                 _ => Event::Loss { first_lost_ns: other, time_ns, lost_count: size_bytes },
@@ -309,6 +309,16 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         1 => memory().prop_map(Item::Memory),
         1 => page_sums().prop_map(Item::PageSums),
         1 => Just(Item::MappingsObserved),
+        1 => (id(), any::<u32>(), any::<bool>()).prop_map(|(probe, allocator, described)| {
+            let known_by =
+                if described { OwnerEvidence::Description } else { OwnerEvidence::Module };
+            let (probe, allocator) = (ProbeId(probe), AllocatorId(allocator));
+            Item::Owner(ProbeOwner { probe, allocator, known_by })
+        }),
+        1 => any::<[Option<u32>; 2]>().prop_map(|ids| {
+            let [outer, inner] = ids.map(|id| id.map(AllocatorId));
+            Item::AllocatorCall(AllocatorCall { outer, inner })
+        }),
     ]
     .boxed()
 }

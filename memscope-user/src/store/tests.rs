@@ -9,8 +9,8 @@ use super::{
     MAJOR_VERSION, MAX_PAYLOAD_BYTES, Reader, RecordingEnd, StoreError, Writer, testing,
 };
 use crate::model::{
-    Capture, Ending, EndingReason, Event, FreeCaller, Item, Module, ModuleId, ProcessId, StackMode,
-    ThreadId,
+    Capture, Ending, EndingReason, Event, FreeCaller, Item, Module, ModuleId, ProbeId, ProcessId,
+    StackMode, ThreadId,
 };
 
 mod columns;
@@ -41,6 +41,7 @@ fn free(number: u64) -> Item {
         thread: ThreadId(2),
         time_ns: number * 10,
         address_avma: number * 0x1001,
+        probe: Some(ProbeId(number as u32 % 2)),
         caller: FreeCaller::Program,
     })
 }

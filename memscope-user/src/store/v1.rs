@@ -161,6 +161,7 @@ impl Previous {
                 thread,
                 time_ns: self.time_ns(time),
                 address_avma: self.address_avma(address),
+                probe: None,
                 caller,
             },
             Event::ReallocationBegin { process, thread, time, old_address } => {
@@ -169,6 +170,7 @@ impl Previous {
                     thread,
                     time_ns: self.time_ns(time),
                     old_address_avma: self.address_avma(old_address),
+                    probe: None,
                 }
             }
             Event::ReallocationEnd {

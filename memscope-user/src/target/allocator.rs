@@ -79,6 +79,9 @@ pub struct Allocator {
     pub name: &'static str,
     /// Whose names they have.
     pub naming: Naming,
+    /// Whether a module that defines one which gives blocks has an allocator that takes its memory
+    /// from the kernel, and not from another one. Names that anybody may define do not say so.
+    pub takes_pages: bool,
     /// The rows, in parts that it has in common with others or alone.
     pub functions: &'static [&'static [AllocatorFunction]],
 }

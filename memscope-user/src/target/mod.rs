@@ -26,7 +26,7 @@ pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;
 pub use module::{CodeSegment, DescribedCode, FunctionCode, ModuleError, ModuleFacts, Search};
-pub use plan::{PlannedProbe, is_of_interest, plan_probes, unseen_functions};
+pub use plan::{Owner, PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
     CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, other_root,
     path_of_open,

@@ -141,6 +141,8 @@ pub struct DescribedCode {
     pub description: usize,
     /// What it does.
     pub function: AllocatorFunction,
+    /// Which allocator it is said to be of.
+    pub allocator: Option<&'static str>,
     /// Where it is.
     pub code: FunctionCode,
 }
@@ -161,6 +163,8 @@ pub struct ModuleFacts {
     /// Whether it is a dynamic loader: it has an allocator of its own for its first
     /// steps, whose blocks nobody can free.
     pub is_loader: bool,
+    /// Whether it is the C library, or has it in it.
+    pub is_c_library: bool,
     /// Where it says what it is about to do, if it is a dynamic loader: `_r_debug`
     /// (glibc `<link.h>`), in the file's own numbering.
     pub loader_state_svma: Option<u64>,
@@ -246,6 +250,7 @@ impl ModuleFacts {
             is_loader: elf
                 .dynamic_symbols()
                 .any(|symbol| symbol.is_definition() && symbol.name() == Ok("_rtld_global")),
+            is_c_library: symbols.starts_programs && symbols.ends_programs,
             code,
             functions,
             described,
@@ -273,6 +278,11 @@ struct Symbols {
     found: BTreeMap<(u64, String), (u64, bool)>,
     /// Where all functions begin.
     starts: BTreeSet<u64>,
+    /// Whether there is `__libc_start_main`, which calls `main` in glibc and musl. Libraries that
+    /// intercept it have it, too.
+    starts_programs: bool,
+    /// Whether there is `exit`, which it calls then.
+    ends_programs: bool,
 }
 
 impl Symbols {
@@ -298,6 +308,8 @@ impl Symbols {
             let Ok(name) = symbol.name() else { continue };
             // .symtab writes the version into the name.
             let name = name.split('@').next().unwrap_or(name);
+            self.starts_programs |= name == "__libc_start_main";
+            self.ends_programs |= name == "exit";
             if wanted(name) {
                 let (size, is_local) = self
                     .found
@@ -350,7 +362,9 @@ impl<'a> Parsed<'a, '_> {
                 Place::Svma(svma) => Vec::from_iter(at(svma)),
                 Place::FileOffset(offset) => Vec::from_iter(self.svma_of(offset).and_then(at)),
             };
-            let described = |code| DescribedCode { description: *number, function, code };
+            let allocator = description.allocator;
+            let described =
+                |code| DescribedCode { description: *number, function, allocator, code };
             code.into_iter().map(described).collect()
         };
         descriptions.iter().flat_map(of).collect()

@@ -25,6 +25,15 @@ fn exception_function(name: &str) -> Option<AllocatorFunction> {
     EXCEPTION_FUNCTIONS.into_iter().find(|function| function.name == name)
 }
 
+/// Which allocator a function is of, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The one that its module has, which takes its memory from the kernel.
+    Module,
+    /// The one that somebody has described it to be of, by name.
+    Described(&'static str),
+}
+
 /// A probe to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedProbe {
@@ -37,6 +46,10 @@ pub struct PlannedProbe {
     pub code_file_offsets: (u64, u64),
     /// How it was chosen.
     pub site: ProbeSite,
+    /// Which allocator the function is of, if that is known.
+    pub owner: Option<Owner>,
+    /// The number that this allocator was given; 0 for none.
+    pub allocator: u8,
 }
 
 /// One probe for each function of interest that the module defines; a function with
@@ -47,7 +60,7 @@ pub struct PlannedProbe {
 #[must_use]
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
-    for (found, function) in wanted(facts) {
+    for (found, function, owner) in wanted(facts) {
         let exits = facts.exits.get(&found.file_offset);
         let exits = exits.and_then(|exits| exits.as_ref().ok()).map_or(&[][..], Vec::as_slice);
         // What it gives would not be seen.
@@ -58,22 +71,23 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
             continue;
         };
-        let planned = |function, file_offset, site| {
+        let planned = |function, file_offset, site, owner| {
             let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
             let code_file_offsets = code.map_or((file_offset, file_offset), |segment| {
                 (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
             });
-            PlannedProbe { function, file_offset, code_file_offsets, site }
+            PlannedProbe { function, file_offset, code_file_offsets, site, owner, allocator: 0 }
         };
         if function.can_throw {
             for exit in exits {
-                by_offset.entry(*exit).or_insert(planned(EXIT, *exit, ProbeSite::EXIT));
+                by_offset.entry(*exit).or_insert(planned(EXIT, *exit, ProbeSite::EXIT, None));
             }
         }
         by_offset.entry(found.file_offset).or_insert(planned(
             found_at(function, site.places),
             file_offset,
             site,
+            owner,
         ));
     }
     let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
@@ -93,17 +107,17 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
 #[must_use]
 pub fn unseen_functions(facts: &ModuleFacts) -> Vec<(&'static str, ExitObstacle)> {
     let obstacle = |found: &FunctionCode| facts.exits.get(&found.file_offset)?.as_ref().err();
-    let unseen = wanted(facts).into_iter().filter(|(_, function)| function.can_throw);
-    unseen.filter_map(|(found, function)| Some((function.name, *obstacle(found)?))).collect()
+    let unseen = wanted(facts).into_iter().filter(|(_, function, _)| function.can_throw);
+    unseen.filter_map(|(found, function, _)| Some((function.name, *obstacle(found)?))).collect()
 }
 
 /// What of a module's functions is to be probed. Of several names the best known comes first,
 /// before it what was described.
-fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
+fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction, Option<Owner>)> {
     if facts.is_loader {
         // The loader's own first allocator is left alone: nobody frees its blocks.
         let notices = facts.functions.iter().filter(|found| found.name == LOADER_FUNCTION.name);
-        return notices.map(|found| (found, LOADER_FUNCTION)).collect();
+        return notices.map(|found| (found, LOADER_FUNCTION, None)).collect();
     }
     let mut rows: Vec<(&FunctionCode, Row)> = facts
         .functions
@@ -125,15 +139,33 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction)> {
         Naming::Operator => is_allocator && !hands_on(found, row.function, &effects),
     });
     rows.sort_by_key(|(_, row)| row.number);
+    let owner = owner_of(facts, &rows);
     let functions = rows.into_iter().map(|(found, Row { function, .. })| {
         let is_leaf = function.is_leaf && !has_own_names;
-        (found, AllocatorFunction { is_leaf, ..*function })
+        (found, AllocatorFunction { is_leaf, ..*function }, owner)
     });
-    let of_exceptions =
-        facts.functions.iter().filter_map(|found| Some((found, exception_function(&found.name)?)));
+    let of_exceptions = facts
+        .functions
+        .iter()
+        .filter_map(|found| Some((found, exception_function(&found.name)?, None)));
     // First, so that a description counts more than the table.
-    let described = facts.described.iter().map(|found| (&found.code, found.function));
+    let described = facts
+        .described
+        .iter()
+        .map(|found| (&found.code, found.function, found.allocator.map(Owner::Described)));
     described.chain(functions).chain(of_exceptions).collect()
+}
+
+/// Whose the functions of the table are in a module. Of names that anybody may define it is not
+/// known, as they can hand on to another module; nor where blocks are given or end that are not seen.
+fn owner_of(facts: &ModuleFacts, rows: &[(&FunctionCode, Row)]) -> Option<Owner> {
+    let any = |is: &dyn Fn(&Row) -> bool| rows.iter().any(|(_, row)| is(row));
+    let gives = |row: &Row| row.function.kind == FunctionKind::Allocates;
+    let takes_pages = facts.is_c_library || any(&|row| row.takes_pages && gives(row));
+    let is_whole = any(&gives)
+        && any(&|row| row.function.kind == FunctionKind::Frees)
+        && facts.exits.values().all(Result::is_ok);
+    (takes_pages && is_whole).then_some(Owner::Module)
 }
 
 /// What a call does to blocks: whether it gives one, and whether it ends one.
@@ -180,6 +212,7 @@ fn found_at(function: AllocatorFunction, places: ArgumentPlaces) -> AllocatorFun
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::module::DescribedCode;
 
     const OLD_KERNEL: EmulatedForms = EmulatedForms { long_nops: false };
 
@@ -230,6 +263,67 @@ mod tests {
         assert_eq!(names(&facts), ["free"], "what only frees is no allocator");
         facts.functions.push(function("malloc", 0x400));
         assert_eq!(names(&facts), ["_ZdlPv", "free", "malloc"]);
+    }
+
+    fn owners(facts: &ModuleFacts) -> Vec<Option<Owner>> {
+        plan_probes(facts, OLD_KERNEL).iter().map(|probe| probe.owner).collect()
+    }
+
+    #[test]
+    fn whose_functions_are_is_known_of_allocators_that_take_pages_only() {
+        let functions = |names: &[&str]| ModuleFacts {
+            functions: (0x100..)
+                .step_by(0x100)
+                .zip(names)
+                .map(|(at, name)| function(name, at))
+                .collect(),
+            ..ModuleFacts::default()
+        };
+        let own = Some(Owner::Module);
+        // An allocator that stands in front of another one has these names, too.
+        let mut any = functions(&["malloc", "free"]);
+        assert_eq!(owners(&any), [None, None]);
+        any.is_c_library = true;
+        assert_eq!(owners(&any), [own, own]);
+        any.functions.pop();
+        assert_eq!(owners(&any), [None], "what it gives ends elsewhere");
+        for names in [
+            ["malloc", "mallocx", "free"],
+            ["malloc", "mi_malloc", "free"],
+            ["_Znwm", "_rjem_malloc", "_rjem_free"],
+        ] {
+            let mut facts = functions(&names);
+            facts.exits.insert(0x100, Ok(vec![0x180]));
+            let known = owners(&facts).into_iter().flatten().collect::<Vec<_>>();
+            assert_eq!(known, [Owner::Module; 3], "{names:?}");
+        }
+        let unseen = ModuleFacts {
+            exits: BTreeMap::from([(0x100, Err(ExitObstacle::StackMoves))]),
+            ..functions(&["_Znwm", "tc_malloc", "tc_free"])
+        };
+        assert_eq!(owners(&unseen), [None, None], "blocks begin that are not seen");
+    }
+
+    #[test]
+    fn what_is_described_is_of_the_allocator_that_was_named() {
+        let described = |name, file_offset, allocator| DescribedCode {
+            description: 0,
+            function: *find("je_free").unwrap().function,
+            allocator,
+            code: function(name, file_offset),
+        };
+        let facts = ModuleFacts {
+            functions: vec![function("malloc", 0x100), function("free", 0x200)],
+            described: vec![
+                described("free", 0x200, None),
+                described("pool_free", 0x300, Some("pool")),
+            ],
+            is_c_library: true,
+            ..ModuleFacts::default()
+        };
+        let mut owners = owners(&facts);
+        owners.sort_by_key(|owner| format!("{owner:?}"));
+        assert_eq!(owners, [None, Some(Owner::Described("pool")), Some(Owner::Module)]);
     }
 
     /// mimalloc's, as optimised.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::kit::{Block, Export, number};
 
 /// Everything a site counts that the totals count too.
-const SUMMED: [&str; 8] = [
+const SUMMED: [&str; 9] = [
     "allocations",
     "allocated_bytes",
     "frees",
@@ -14,6 +14,7 @@ const SUMMED: [&str; 8] = [
     "live_bytes",
     "temporary_allocations",
     "failed_allocations",
+    "mismatched_frees",
 ];
 
 /// The conservation laws, on an export with blocks.

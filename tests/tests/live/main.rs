@@ -27,6 +27,7 @@ mod laws;
 mod leaks;
 mod mappings;
 mod memory;
+mod mismatched;
 mod mmaps;
 mod oracle;
 mod overflow;

@@ -1,11 +1,11 @@
 use std::sync::{Arc, Mutex};
 
 use memscope_common::record::{
-    BEGUN_BY_CHILD_EXEC, BEGUN_BY_EXEC, BEGUN_BY_FORK, CodeChanged, KIND_CODE_CHANGED, KIND_EXEC,
-    KIND_MAPPING_CHANGE, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT, KIND_STACK, KIND_STACK_COPY,
-    MAPPING_BY_ALLOCATOR, MAPPING_BY_UNKNOWN, MAPPING_CHANGE_BREAK, MAPPING_CHANGE_MAPPED,
-    MAPPING_CHANGE_MOVED, MAPPING_KEEPS_OLD, MAPPING_OF_FILE, MAPPING_SHARED, MappingChange,
-    ProcessBegin, ProcessExec, ProcessExit, StackCopy, StackHeader,
+    BEGUN_BY_CHILD_EXEC, BEGUN_BY_EXEC, BEGUN_BY_FORK, CodeChanged, KIND_ALLOCATOR_CALL,
+    KIND_CODE_CHANGED, KIND_EXEC, KIND_MAPPING_CHANGE, KIND_PROCESS_BEGIN, KIND_PROCESS_EXIT,
+    KIND_STACK, KIND_STACK_COPY, MAPPING_BY_ALLOCATOR, MAPPING_BY_UNKNOWN, MAPPING_CHANGE_BREAK,
+    MAPPING_CHANGE_MAPPED, MAPPING_CHANGE_MOVED, MAPPING_KEEPS_OLD, MAPPING_OF_FILE,
+    MAPPING_SHARED, MappingChange, ProcessBegin, ProcessExec, ProcessExit, StackCopy, StackHeader,
 };
 
 use super::*;
@@ -181,7 +181,7 @@ impl Bench {
             file_offset: 0x2000,
             emulated: true,
         };
-        bench.collector.define_probe(probe, |item| bench.items.push(item));
+        bench.collector.define_probe(probe, None, |item| bench.items.push(item));
         let start = TargetStart {
             target: TARGET,
             pid: 42,
@@ -476,6 +476,7 @@ fn frees_by_the_allocators_own_module_are_told_apart() {
     {
         let free = Record::Free(Free {
             of: OfImage { target: TARGET, image: 0 },
+            probe: PROBE,
             thread: 7,
             time_ns: 1,
             address_avma: 0x5000,
@@ -486,6 +487,39 @@ fn frees_by_the_allocators_own_module_are_told_apart() {
             other => panic!("no free: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_free_by_a_function_that_nobody_has_defined_is_a_free() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    for (number, expected) in [(PROBE, Some(ProbeId(PROBE.into()))), (PROBE + 1, None)] {
+        let free = Record::Free(Free {
+            of: OfImage { target: TARGET, image: 0 },
+            probe: number,
+            thread: 7,
+            time_ns: 1,
+            address_avma: 0x5000,
+            is_internal: false,
+        });
+        match bench.take(&free).as_slice() {
+            [Item::Event(Event::Free { probe, .. })] => assert_eq!(*probe, expected),
+            other => panic!("no free: {other:?}"),
+        }
+    }
+    assert_eq!(bench.collector.nonsense(), 0);
+}
+
+#[test]
+fn allocators_that_nobody_knows_have_no_number() {
+    let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
+    let call = Record::AllocatorCall(record::AllocatorCall {
+        header: header(KIND_ALLOCATOR_CALL, 0, 1),
+        outer: 2,
+        inner: 0,
+        padding: 0,
+    });
+    let expected = AllocatorCall { outer: Some(AllocatorId(2)), inner: None };
+    assert_eq!(bench.take(&call), [Item::AllocatorCall(expected)]);
 }
 
 #[test]

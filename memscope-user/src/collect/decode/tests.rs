@@ -103,17 +103,37 @@ fn a_small_allocation_says_the_same_as_a_large_one() {
 #[test]
 fn a_small_free_says_who_has_called_it() {
     for (kind, is_internal) in [(KIND_SMALL_FREE, false), (KIND_SMALL_FREE_INTERNAL, true)] {
-        let words = [kind_and_time(kind, 77), address_and_thread(0x1000, 0xffff), 0];
-        let expected = Free { of: OF, thread: 900, time_ns: 77, address_avma: 0x1000, is_internal };
+        let words = [kind_and_time(kind, 77), address_and_thread(0x1000, 0xffff), 0xfffe];
+        let expected = Free {
+            of: OF,
+            probe: 0xfffe,
+            thread: 900,
+            time_ns: 77,
+            address_avma: 0x1000,
+            is_internal,
+        };
         assert_eq!(decoder_of(0xffff, 900).decode_small(words), Ok(Record::Free(expected)));
         let large = record::Free {
-            header: Header { time_ns: 77, ..header(KIND_FREE) },
+            header: Header { probe: 0xfffe, time_ns: 77, ..header(KIND_FREE) },
             address_avma: 0x1000,
             thread: 900,
             is_internal: is_internal.into(),
         };
         assert_eq!(decode(large.as_bytes()), Ok(Some(Record::Free(expected))));
     }
+}
+
+#[test]
+fn a_call_among_allocators_names_both() {
+    let record = AllocatorCall {
+        header: Header { time_ns: 5, ..header(KIND_ALLOCATOR_CALL) },
+        outer: 3,
+        inner: 0,
+        padding: 0,
+    };
+    assert_eq!(decode(record.as_bytes()), Ok(Some(Record::AllocatorCall(record))));
+    let cut = &record.as_bytes()[..16];
+    assert_eq!(decode(cut), Err(DecodeError::Length { kind: KIND_ALLOCATOR_CALL, bytes: 16 }));
 }
 
 #[test]

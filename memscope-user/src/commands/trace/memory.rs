@@ -347,7 +347,14 @@ mod tests {
 
     fn record(time_ns: u64) -> Record {
         let of = OfImage { target: 0, image: 0 };
-        Record::Free(Free { of, thread: 1, time_ns, address_avma: 16, is_internal: false })
+        Record::Free(Free {
+            of,
+            probe: 1,
+            thread: 1,
+            time_ns,
+            address_avma: 16,
+            is_internal: false,
+        })
     }
 
     fn times(held: &mut HeldReadings, records: &[Record]) -> Vec<(usize, u64)> {

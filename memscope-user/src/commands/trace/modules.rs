@@ -15,12 +15,12 @@ use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
     collect::{CodeRange, CopiedStack, Observation, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
-    model::{Module, ModuleId, Probe, ProbeId},
+    model::{AllocatorId, Module, ModuleId, OwnerEvidence, Probe, ProbeId, ProbeOwner},
     symbols::SymbolSource,
     target::{
         CodeMapping, CodeSegment, Descriptions, EmulatedForms, FileIdentity, FunctionKind,
-        MappedFile, ModuleFacts, PlannedProbe, Search, TargetError, TargetProcess, other_root,
-        plan_probes, unseen_functions,
+        MappedFile, ModuleFacts, Owner, PlannedProbe, Search, TargetError, TargetProcess,
+        other_root, plan_probes, unseen_functions,
     },
 };
 
@@ -88,16 +88,28 @@ impl LoadedModule {
     }
 
     /// What the recording says of the probes that events refer to.
-    pub(super) fn definitions(&self) -> impl Iterator<Item = Probe> {
+    pub(super) fn definitions(&self) -> impl Iterator<Item = (Probe, Option<ProbeOwner>)> {
         let of_blocks = self.probes.iter().filter(|(_, probe)| probe.function.kind.is_of_blocks());
-        of_blocks.map(|(id, planned)| Probe {
-            id: *id,
-            function: planned.function.name.to_owned(),
-            module: self.module.id,
-            file_offset: planned.file_offset,
-            emulated: planned.site.emulated,
+        of_blocks.map(|(id, planned)| {
+            let probe = Probe {
+                id: *id,
+                function: planned.function.name.to_owned(),
+                module: self.module.id,
+                file_offset: planned.file_offset,
+                emulated: planned.site.emulated,
+            };
+            (probe, owner_of(*id, planned))
         })
     }
+}
+
+fn owner_of(probe: ProbeId, planned: &PlannedProbe) -> Option<ProbeOwner> {
+    let known_by = match planned.owner? {
+        Owner::Module => OwnerEvidence::Module,
+        Owner::Described(_) => OwnerEvidence::Description,
+    };
+    let allocator = AllocatorId(planned.allocator.into());
+    (planned.allocator != 0).then_some(ProbeOwner { probe, allocator, known_by })
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +125,9 @@ pub(super) struct ModuleCache {
     by_key: FxHashMap<ModuleKey, Arc<LoadedModule>>,
     by_id: Vec<Arc<LoadedModule>>,
     probe_count: u16,
+    allocator_count: u8,
+    /// Those that were described, by their names.
+    described_allocators: FxHashMap<&'static str, u8>,
     descriptions: Descriptions,
     /// Which of them were found in a file.
     described: FxHashSet<usize>,
@@ -216,13 +231,37 @@ impl ModuleCache {
     /// Probe ids start at 1 and fit the 16 bits that records have for them; what comes
     /// after 65,535 functions is not probed.
     fn number(&mut self, planned: Vec<PlannedProbe>) -> Vec<(ProbeId, PlannedProbe)> {
+        let mut of_module = None;
         planned
             .into_iter()
             .map_while(|probe| {
                 self.probe_count = self.probe_count.checked_add(1)?;
-                Some((ProbeId(self.probe_count.into()), probe))
+                let allocator = self.allocator_of(&probe, &mut of_module);
+                Some((ProbeId(self.probe_count.into()), PlannedProbe { allocator, ..probe }))
             })
             .collect()
+    }
+
+    /// Allocators have numbers from 1 that fit the eight bits that cookies have for them; what comes
+    /// after 255 of them is not known from others.
+    fn allocator_of(&mut self, probe: &PlannedProbe, of_module: &mut Option<u8>) -> u8 {
+        let known = match probe.owner {
+            None => return 0,
+            Some(Owner::Module) => *of_module,
+            Some(Owner::Described(name)) => self.described_allocators.get(name).copied(),
+        };
+        if let Some(known) = known {
+            return known;
+        }
+        let number = self.allocator_count.checked_add(1).unwrap_or(0);
+        self.allocator_count = self.allocator_count.max(number);
+        match probe.owner {
+            Some(Owner::Described(name)) => {
+                self.described_allocators.insert(name, number);
+            }
+            _ => *of_module = Some(number),
+        }
+        number
     }
 
     /// A module that was loaded.

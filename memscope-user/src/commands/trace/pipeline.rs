@@ -40,8 +40,8 @@ use crate::{
     },
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
     model::{
-        Counters, Event, ExactCounts, FrameSymbols, Item, Observes, PageSums, Probe, ProbeScope,
-        Window,
+        Counters, Event, ExactCounts, FrameSymbols, Item, Observes, PageSums, Probe, ProbeOwner,
+        ProbeScope, Window,
     },
     reports::Analyzer,
     store::{StoreError, Writer},
@@ -86,7 +86,7 @@ pub(super) enum Input {
 
 /// What the main thread tells the pipeline.
 pub(super) enum Control {
-    DefineProbe(Probe),
+    DefineProbe(Probe, Option<ProbeOwner>),
     StartTarget(TargetStart),
     Seen(u16, Observation),
     EndTarget {
@@ -704,7 +704,9 @@ impl<W: Write> Collect<W> {
         }
         let (collector, sink) = (&mut self.collector, &mut self.sink);
         match control {
-            Control::DefineProbe(probe) => collector.define_probe(probe, |item| sink.take(&item)),
+            Control::DefineProbe(probe, owner) => {
+                collector.define_probe(probe, owner, |item| sink.take(&item));
+            }
             Control::StartTarget(start) => collector.start_target(&start, |item| sink.take(&item)),
             Control::Seen(target, seen) => {
                 collector.saw(target, seen, super::monotonic_ns(), |item| sink.take(&item));

@@ -373,8 +373,8 @@ impl Session {
         let id = module.module.id;
         let known = self.probed_since_ns.get(&id).copied();
         if known.is_none() && self.kernel.observes() == Observes::Allocations {
-            for definition in module.definitions() {
-                self.tell(Control::DefineProbe(definition))?;
+            for (probe, owner) in module.definitions() {
+                self.tell(Control::DefineProbe(probe, owner))?;
             }
         }
         if let Some(since_ns) = known.filter(|_| self.scope == ProbeScope::Host) {

@@ -13,7 +13,9 @@ use crate::{
     model::{Ending, EndingReason, Item, StackOutcome},
     reports::{
         BlockFate, analyze, replay_blocks,
-        testing::{ENDED_AT_NS, FAULTS, MAPPED, STARTED_AT_NS, analysis, capture, items},
+        testing::{
+            ENDED_AT_NS, FAULTS, MAPPED, MISMATCHED, STARTED_AT_NS, analysis, capture, items,
+        },
     },
     store::{Reader, StoreError, Writer},
 };
@@ -246,6 +248,26 @@ fn json_of_a_limited_recording() {
 }
 
 #[test]
+fn json_of_blocks_freed_by_another_allocator() {
+    let json = json(MISMATCHED, true);
+    assert_eq!(json["totals"]["mismatched_frees"], 3);
+    assert_eq!(
+        (&json["totals"]["frees"], &json["sites"][0]["mismatched_frees"]),
+        (&4.into(), &2.into())
+    );
+    let module = "/usr/bin/server";
+    let function = |function: &str| serde_json::json!({ "function": function, "module": module });
+    assert_eq!(
+        json["mismatches"],
+        serde_json::json!([
+            { "site": 0, "allocated_by": function("malloc"), "freed_by": function("pool_free"), "frees": 2, "bytes": 300 },
+            { "site": 1, "allocated_by": function("malloc"), "freed_by": function("pool_resize"), "frees": 1, "bytes": 50 },
+        ])
+    );
+    assert_eq!(self::json(RICH, false)["mismatches"], serde_json::json!([]));
+}
+
+#[test]
 fn json_has_every_key_of_the_contract() {
     let mut found = BTreeMap::new();
     paths(&json(RICH, true), "", &mut found);
@@ -265,6 +287,7 @@ fn every_key_of_json_says_where_its_value_comes_from() {
     paths(&json(MEMORY, true), "", &mut found);
     paths(&json(FAULTS, true), "", &mut found);
     paths(&json(MAPPED, true), "", &mut found);
+    paths(&json(MISMATCHED, true), "", &mut found);
     let known: BTreeMap<_, _> = FIELDS.iter().map(|field| (field.path, field.origin)).collect();
     assert_eq!(known.len(), FIELDS.len(), "a path is listed twice");
     for (path, kinds) in &found {

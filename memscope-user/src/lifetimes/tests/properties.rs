@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::super::{Totals, Tracker};
-use crate::model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId};
+use crate::model::{
+    AllocatorId, Event, FreeCaller, OwnerEvidence, ProbeId, ProbeOwner, ProcessId, StackId,
+    ThreadId,
+};
 
 #[derive(Clone, Copy, Debug)]
 struct ModelBlock {
@@ -142,6 +145,7 @@ impl Model {
             thread: ThreadId(thread),
             time_ns: self.now_ns,
             address_avma: at,
+            probe: None,
             caller: if place.is_multiple_of(2) {
                 FreeCaller::Program
             } else {
@@ -161,6 +165,7 @@ impl Model {
             thread: ThreadId(thread),
             time_ns: self.now_ns,
             old_address_avma: old,
+            probe: None,
         });
     }
 
@@ -289,12 +294,16 @@ proptest! {
     #[test]
     fn nonsense_keeps_the_laws(events in prop::collection::vec((0..6_u8, 0..2_u32, 0..3_u32, 0..4_u64, 0..4_u64, any::<u64>(), 0..3_u32), 0..200)) {
         let mut tracker = Tracker::new();
+        for number in 0..4 {
+            let (probe, allocator) = (ProbeId(number), AllocatorId(number / 2));
+            tracker.owner(&ProbeOwner { probe, allocator, known_by: OwnerEvidence::Module });
+        }
         for (time_ns, (kind, process, thread, one, other, size_bytes, stack)) in (0..).zip(events) {
-            let (process, thread, stack, probe) = (ProcessId(process), ThreadId(thread), StackId(stack), ProbeId(0));
+            let (process, thread, stack, probe) = (ProcessId(process), ThreadId(thread), StackId(stack), ProbeId(other as u32));
             let event = match kind {
                 0 => Event::Allocation { process, thread, time_ns, address_avma: one, size_bytes, stack, probe, interval_bytes: 0 },
-                1 => Event::Free { process, thread, time_ns, address_avma: one, caller: FreeCaller::AllocatorModule },
-                2 => Event::ReallocationBegin { process, thread, time_ns, old_address_avma: one },
+                1 => Event::Free { process, thread, time_ns, address_avma: one, probe: Some(probe), caller: FreeCaller::AllocatorModule },
+                2 => Event::ReallocationBegin { process, thread, time_ns, old_address_avma: one, probe: Some(probe) },
                 3 => Event::ReallocationEnd { process, thread, time_ns, old_address_avma: one, new_address_avma: other, size_bytes, stack, probe, interval_bytes: 0 },
                 4 => Event::ThreadExit { process, thread, time_ns },
                 _ => Event::Loss { first_lost_ns: one, time_ns, lost_count: size_bytes },
@@ -310,5 +319,7 @@ proptest! {
         let each = [ProcessId(0), ProcessId(1)].map(|process| tracker.live_of(process));
         prop_assert_eq!(each[0].blocks + each[1].blocks, totals.live_blocks);
         prop_assert_eq!(each[0].bytes.wrapping_add(each[1].bytes), totals.live_bytes);
+        let mismatched: u64 = tracker.sites().iter().map(|site| site.sums.mismatched_frees).sum();
+        prop_assert_eq!(mismatched, totals.mismatched_frees);
     }
 }

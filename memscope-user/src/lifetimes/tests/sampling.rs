@@ -192,8 +192,10 @@ impl Population {
             );
             if is_freed(number) {
                 let caller = FreeCaller::Program;
-                tracker
-                    .apply(&Event::Free { process, thread, time_ns, address_avma, caller }, |_| {});
+                tracker.apply(
+                    &Event::Free { process, thread, time_ns, address_avma, probe: None, caller },
+                    |_| {},
+                );
             }
         }
         tracker

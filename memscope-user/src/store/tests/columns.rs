@@ -40,6 +40,7 @@ fn columns_are_as_documented() {
         thread: ThreadId(2),
         time_ns: 5,
         address_avma: 0x40,
+        probe: None,
         caller: FreeCaller::Program,
     };
     assert_eq!((items, whole), (vec![Item::Event(event)], true));
@@ -61,7 +62,12 @@ fn forged_columns_are_refused() {
     let forged = [
         ("an event among the definitions", definition(&Item::Event(exit))),
         ("no such kind", Columns { tags: vec![7], ..one_free() }),
-        ("a free with a size", Columns { tags: vec![FREE | SAME_SIZE], ..one_free() }),
+        ("no function before", Columns { tags: vec![FREE | SAME_ENDING], ..one_free() }),
+        ("no function", Columns { tags: vec![FREE | NEW_ENDING], ..one_free() }),
+        (
+            "two functions",
+            Columns { tags: vec![FREE | SAME_ENDING | NEW_ENDING], others: vec![1], ..one_free() },
+        ),
         ("no such thread", Columns { threads: vec![1], ..one_free() }),
         ("no thread before", Columns { tags: vec![FREE | SAME_THREAD], ..one_free() }),
         ("no time", Columns { times_low: vec![], ..one_free() }),
@@ -127,7 +133,8 @@ fn what_repeats_is_small() {
                 interval_bytes: 0,
             }
         } else {
-            Event::Free { process, thread, time_ns, address_avma, caller: FreeCaller::Program }
+            let (probe, caller) = (Some(ProbeId(4)), FreeCaller::Program);
+            Event::Free { process, thread, time_ns, address_avma, probe, caller }
         };
         writer.push(&Item::Event(event)).unwrap();
     }

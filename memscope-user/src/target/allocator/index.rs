@@ -4,14 +4,14 @@
 //! rows are in a hash table, which the compiler makes: there is none to be made at run time,
 //! or to be handed around.
 
-use super::{AllocatorFunction, Naming, rows::ALLOCATORS};
+use super::{Allocator, AllocatorFunction, Naming, rows::ALLOCATORS};
 
 /// Places of the table; many times as many as rows, so that a search is short.
 const PLACES: usize = 2048;
 const EMPTY: u16 = u16::MAX;
 const ROWS: usize = count();
 /// All rows in order.
-const BY_NUMBER: [(Naming, &AllocatorFunction); ROWS] = rows();
+const BY_NUMBER: [(&Allocator, &AllocatorFunction); ROWS] = rows();
 const LONGEST_NAME: usize = longest_name();
 /// For each place the number of a row.
 static TABLE: [u16; PLACES] = table();
@@ -21,6 +21,8 @@ static TABLE: [u16; PLACES] = table();
 pub(crate) struct Row {
     /// Whose it is.
     pub(crate) naming: Naming,
+    /// See [`Allocator::takes_pages`].
+    pub(crate) takes_pages: bool,
     /// Of the names of one function, the one with the smallest number is the best known.
     pub(crate) number: usize,
     pub(crate) function: &'static AllocatorFunction,
@@ -36,9 +38,10 @@ pub(crate) fn find(name: &str) -> Option<Row> {
     loop {
         let number = usize::from(*TABLE.get(place)?);
         // There is nothing at an empty place's number.
-        let (naming, function) = *BY_NUMBER.get(number)?;
+        let (allocator, function) = *BY_NUMBER.get(number)?;
         if function.name == name {
-            return Some(Row { naming, number, function });
+            let Allocator { naming, takes_pages, .. } = *allocator;
+            return Some(Row { naming, takes_pages, number, function });
         }
         place = (place + 1) % PLACES;
     }
@@ -68,8 +71,8 @@ const fn count() -> usize {
     rows
 }
 
-const fn rows() -> [(Naming, &'static AllocatorFunction); ROWS] {
-    let mut rows = [(Naming::Shared, &ALLOCATORS[0].functions[0][0]); ROWS];
+const fn rows() -> [(&'static Allocator, &'static AllocatorFunction); ROWS] {
+    let mut rows = [(&ALLOCATORS[0], &ALLOCATORS[0].functions[0][0]); ROWS];
     let (mut number, mut allocator) = (0, 0);
     while allocator < ALLOCATORS.len() {
         let mut part = 0;
@@ -77,7 +80,7 @@ const fn rows() -> [(Naming, &'static AllocatorFunction); ROWS] {
             let functions = ALLOCATORS[allocator].functions[part];
             let mut function = 0;
             while function < functions.len() {
-                rows[number] = (ALLOCATORS[allocator].naming, &functions[function]);
+                rows[number] = (&ALLOCATORS[allocator], &functions[function]);
                 number += 1;
                 function += 1;
             }

@@ -329,44 +329,67 @@ pub const ALLOCATORS: &[Allocator] = &[
     Allocator {
         name: "The C library, and whatever takes its place",
         naming: Naming::Shared,
+        takes_pages: false,
         functions: &[&common!(""), &uncommon!(""), &sized_frees!("")],
     },
     Allocator {
         name: "jemalloc without a prefix",
         naming: Naming::Shared,
+        takes_pages: true,
         functions: &[&with_flags!("")],
     },
-    Allocator { name: "jemalloc, prefix `je_`", naming: Naming::Own, functions: jemalloc!("je_") },
+    Allocator {
+        name: "jemalloc, prefix `je_`",
+        naming: Naming::Own,
+        takes_pages: true,
+        functions: jemalloc!("je_"),
+    },
     Allocator {
         name: "jemalloc, prefix `_rjem_`",
         naming: Naming::Own,
+        takes_pages: true,
         functions: jemalloc!("_rjem_"),
     },
     Allocator {
         name: "jemalloc, prefix `_rjem_je_`",
         naming: Naming::Own,
+        takes_pages: true,
         functions: jemalloc!("_rjem_je_"),
     },
     Allocator {
         name: "mimalloc",
         naming: Naming::Own,
+        takes_pages: true,
         functions: &[&common!("mi_"), &uncommon!("mi_"), MIMALLOC, MIMALLOC_HEAPS],
     },
-    Allocator { name: "tcmalloc of gperftools", naming: Naming::Own, functions: &[GPERFTOOLS] },
-    Allocator { name: "tcmalloc of Google", naming: Naming::Own, functions: &[TCMALLOC] },
+    Allocator {
+        name: "tcmalloc of gperftools",
+        naming: Naming::Own,
+        takes_pages: true,
+        functions: &[GPERFTOOLS],
+    },
+    Allocator {
+        name: "tcmalloc of Google",
+        naming: Naming::Own,
+        takes_pages: true,
+        functions: &[TCMALLOC],
+    },
     Allocator {
         name: "snmalloc",
         naming: Naming::Own,
+        takes_pages: true,
         functions: &[&common!("sn_"), &uncommon!("sn_"), &sized_frees!("sn_"), SNMALLOC_RUST],
     },
     Allocator {
         name: "scudo, prefix `scudo_`",
         naming: Naming::Own,
+        takes_pages: true,
         functions: &[&common!("scudo_"), &uncommon!("scudo_"), &sized_frees!("scudo_")],
     },
     Allocator {
         name: "C++",
         naming: Naming::Operator,
+        takes_pages: false,
         functions: &[
             &operators_new!(""),
             // tcmalloc's `new_extension.h`.

@@ -20,6 +20,7 @@ pub(super) struct Fault {
 /// A function, and where it is described.
 pub(super) struct Described {
     pub(super) function: AllocatorFunction,
+    pub(super) allocator: Option<&'static str>,
     pub(super) place: Place,
     pub(super) file: Option<String>,
     pub(super) position: usize,
@@ -52,6 +53,7 @@ struct Form {
     block: Option<Spanned<i64>>,
     result_slot: Option<Spanned<i64>>,
     throws: Option<Spanned<bool>>,
+    allocator: Option<Spanned<String>>,
 }
 
 /// What a text describes.
@@ -67,7 +69,7 @@ fn described(form: Spanned<Form>) -> Result<Described, Fault> {
     let position = form.span().start;
     let mut form = form.into_inner();
     let place = place_of(&form, position)?;
-    for name in [&form.name, &form.file].into_iter().flatten() {
+    for name in [&form.name, &form.file, &form.allocator].into_iter().flatten() {
         let length = name.get_ref().len();
         if length == 0 || length > MAX_NAME_BYTES {
             return Err(at(name, format!("a name has from 1 to {MAX_NAME_BYTES} bytes")));
@@ -101,7 +103,9 @@ fn described(form: Spanned<Form>) -> Result<Described, Fault> {
         is_leaf: false,
         can_throw: form.throws.is_some_and(Spanned::into_inner),
     };
-    Ok(Described { function, place, file, position })
+    let allocator = form.allocator.take().map(Spanned::into_inner);
+    let allocator = allocator.map(|name| -> &'static str { name.leak() });
+    Ok(Described { function, allocator, place, file, position })
 }
 
 fn place_of(form: &Form, position: usize) -> Result<Place, Fault> {

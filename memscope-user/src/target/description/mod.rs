@@ -69,6 +69,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     pub(super) function: AllocatorFunction,
+    /// Which allocator it is of, if that was said.
+    pub(super) allocator: Option<&'static str>,
     pub(super) place: Place,
     /// Path or last part of the path of the file in which it is; none if it may be in any.
     file: Option<String>,
@@ -135,6 +137,7 @@ impl Descriptions {
             let origin = format!("{file}:{}", line_of(text, described.position));
             let description = Description {
                 function: described.function,
+                allocator: described.allocator,
                 place: described.place,
                 file: described.file,
                 origin,

@@ -44,6 +44,7 @@ fn a_description_is_a_row() {
         }
     );
     assert_eq!((free.function.kind, free.function.block), (FunctionKind::Frees, Some(1)));
+    assert_eq!((alloc.allocator, free.allocator), (None, None));
     assert!(alloc.is_called("pool_alloc") && !alloc.is_called("pool_free"));
     let origins: Vec<&str> = descriptions.all().map(|(_, _, origin)| origin).collect();
     assert_eq!(origins, ["x.toml:3", "x.toml:8"]);
@@ -54,7 +55,7 @@ fn places_and_files() {
     let descriptions = Descriptions::read(&[
         "{ svma = 0x1230, file = 'server', kind = 'reallocates', size = 2, block = 1 }".to_owned(),
         "{ file_offset = 64, file = '/usr/bin/other', kind = 'allocates', size = 0, count = 1, result_slot = 3 }".to_owned(),
-        "{ name = 'new', kind = 'allocates', size = 0, throws = true }".to_owned(),
+        "{ name = 'new', kind = 'allocates', size = 0, throws = true, allocator = 'mine' }".to_owned(),
     ])
     .unwrap();
     let of =
@@ -65,6 +66,7 @@ fn places_and_files() {
     let places: Vec<Place> = descriptions.all.iter().map(|found| found.place).collect();
     assert_eq!(places, [Place::Svma(0x1230), Place::FileOffset(64), Place::Name]);
     assert!(descriptions.all[2].function.can_throw);
+    assert_eq!(descriptions.all[2].allocator, Some("mine"));
     assert!(!descriptions.all[0].is_called("server+0x1230"), "it has no symbol");
 }
 
@@ -88,6 +90,7 @@ fn errors_name_the_line_and_what_is_allowed() {
         ),
         (with("size = 1"), "x.toml:1: a function needs a `name`, or `svma`"),
         (with("name = ''\nsize = 1"), "x.toml:3: a name has from 1 to"),
+        (named("size = 1\nallocator = ''"), "x.toml:5: a name has from 1 to"),
         (
             with("svma = 1\nfile = 'x'\nfile_offset = 2"),
             "x.toml:5: `svma` and `file_offset` say the same",
