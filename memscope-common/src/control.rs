@@ -88,10 +88,10 @@ pub struct TaskOffsets {
     pub flags: u32,
     /// `signal_struct.group_exit_code`.
     pub group_exit_code: u32,
+    /// `task_struct.thread_info.status`.
+    pub system_call_status: u32,
     /// 1 if the others are known.
     pub known: u32,
-    /// Zero.
-    pub padding: u32,
 }
 const _: () = assert!(size_of::<TaskOffsets>() == 40);
 

@@ -22,10 +22,11 @@ mod session;
 mod stack;
 mod threads;
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::read_volatile};
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::pt_regs,
     helpers::bpf_get_attach_cookie,
     macros::{btf_tracepoint, fentry, fexit, perf_event, raw_tracepoint, uprobe, uretprobe},
     programs::{
@@ -175,7 +176,7 @@ const RESULT: usize = 1;
 /// `mmap` returns.
 #[fexit(function = "__x64_sys_mmap")]
 fn memory_mapped(context: FExitContext) -> i32 {
-    mappings::mapped(context.arg(RESULT));
+    mappings::returned(mappings::MMAP, context.arg(RESULT));
     0
 }
 
@@ -196,14 +197,31 @@ fn memory_moving(_context: FEntryContext) -> i32 {
 /// `mremap` returns.
 #[fexit(function = "__x64_sys_mremap")]
 fn memory_moved(context: FExitContext) -> i32 {
-    mappings::moved(context.arg(RESULT));
+    mappings::returned(mappings::MREMAP, context.arg(RESULT));
     0
 }
 
 /// `brk` returns.
 #[fexit(function = "__x64_sys_brk")]
 fn heap_resized(context: FExitContext) -> i32 {
-    mappings::broken(context.arg(RESULT));
+    mappings::returned(mappings::BRK, context.arg(RESULT));
+    0
+}
+
+/// Any system call of any process is entered.
+#[btf_tracepoint(function = "sys_enter")]
+fn system_call_entered(context: BtfTracePointContext) -> i32 {
+    mappings::any_entered(context.arg(1));
+    0
+}
+
+/// Any system call of any process returns.
+#[btf_tracepoint(function = "sys_exit")]
+fn system_call_returned(context: BtfTracePointContext) -> i32 {
+    let registers: *const pt_regs = context.arg(0);
+    // SAFETY: the registers of the current task, which is in the kernel.
+    let number = unsafe { read_volatile(&raw const (*registers).orig_rax) };
+    mappings::any_returned(number, context.arg(1));
     0
 }
 

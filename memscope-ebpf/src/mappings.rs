@@ -2,7 +2,8 @@
 //! and `brk`, whoever in the process calls them.
 //!
 //! The programs run in the kernel's functions of these system calls, which have the program's
-//! registers as their only argument (`__x64_sys_`, arch/x86/include/asm/syscall_wrapper.h).
+//! registers as their only argument (`__x64_sys_`, arch/x86/include/asm/syscall_wrapper.h). Where the
+//! kernel lets none run there, they run at the entry and exit of all system calls.
 
 use core::ptr::read_volatile;
 
@@ -26,6 +27,12 @@ const MAP_PRIVATE: u64 = 2;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MREMAP_DONTUNMAP: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
+
+/// arch/x86/entry/syscalls/syscall_64.tbl
+pub(crate) const MMAP: u64 = 9;
+pub(crate) const MUNMAP: u64 = 11;
+pub(crate) const BRK: u64 = 12;
+pub(crate) const MREMAP: u64 = 25;
 
 /// A system call of a process whose mappings are recorded.
 struct Call {
@@ -83,6 +90,38 @@ impl Call {
         };
         Origin { header, flags, stack: caller.stack(state, header) }
     }
+
+    #[inline(always)]
+    fn mapped(&self, origin: &Origin, result: u64) -> MappingChange {
+        let [_, size_bytes, _, flags] = self.arguments();
+        let mut record = record(origin, MAPPING_CHANGE_MAPPED);
+        record.size_bytes = rounded_up(size_bytes, hugetlb_bytes(flags).unwrap_or(PAGE_BYTES));
+        if !is_error(result) {
+            record.address_avma = result;
+        }
+        if flags & MAP_ANONYMOUS == 0 {
+            record.flags |= MAPPING_OF_FILE;
+        }
+        if flags & MAP_TYPE != MAP_PRIVATE {
+            record.flags |= MAPPING_SHARED;
+        }
+        record
+    }
+
+    #[inline(always)]
+    fn moved(&self, origin: &Origin, result: u64, began_ns: u64) -> MappingChange {
+        let [old_address_avma, old_size_bytes, size_bytes, flags] = self.arguments();
+        let mut record = record(origin, MAPPING_CHANGE_MOVED);
+        record.address_avma = result;
+        record.size_bytes = rounded_up(size_bytes, PAGE_BYTES);
+        record.old_address_avma = old_address_avma;
+        record.old_size_bytes = rounded_up(old_size_bytes, PAGE_BYTES);
+        record.began_ns = began_ns;
+        if flags & MREMAP_DONTUNMAP != 0 || old_size_bytes == 0 {
+            record.flags |= MAPPING_KEEPS_OLD;
+        }
+        record
+    }
 }
 
 /// Where a call comes from.
@@ -110,25 +149,12 @@ fn record(origin: &Origin, change: u16) -> MappingChange {
     }
 }
 
-/// `mmap` returns.
+/// `brk` gives the new end of the heap; the old one if it has changed nothing.
 #[inline(always)]
-pub(crate) fn mapped(result: u64) -> Option<()> {
-    let call = Call::current()?;
-    let origin = call.origin(threads::of_recorded_task(call.registers)?);
-    let [_, size_bytes, _, flags] = call.arguments();
-    let mut record = record(&origin, MAPPING_CHANGE_MAPPED);
-    record.size_bytes = rounded_up(size_bytes, hugetlb_bytes(flags).unwrap_or(PAGE_BYTES));
-    if !is_error(result) {
-        record.address_avma = result;
-    }
-    if flags & MAP_ANONYMOUS == 0 {
-        record.flags |= MAPPING_OF_FILE;
-    }
-    if flags & MAP_TYPE != MAP_PRIVATE {
-        record.flags |= MAPPING_SHARED;
-    }
-    emit::send(record, COUNTER_LOST_MAPPING);
-    Some(())
+fn broken(origin: &Origin, result: u64) -> MappingChange {
+    let mut record = record(origin, MAPPING_CHANGE_BREAK);
+    record.address_avma = rounded_up(result, PAGE_BYTES);
+    record
 }
 
 /// `munmap` is entered. What it will refuse is no change.
@@ -155,36 +181,38 @@ pub(crate) fn moving() -> Option<()> {
     Some(())
 }
 
-/// `mremap` returns.
+/// `mmap`, `mremap` or `brk` returns.
 #[inline(always)]
-pub(crate) fn moved(result: u64) -> Option<()> {
-    let call = Call::current()?;
-    if is_error(result) {
+pub(crate) fn returned(number: u64, result: u64) -> Option<()> {
+    if number == MREMAP && is_error(result) {
         return None;
     }
+    let call = Call::current()?;
     let state = threads::of_recorded_task(call.registers)?;
     let origin = call.origin(state);
-    let [old_address_avma, old_size_bytes, size_bytes, flags] = call.arguments();
-    let mut record = record(&origin, MAPPING_CHANGE_MOVED);
-    record.address_avma = result;
-    record.size_bytes = rounded_up(size_bytes, PAGE_BYTES);
-    record.old_address_avma = old_address_avma;
-    record.old_size_bytes = rounded_up(old_size_bytes, PAGE_BYTES);
-    record.began_ns = state.remap_began_ns;
-    if flags & MREMAP_DONTUNMAP != 0 || old_size_bytes == 0 {
-        record.flags |= MAPPING_KEEPS_OLD;
-    }
+    let record = match number {
+        MMAP => call.mapped(&origin, result),
+        MREMAP => call.moved(&origin, result, state.remap_began_ns),
+        _ => broken(&origin, result),
+    };
     emit::send(record, COUNTER_LOST_MAPPING);
     Some(())
 }
 
-/// `brk` returns. It gives the new end of the heap; the old one if it has changed nothing.
+/// Any system call is entered.
 #[inline(always)]
-pub(crate) fn broken(result: u64) -> Option<()> {
-    let call = Call::current()?;
-    let origin = call.origin(threads::of_recorded_task(call.registers)?);
-    let mut record = record(&origin, MAPPING_CHANGE_BREAK);
-    record.address_avma = rounded_up(result, PAGE_BYTES);
-    emit::send(record, COUNTER_LOST_MAPPING);
-    Some(())
+pub(crate) fn any_entered(number: u64) -> Option<()> {
+    if !matches!(number, MUNMAP | MREMAP) || process::calls_as_32_bit() {
+        return None;
+    }
+    if number == MUNMAP { unmapping() } else { moving() }
+}
+
+/// Any system call returns.
+#[inline(always)]
+pub(crate) fn any_returned(number: u64, result: u64) -> Option<()> {
+    if !matches!(number, MMAP | MREMAP | BRK) || process::calls_as_32_bit() {
+        return None;
+    }
+    returned(number, result)
 }

@@ -44,8 +44,8 @@ static TASK_OFFSETS: TaskOffsets = TaskOffsets {
     live: 0,
     flags: 0,
     group_exit_code: 0,
+    system_call_status: 0,
     known: 0,
-    padding: 0,
 };
 
 #[inline(always)]
@@ -65,6 +65,23 @@ fn field<T>(of: *const c_void, offset: u32) -> Option<T> {
 #[inline(always)]
 fn current_process() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// The system call was made in the way of 32-bit programs, whose numbers mean others
+/// (arch/x86/include/asm/thread_info.h).
+const TS_COMPAT: u32 = 2;
+
+/// Whether the system call that the current thread is in was made so. Where the kernel's memory may not
+/// be read it is not known, and taken to be.
+#[inline(always)]
+pub(crate) fn calls_as_32_bit() -> bool {
+    let offsets = offsets();
+    if offsets.known == 0 {
+        return true;
+    }
+    // SAFETY: the helper gives the current task.
+    let task = unsafe { bpf_get_current_task_btf() } as *const c_void;
+    field::<u32>(task, offsets.system_call_status).is_none_or(|status| status & TS_COMPAT != 0)
 }
 
 /// What is known of a process, if it is traced.

@@ -11,7 +11,7 @@ use clap::{
 
 use crate::{
     export::{Format, Weight},
-    model::{AttachMethod, OnOverflow, ProbeScope, StackMode},
+    model::{AttachMethod, MappingMethod, OnOverflow, ProbeScope, StackMode},
     reports::View,
 };
 
@@ -99,6 +99,9 @@ pub struct TraceOptions {
     /// Record what is mapped by mmap, munmap, mremap and brk as well, and from where (report --view mappings)
     #[arg(long, conflicts_with = "pages")]
     pub mappings: bool,
+    /// Where these system calls are observed [default: in their functions, if the kernel lets programs run there]
+    #[arg(long, value_name = "WHERE", value_parser = mapping_methods(), requires = "mappings")]
+    pub mappings_by: Option<MappingMethod>,
     /// Functions of an allocator of your own, described in a file, or one in braces ('{name="my_alloc", kind="allocates", size=0}'); can be given several times
     #[arg(long, value_name = "FILE")]
     pub allocator: Vec<String>,
@@ -360,6 +363,18 @@ fn attach_methods() -> Registry<AttachMethod> {
     };
     Registry {
         entries: AttachMethod::ALL.map(|method| (method, method.name(), help(method))).to_vec(),
+    }
+}
+
+fn mapping_methods() -> Registry<MappingMethod> {
+    let help = |method| match method {
+        MappingMethod::Functions => "in the kernel's functions of these calls (fentry)",
+        MappingMethod::Tracepoints => {
+            "at the entry and return of all system calls, which slows them down in all processes"
+        }
+    };
+    Registry {
+        entries: MappingMethod::ALL.map(|method| (method, method.name(), help(method))).to_vec(),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         Kernel, KernelConfig, KernelError, MeasuredHits, Selection, features, held_map_bytes,
         kernel_and_arch, missing_capabilities,
     },
-    model::{Observes, OnOverflow, StackMode},
+    model::{MappingMethod, Observes, OnOverflow, StackMode},
     target::{
         CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, TargetError,
         TargetProcess, other_root,
@@ -44,6 +44,8 @@ struct Diagnosis {
     page_faults_error: Option<&'static str>,
     /// Why system calls cannot be observed (`trace --mappings`), if nothing else is in the way.
     mappings_error: Option<String>,
+    /// Where they are observed.
+    mappings_by: Option<&'static str>,
     /// The programs, as loaded.
     programs: Vec<ProgramState>,
     /// What a hit of a probe costs here, by each way to attach it.
@@ -92,6 +94,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let descriptions = Descriptions::read(&options.allocator)?;
     let Loaded { kernel: mut loaded, page_faults_error, mappings_error } = load_all();
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
+    let mappings_by = loaded.as_ref().ok().and_then(Kernel::mappings_by);
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
     let hits = HitDiagnosis::of(&measured, in_use);
@@ -126,6 +129,7 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         programs_load: loaded.is_ok(),
         page_faults_error,
         mappings_error,
+        mappings_by: mappings_by.map(MappingMethod::name),
         map_bytes,
         programs,
         hits,
@@ -180,6 +184,7 @@ fn load(observes: Observes, observes_mappings: bool) -> Result<Kernel, KernelErr
         selection: Selection::default(),
         observes,
         observes_mappings,
+        mappings_by: None,
     })
 }
 
@@ -303,6 +308,9 @@ fn as_text(diagnosis: &Diagnosis) -> String {
     if let Some(what) = &diagnosis.mappings_error {
         let what = harmless(what);
         lines.push(format!("  {}  mappings (trace --mappings): {what}", mark(false, false)));
+    }
+    if let Some(by) = diagnosis.mappings_by {
+        lines.push(format!("  {}  mappings (trace --mappings): by {by}", mark(true, false)));
     }
     lines.extend(program_lines(diagnosis));
     lines.extend(sites::hit_lines(&diagnosis.hits));

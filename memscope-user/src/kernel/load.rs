@@ -47,7 +47,9 @@ use super::{
     types::{KERNEL_BTF, KernelTypes},
 };
 use crate::{
-    model::{AttachMethod, Counters, LossCause, Observes, OnOverflow, ProbeId, StackMode},
+    model::{
+        AttachMethod, Counters, LossCause, MappingMethod, Observes, OnOverflow, ProbeId, StackMode,
+    },
     target::{AllocatorFunction, FunctionKind, PlannedProbe},
 };
 
@@ -83,6 +85,8 @@ pub struct KernelConfig {
     pub observes: Observes,
     /// Whether what is mapped by system calls is observed as well.
     pub observes_mappings: bool,
+    /// Where; none: in their functions, if this kernel lets programs run there.
+    pub mappings_by: Option<MappingMethod>,
 }
 
 /// What to attach to: the functions of one file.
@@ -115,7 +119,7 @@ pub struct Kernel {
     pub(super) overflows: Overflows,
     pub(super) pauses: bool,
     pub(super) observes: Observes,
-    observes_mappings: bool,
+    mappings_by: Option<MappingMethod>,
     pub(super) targets: Targets,
     pub(super) tables: KernelTables,
     tells_exits: bool,
@@ -161,9 +165,10 @@ impl Kernel {
             Self::load_sampler(&mut ebpf)?;
         }
         let mut attached = Attached::new(config.counts_cost);
-        if config.observes_mappings {
-            prepared.attach_system_calls(&mut programs, &mut attached)?;
-        }
+        let observed = config.observes_mappings.then_some(config.mappings_by);
+        let is_told = task_offsets.known != 0;
+        let mappings_by =
+            prepared.observe_mappings(observed, is_told, &mut programs, &mut attached)?;
         if config.observes == Observes::PageFaults {
             pages::attach(&mut ebpf, &mut attached)?;
         }
@@ -188,7 +193,7 @@ impl Kernel {
             overflows,
             pauses: config.on_overflow == OnOverflow::Pause,
             observes: config.observes,
-            observes_mappings: config.observes_mappings,
+            mappings_by,
             targets,
             tables,
             tells_exits: task_offsets.known != 0,
@@ -201,10 +206,10 @@ impl Kernel {
         self.observes
     }
 
-    /// Whether records tell what is mapped by system calls.
+    /// Where it is observed what system calls map; none: nowhere.
     #[must_use]
-    pub fn observes_mappings(&self) -> bool {
-        self.observes_mappings
+    pub fn mappings_by(&self) -> Option<MappingMethod> {
+        self.mappings_by
     }
 
     /// Whether a record tells that a process has ended.

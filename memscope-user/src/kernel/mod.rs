@@ -114,7 +114,7 @@ pub enum KernelError {
     },
     /// What is mapped by system calls cannot be observed.
     #[error(
-        "this kernel runs no programs in its functions of system calls, as `--mappings` needs (fentry, CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS)"
+        "this kernel does not let programs observe system calls in this way, as `--mappings` needs"
     )]
     SystemCalls {
         /// Why.

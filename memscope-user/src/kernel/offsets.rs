@@ -3,11 +3,12 @@ use memscope_common::{control::TaskOffsets, unwind::KernelOffsets};
 use super::types::{KERNEL_BTF, KernelTypes, Kind};
 
 /// The types that say it.
-pub(super) const TYPES: [(Kind, &str); 4] = [
+pub(super) const TYPES: [(Kind, &str); 5] = [
     (Kind::Struct, "task_struct"),
     (Kind::Struct, "uprobe_task"),
     (Kind::Struct, "return_instance"),
     (Kind::Struct, "signal_struct"),
+    (Kind::Struct, "thread_info"),
 ];
 
 /// The lockdown modes that the kernel has, the one it is in between brackets
@@ -60,8 +61,9 @@ pub(super) fn task_offsets(types: &KernelTypes<'_>) -> TaskOffsets {
             live: of_signal("live")?,
             flags: of_signal("flags")?,
             group_exit_code: of_signal("group_exit_code")?,
+            system_call_status: of_task("thread_info")?
+                .checked_add(types.member_offset("thread_info", "status")?)?,
             known: 1,
-            padding: 0,
         })
     };
     found().unwrap_or_else(|| {

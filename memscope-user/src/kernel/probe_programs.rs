@@ -22,13 +22,14 @@ use memscope_common::control::SESSION_IS_RETURN;
 use super::{
     KernelError,
     attached::Attached,
+    load::causes,
     sys::{
         self, LINK_AT_RETURN, MultiLink, RawProgram, RunsAt, TRACE_ENTRY, TRACE_EXIT,
         TRACE_RAW_TRACEPOINT, TRACE_UPROBE_MULTI, TRACE_UPROBE_SESSION,
     },
     types::{KernelTypes, Kind},
 };
-use crate::model::AttachMethod;
+use crate::model::{AttachMethod, MappingMethod};
 
 /// Entry and return of malloc and its like in one.
 pub(super) const SESSION: &str = "allocation_session";
@@ -62,7 +63,7 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 /// Runs only if children are followed.
 const FORK: &str = "process_fork";
 
-/// Programs of system calls, where in these they run, and what these are called in the kernel.
+/// Programs of single system calls, where in these they run, and what these are called in the kernel.
 const SYSTEM_CALLS: [(&str, u32, &str); 5] = [
     ("memory_unmapping", TRACE_ENTRY, "__x64_sys_munmap"),
     ("memory_moving", TRACE_ENTRY, "__x64_sys_mremap"),
@@ -71,8 +72,14 @@ const SYSTEM_CALLS: [(&str, u32, &str); 5] = [
     ("heap_resized", TRACE_EXIT, "__x64_sys_brk"),
 ];
 
+/// Programs of all system calls, and what their tracepoints are called in the kernel's types.
+const ALL_SYSTEM_CALLS: [(&str, &str); 2] = [
+    ("system_call_entered", "btf_trace_sys_enter"),
+    ("system_call_returned", "btf_trace_sys_exit"),
+];
+
 /// What programs are loaded by.
-pub(super) const TYPES: [(Kind, &str); 8] = [
+pub(super) const TYPES: [(Kind, &str); 10] = [
     (Kind::Function, IS_RETURN_FUNCTION),
     (Kind::Function, SYSTEM_CALLS[0].2),
     (Kind::Function, SYSTEM_CALLS[1].2),
@@ -81,6 +88,8 @@ pub(super) const TYPES: [(Kind, &str); 8] = [
     (Kind::Typedef, TRACEPOINTS[0].1),
     (Kind::Typedef, TRACEPOINTS[1].1),
     (Kind::Typedef, TRACEPOINTS[2].1),
+    (Kind::Typedef, ALL_SYSTEM_CALLS[0].1),
+    (Kind::Typedef, ALL_SYSTEM_CALLS[1].1),
 ];
 
 /// The object, ready to be loaded from.
@@ -142,30 +151,64 @@ impl<'a> Prepared<'a> {
             if name == FORK && !follows {
                 continue;
             }
-            let number = self.kernel.id(Kind::Typedef, type_name);
-            let number = number
-                .ok_or(KernelError::Unsupported { what: "it has no type of a tracepoint" })?;
-            let link = self.attach_in_kernel(name, TRACE_RAW_TRACEPOINT, number, to)?;
+            let link = self.attach_tracepoint(name, type_name, to)?;
             to.tracepoints.push(link);
         }
         Ok(())
     }
 
-    /// Loads the programs of the system calls by which processes map memory, and attaches them.
-    pub(super) fn attach_system_calls(
+    /// Loads the programs of the system calls by which processes map memory, and attaches them: in
+    /// the way asked for, or in the first that the kernel takes. Not at all if nobody asks.
+    pub(super) fn observe_mappings(
         &self,
+        asked: Option<Option<MappingMethod>>,
+        may_read_kernel: bool,
         to: &mut ProbePrograms,
         attached: &mut Attached,
-    ) -> Result<(), KernelError> {
-        for (name, attach_type, function) in SYSTEM_CALLS {
-            let missing = KernelError::Unsupported { what: "it has no type of such a function" };
-            let number = self.kernel.id(Kind::Function, function).ok_or(missing);
-            let link = number
-                .and_then(|number| self.attach_in_kernel(name, attach_type, number, to))
-                .map_err(|source| KernelError::SystemCalls { source: Box::new(source) })?;
-            attached.push_lasting(Box::new(link));
+    ) -> Result<Option<MappingMethod>, KernelError> {
+        let Some(by) = asked else { return Ok(None) };
+        let failed = |source| KernelError::SystemCalls { source: Box::new(source) };
+        if by != Some(MappingMethod::Tracepoints) {
+            match self.attach_functions(to) {
+                Ok(links) => {
+                    attached.push_lasting(Box::new(links));
+                    return Ok(Some(MappingMethod::Functions));
+                }
+                Err(refusal) if by.is_some() => return Err(failed(refusal)),
+                Err(refusal) => log::debug!("system calls: {}", causes(&refusal)),
+            }
         }
-        Ok(())
+        if !may_read_kernel {
+            let what = "its memory may not be read, and only there it says which system call is one of 32-bit code";
+            return Err(failed(KernelError::Unsupported { what }));
+        }
+        attached.push_lasting(Box::new(self.attach_all_calls(to).map_err(failed)?));
+        Ok(Some(MappingMethod::Tracepoints))
+    }
+
+    fn attach_functions(&self, to: &mut ProbePrograms) -> Result<Vec<OwnedFd>, KernelError> {
+        let links = SYSTEM_CALLS.iter().map(|(name, attach_type, function)| {
+            let missing = KernelError::Unsupported { what: "it has no type of such a function" };
+            let number = self.kernel.id(Kind::Function, function).ok_or(missing)?;
+            self.attach_in_kernel(name, *attach_type, number, to)
+        });
+        links.collect()
+    }
+
+    fn attach_all_calls(&self, to: &mut ProbePrograms) -> Result<Vec<OwnedFd>, KernelError> {
+        let calls = ALL_SYSTEM_CALLS.iter();
+        calls.map(|(name, type_name)| self.attach_tracepoint(name, type_name, to)).collect()
+    }
+
+    fn attach_tracepoint(
+        &self,
+        name: &'static str,
+        type_name: &str,
+        to: &mut ProbePrograms,
+    ) -> Result<OwnedFd, KernelError> {
+        let missing = KernelError::Unsupported { what: "it has no type of a tracepoint" };
+        let number = self.kernel.id(Kind::Typedef, type_name).ok_or(missing)?;
+        self.attach_in_kernel(name, TRACE_RAW_TRACEPOINT, number, to)
     }
 
     fn attach_in_kernel(

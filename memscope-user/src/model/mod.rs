@@ -670,6 +670,29 @@ impl AttachMethod {
     }
 }
 
+/// Where it is observed what system calls map. The cheaper one for the host first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingMethod {
+    /// By programs in the kernel's functions of these calls.
+    Functions,
+    /// By programs at the entry and return of all system calls.
+    Tracepoints,
+}
+
+impl MappingMethod {
+    /// All of them, the cheaper first.
+    pub const ALL: [Self; 2] = [Self::Functions, Self::Tracepoints];
+
+    /// Name on the command line and in exports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Functions => "functions",
+            Self::Tracepoints => "tracepoints",
+        }
+    }
+}
+
 /// What a recording says of itself at its beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capture {

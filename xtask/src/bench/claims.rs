@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::results::{Results, Run, Spread};
 use super::tracers::{
     BARE_TRAP, BPFTRACE, CALLER, DHAT, ELSEWHERE, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED,
-    MASSIF, MEMCHECK, NONE, SAMPLED,
+    MAPPINGS_ELSEWHERE, MASSIF, MEMCHECK, NONE, SAMPLED,
 };
 use super::workloads::{WORKLOADS, Workload};
 
@@ -125,6 +125,13 @@ const COMPARISONS: &[Comparison] = &[
         base: BARE_TRAP,
         on: On::These(&["pairs"]),
         bound: Bound::AtMost(1.25),
+    },
+    Comparison {
+        claim: "`--mappings` makes the cheapest system call of processes that are not traced at most 2 × as long",
+        tracer: MAPPINGS_ELSEWHERE,
+        base: NONE,
+        on: On::These(&["system-calls"]),
+        bound: Bound::AtMost(2.0),
     },
     Comparison {
         claim: "`--max-overhead 5%` holds, give or take 2 points",

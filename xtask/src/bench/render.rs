@@ -185,7 +185,7 @@ fn density(results: &Results, workload: &Workload) -> String {
     });
     let wall = results.figure(workload.name, NONE, |run| run.wall_ns as f64);
     match (workload.unit, allocations, wall) {
-        (Unit::Pair, _, _) | (_, None, _) | (_, _, None) => String::new(),
+        (Unit::Pair | Unit::Call, _, _) | (_, None, _) | (_, _, None) => String::new(),
         (_, Some(allocations), Some(wall)) => {
             let (allocations, between) = (allocations.median, wall.median / allocations.median);
             format!("{allocations:.0} allocations, untraced one each {between:.0} ns.\n\n")
@@ -196,6 +196,7 @@ fn density(results: &Results, workload: &Workload) -> String {
 fn workload_table(results: &Results, workload: &Workload) -> String {
     let (unit, shown_cost): (_, fn(f64) -> String) = match workload.unit {
         Unit::Pair => ("ns per pair", |ns| format!("{ns:.0}")),
+        Unit::Call => ("ns per call", |ns| format!("{ns:.0}")),
         Unit::Run => ("ms", |ns| format!("{:.1}", ns / 1e6)),
         Unit::Request => ("µs per request", |ns| format!("{:.1}", ns / 1e3)),
     };

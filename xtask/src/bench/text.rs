@@ -41,7 +41,9 @@ The tracers:
   whole call chain. With `--stacks caller`, without the chain; with `--sample 512KiB`, a part of the allocations. With
   `--max-overhead 5%`, in windows of time only, so that probes and memscope together take no more than a twentieth of
   what the program does by itself; this is measured on programs that work for ten seconds (`…-long`), because in one
-  second memscope's start alone costs more.
+  second memscope's start alone costs more. What `--probes host` and `--mappings` cost processes that are not traced is
+  measured while memscope traces one that sleeps; where the kernel lets no programs run in its functions, `--mappings`
+  runs them at the entry and return of all system calls (`memscope doctor` tells).
 - **floor**: programs that do nothing, on the instructions that memscope probes, attached the cheapest way that this kernel
   has. **bare trap**: the same, but nothing is run at the return of malloc.
 - **bpftrace, naive**: what one would write first, and what bcc's memleak does: probes at the first instruction of malloc and

@@ -25,8 +25,8 @@ pub(super) struct Tracer {
 pub(super) enum Kind {
     None,
     Memscope(Mode),
-    /// memscope, tracing another process with probes in all.
-    Elsewhere,
+    /// memscope, tracing another process in a way that others notice.
+    Elsewhere(Mode),
     /// Programs that do nothing, on memscope's instructions.
     Empty(Returns),
     Bpftrace,
@@ -39,6 +39,8 @@ pub(super) const CALLER: &str = "memscope-caller";
 pub(super) const SAMPLED: &str = "memscope-sampled";
 pub(super) const LIMITED: &str = "memscope-limited";
 pub(super) const ELSEWHERE: &str = "memscope-elsewhere";
+pub(super) const MAPPINGS: &str = "memscope-mappings";
+pub(super) const MAPPINGS_ELSEWHERE: &str = "memscope-mappings-elsewhere";
 pub(super) const FLOOR: &str = "floor";
 pub(super) const BARE_TRAP: &str = "bare-trap";
 pub(super) const BPFTRACE: &str = "bpftrace";
@@ -47,6 +49,9 @@ pub(super) const HEAPTRACK_RAW: &str = "heaptrack-raw";
 pub(super) const MEMCHECK: &str = "memcheck";
 pub(super) const MASSIF: &str = "massif";
 pub(super) const DHAT: &str = "dhat";
+
+/// Of memscope in ways that only some programs are measured in.
+pub(super) const SPECIAL: &[&str] = &[LIMITED, MAPPINGS, MAPPINGS_ELSEWHERE];
 
 /// In the order of the tables.
 pub(super) const TRACERS: &[Tracer] = &[
@@ -74,7 +79,17 @@ pub(super) const TRACERS: &[Tracer] = &[
     Tracer {
         name: ELSEWHERE,
         title: "**memscope** `--probes host`, of another process",
-        kind: Kind::Elsewhere,
+        kind: Kind::Elsewhere(Mode::Everywhere),
+    },
+    Tracer {
+        name: MAPPINGS,
+        title: "**memscope** `--mappings`",
+        kind: Kind::Memscope(Mode::Mappings),
+    },
+    Tracer {
+        name: MAPPINGS_ELSEWHERE,
+        title: "**memscope** `--mappings`, of another process",
+        kind: Kind::Elsewhere(Mode::Mappings),
     },
     Tracer {
         name: FLOOR,
@@ -169,12 +184,8 @@ impl Tracer {
             |name: &str| find_in_path(name).is_none().then(|| format!("{name} is not installed"));
         match self.kind {
             Kind::None | Kind::Empty(_) => None,
-            Kind::Memscope(mode) => {
+            Kind::Memscope(mode) | Kind::Elsewhere(mode) => {
                 let option = mode.missing(&kit.trace_help)?;
-                Some(format!("this memscope has no {option}"))
-            }
-            Kind::Elsewhere => {
-                let option = Mode::Everywhere.missing(&kit.trace_help)?;
                 Some(format!("this memscope has no {option}"))
             }
             Kind::Bpftrace => program("bpftrace"),
@@ -197,7 +208,7 @@ impl Tracer {
         let (launch, copies) = match self.kind {
             Kind::Bpftrace => bpftrace::copies(sites, folder)?,
             Kind::Peer(peer) => (peer.launch(&kit.libraries, folder)?, Vec::new()),
-            Kind::None | Kind::Memscope(_) | Kind::Elsewhere | Kind::Empty(_) => {
+            Kind::None | Kind::Memscope(_) | Kind::Elsewhere(_) | Kind::Empty(_) => {
                 (Launch::default(), Vec::new())
             }
         };
@@ -218,9 +229,11 @@ impl Tracer {
             Kind::Memscope(mode) => {
                 Attached::Memscope(memscope::Tracing::attach(&kit.memscope, mode, pid, folder)?)
             }
-            Kind::Elsewhere => {
-                Attached::Elsewhere(memscope::TracingElsewhere::attach(&kit.memscope, folder)?)
-            }
+            Kind::Elsewhere(mode) => Attached::Elsewhere(memscope::TracingElsewhere::attach(
+                &kit.memscope,
+                mode,
+                folder,
+            )?),
             Kind::Empty(returns) => Attached::Empty(EmptyPrograms::attach(sites, pid, returns)?),
             Kind::Bpftrace => {
                 Attached::Bpftrace(bpftrace::Tracing::attach(&prepared.copies, pid, folder)?)
@@ -281,8 +294,21 @@ mod tests {
             assert_eq!(Tracer::named(tracer.name).unwrap().kind, tracer.kind, "{}", tracer.name);
         }
         for name in [
-            NONE, FULL, CALLER, SAMPLED, LIMITED, ELSEWHERE, FLOOR, BARE_TRAP, BPFTRACE, HEAPTRACK,
-            MEMCHECK, MASSIF, DHAT,
+            NONE,
+            FULL,
+            CALLER,
+            SAMPLED,
+            LIMITED,
+            ELSEWHERE,
+            FLOOR,
+            BARE_TRAP,
+            BPFTRACE,
+            HEAPTRACK,
+            MEMCHECK,
+            MASSIF,
+            DHAT,
+            MAPPINGS,
+            MAPPINGS_ELSEWHERE,
         ] {
             assert!(Tracer::named(name).is_some(), "{name}");
         }

@@ -11,7 +11,7 @@ use memscope_tests::{Variant, programs, resources};
 
 use super::process::{Output, Process};
 use super::redis::Redis;
-use super::tracers::{LIMITED, NONE, Tracer};
+use super::tracers::{LIMITED, MAPPINGS, MAPPINGS_ELSEWHERE, NONE, SPECIAL, Tracer};
 use crate::process::{find_in_path, output};
 
 /// Size of a block in the loops.
@@ -28,17 +28,17 @@ pub(super) struct Workload {
     amount: u64,
     quick_amount: u64,
     program: Program,
-    lasts: Lasts,
+    tracers: Tracers,
 }
 
-/// How long a program works.
+/// By which tracers a program is measured; always untraced as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lasts {
-    /// Long enough to be measured.
-    Usual,
-    /// About ten seconds: long enough that a budget can be kept, of which memscope's own start is the most in a
-    /// second. For [`LIMITED`] alone, and what that is compared with.
-    Long,
+enum Tracers {
+    /// All but those that are for one purpose.
+    General,
+    /// [`LIMITED`]: programs that work for about ten seconds, long enough that a budget can be kept, of which memscope's
+    /// own start is the most in a second. [`MAPPINGS`] and [`MAPPINGS_ELSEWHERE`]: system calls.
+    Only(&'static [&'static str]),
 }
 
 /// What the cost is of.
@@ -50,12 +50,15 @@ pub(super) enum Unit {
     Run,
     /// One request to a server.
     Request,
+    /// One system call.
+    Call,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Program {
     Pairs { threads: u64 },
     Stacks { depth: u64 },
+    Calls { maps: bool },
     Source(&'static str),
     Python,
     Sqlite,
@@ -70,7 +73,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 300_000,
         quick_amount: 50_000,
         program: Program::Pairs { threads: 1 },
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "depth-20",
@@ -79,7 +82,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 200_000,
         quick_amount: 50_000,
         program: Program::Stacks { depth: 20 },
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "threads-2",
@@ -88,7 +91,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100_000,
         quick_amount: 30_000,
         program: Program::Pairs { threads: 2 },
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "threads-8",
@@ -97,7 +100,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 25_000,
         quick_amount: 8_000,
         program: Program::Pairs { threads: 8 },
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "stl",
@@ -106,7 +109,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100,
         quick_amount: 20,
         program: Program::Source("work.cpp"),
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "rust",
@@ -115,7 +118,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 100,
         quick_amount: 20,
         program: Program::Source("work.rs"),
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "python-json",
@@ -124,7 +127,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 20,
         quick_amount: 4,
         program: Program::Python,
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "sqlite",
@@ -133,7 +136,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 6_000,
         quick_amount: 1_500,
         program: Program::Sqlite,
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "redis",
@@ -142,7 +145,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 10_000,
         quick_amount: 2_000,
         program: Program::Redis,
-        lasts: Lasts::Usual,
+        tracers: Tracers::General,
     },
     Workload {
         name: "pairs-long",
@@ -151,7 +154,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 800_000_000,
         quick_amount: 300_000_000,
         program: Program::Pairs { threads: 1 },
-        lasts: Lasts::Long,
+        tracers: Tracers::Only(&[LIMITED]),
     },
     Workload {
         name: "stl-long",
@@ -160,7 +163,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 25_000,
         quick_amount: 8_000,
         program: Program::Source("work.cpp"),
-        lasts: Lasts::Long,
+        tracers: Tracers::Only(&[LIMITED]),
     },
     Workload {
         name: "python-long",
@@ -169,7 +172,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 8_000,
         quick_amount: 3_000,
         program: Program::Python,
-        lasts: Lasts::Long,
+        tracers: Tracers::Only(&[LIMITED]),
     },
     Workload {
         name: "redis-long",
@@ -178,7 +181,25 @@ pub(super) const WORKLOADS: &[Workload] = &[
         amount: 300_000,
         quick_amount: 100_000,
         program: Program::Redis,
-        lasts: Lasts::Long,
+        tracers: Tracers::Only(&[LIMITED]),
+    },
+    Workload {
+        name: "system-calls",
+        title: "the cheapest system call, getppid, in a tight loop",
+        unit: Unit::Call,
+        amount: 10_000_000,
+        quick_amount: 1_000_000,
+        program: Program::Calls { maps: false },
+        tracers: Tracers::Only(&[MAPPINGS_ELSEWHERE]),
+    },
+    Workload {
+        name: "mappings",
+        title: "mmap and munmap of a page that is not touched, in a tight loop",
+        unit: Unit::Pair,
+        amount: 300_000,
+        quick_amount: 50_000,
+        program: Program::Calls { maps: true },
+        tracers: Tracers::Only(&[MAPPINGS, MAPPINGS_ELSEWHERE]),
     },
 ];
 
@@ -199,7 +220,7 @@ pub(super) struct Work {
     pub(super) units: u64,
     pub(super) wall_ns: u64,
     pub(super) cpu_ns: u64,
-    /// The program has allocated at least so often: who traced it must have seen as many.
+    /// The program has allocated at least so often, or mapped: who traced it must have seen as many.
     pub(super) allocations_at_least: u64,
     /// The same in every run.
     pub(super) checksum: Option<String>,
@@ -218,12 +239,16 @@ impl Workload {
 
     /// Of those that all tracers are measured on.
     pub(super) fn is_real_program(&self) -> bool {
-        self.unit != Unit::Pair && self.lasts == Lasts::Usual
+        matches!(self.unit, Unit::Run | Unit::Request) && self.tracers == Tracers::General
     }
 
     /// Whether it is measured under that tracer.
     pub(super) fn is_for(&self, tracer: &Tracer) -> bool {
-        tracer.name == NONE || (tracer.name == LIMITED) == (self.lasts == Lasts::Long)
+        tracer.name == NONE
+            || match self.tracers {
+                Tracers::General => !SPECIAL.contains(&tracer.name),
+                Tracers::Only(names) => names.contains(&tracer.name),
+            }
     }
 
     pub(super) fn amount(&self, quick: bool) -> u64 {
@@ -232,7 +257,7 @@ impl Workload {
 
     /// For a tracer that costs next to nothing: a loop is over too soon to be measured then.
     pub(super) fn amount_untraced(&self, quick: bool) -> u64 {
-        let is_short = self.unit == Unit::Pair && self.lasts == Lasts::Usual;
+        let is_short = self.unit == Unit::Pair && self.tracers == Tracers::General;
         let factor = if is_short { UNTRACED_LOOP_FACTOR } else { 1 };
         self.amount(quick) * factor
     }
@@ -240,7 +265,9 @@ impl Workload {
     /// Why it cannot be run here.
     pub(super) fn missing(&self) -> Option<String> {
         let needed: &[&str] = match self.program {
-            Program::Pairs { .. } | Program::Stacks { .. } => &["cc", "gcc"],
+            Program::Pairs { .. } | Program::Stacks { .. } | Program::Calls { .. } => {
+                &["cc", "gcc"]
+            }
             Program::Source("work.rs") => &["rustc"],
             Program::Source(_) => &["c++"],
             Program::Python => &["python3"],
@@ -269,6 +296,13 @@ impl Workload {
             Program::Stacks { depth } => {
                 let path = stacks::build("stacks_cost.c", Compiler::Gcc, &[]);
                 (program(path, &[&count, &depth.to_string()]), Script::of_pairs(amount))
+            }
+            Program::Calls { maps } => {
+                let script = Script {
+                    units: Some((amount, if maps { amount } else { 0 })),
+                    ..Script::default()
+                };
+                (program(default("calls.c"), &[&count, if maps { "1" } else { "0" }]), script)
             }
             Program::Source(source) => (program(default(source), &[&count]), Script::default()),
             Program::Python => {
@@ -344,26 +378,26 @@ struct Script {
     greeting: &'static str,
     /// Has it work.
     go: String,
-    /// Of a loop, which prints its own time per pair.
-    pairs: Option<u64>,
+    /// Of a loop, which prints its own time per unit: how many of these it does, and allocations with them.
+    units: Option<(u64, u64)>,
 }
 
 impl Default for Script {
     /// Of the ground-truth programs.
     fn default() -> Self {
-        Self { greeting: "", go: "go\n".to_owned(), pairs: None }
+        Self { greeting: "", go: "go\n".to_owned(), units: None }
     }
 }
 
 impl Script {
     fn of_pairs(pairs: u64) -> Self {
-        Self { pairs: Some(pairs), ..Self::default() }
+        Self { units: Some((pairs, pairs)), ..Self::default() }
     }
 
     /// The sqlite3 shell does not know its own number; one that it starts knows it.
     fn of_sqlite(rows: u64) -> Self {
         let greeting = ".separator ' '\n.shell echo ready $PPID\n";
-        Self { greeting, go: statements(rows), pairs: None }
+        Self { greeting, go: statements(rows), units: None }
     }
 }
 
@@ -393,9 +427,10 @@ impl Lines {
         let said = self.process.said();
         let value = |key| said.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         let number = |key| value(key).and_then(|text| text.parse::<f64>().ok());
-        if let Some(pairs) = self.script.pairs {
-            let cost_ns = number("ns_per_pair").context("the loop says no ns_per_pair")?;
-            let (units, allocations_at_least, checksum) = (pairs, pairs, None);
+        if let Some((units, allocations_at_least)) = self.script.units {
+            let cost_ns = number("ns_per_pair").or_else(|| number("ns_per_call"));
+            let cost_ns = cost_ns.context("the loop does not say its time per unit")?;
+            let checksum = None;
             return Ok(Work { cost_ns, units, wall_ns, cpu_ns, allocations_at_least, checksum });
         }
         let allocations_at_least = value("allocations_at_least")
@@ -454,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_that_work_for_long_are_for_a_budget() {
+    fn some_programs_are_for_single_tracers() {
         let is_for = |workload, tracer| {
             Workload::named(workload).unwrap().is_for(Tracer::named(tracer).unwrap())
         };
@@ -464,6 +499,8 @@ mod tests {
         let long = Workload::named("pairs-long").unwrap();
         assert_eq!(long.amount_untraced(false), long.amount(false), "it lasts long enough");
         assert!(!Workload::named("redis-long").unwrap().is_real_program());
+        assert!(is_for("mappings", MAPPINGS) && !is_for("pairs", MAPPINGS));
+        assert!(!is_for("mappings", FULL) && !is_for("system-calls", MAPPINGS));
     }
 
     #[test]

@@ -68,12 +68,12 @@ run() {
 run doctor memscope doctor --json
 ",
     );
-    for Traced { source, arguments, options } in traced {
-        let name = program_name(source);
+    for Traced { name, source, arguments, options } in traced {
+        let program = program_name(source);
         // Writing to a string cannot fail.
         write!(
             script,
-            "run trace-{name} memscope trace {options} -o /tmp/{name}.mscope -- /bin/{name} {arguments}
+            "run trace-{name} memscope trace {options} -o /tmp/{name}.mscope -- /bin/{program} {arguments}
 run verify-{name} memscope verify /tmp/{name}.mscope
 run export-{name} memscope export /tmp/{name}.mscope --format json
 "
@@ -171,11 +171,15 @@ mod tests {
 
     #[test]
     fn the_script_runs_each_program_under_memscope() {
-        let script =
-            init(&[Traced { source: "mix.c", arguments: "1 20", options: "--stacks full" }]);
+        let script = init(&[Traced {
+            name: "few",
+            source: "mix.c",
+            arguments: "1 20",
+            options: "--stacks full",
+        }]);
         assert!(script.starts_with("#!/bin/busybox sh\n"));
         assert!(script.contains(
-            "run trace-mix memscope trace --stacks full -o /tmp/mix.mscope -- /bin/mix 1 20\n"
+            "run trace-few memscope trace --stacks full -o /tmp/few.mscope -- /bin/mix 1 20\n"
         ));
         assert!(script.ends_with("busybox reboot -f\n"));
     }

@@ -6,7 +6,7 @@ use memscope_tests::verifier::Diagnosis;
 use serde_json::Value;
 
 use super::Traced;
-use super::guest::{Section, program_name, section};
+use super::guest::{Section, section};
 
 /// Numbers that a program prints and the export has under the same name.
 const FIGURES: &[&str] = &[
@@ -29,7 +29,7 @@ pub(super) struct Judged {
 /// One traced program.
 #[derive(Debug, Default)]
 struct Trace {
-    program: String,
+    name: String,
     allocations: u64,
     lost: u64,
     /// Allocations whose call chain is complete, of all that have one.
@@ -57,11 +57,10 @@ pub(super) fn judge(printed: &str, traced: &[Traced]) -> Result<Judged> {
         .context("memscope doctor printed something else than its JSON")?;
     let traces = traced
         .iter()
-        .map(|Traced { source, .. }| {
-            let name = program_name(source);
+        .map(|Traced { name, source, .. }| {
             let part = |what| section(&printed, &format!("{what}-{name}"));
             let (trace, verify, export) = (part("trace")?, part("verify")?, part("export")?);
-            Ok(Trace::judge(source, &trace, &verify, &export))
+            Ok(Trace::judge(name, source, &trace, &verify, &export))
         })
         .collect::<Result<_>>()?;
     Ok(Judged { diagnosis, traces })
@@ -73,23 +72,23 @@ impl Judged {
         let release = &self.diagnosis.kernel;
         println!("\nLinux {release}");
         println!(
-            "  {:<10} {:>12} {:>6} {:>16} {:>13} {:>14}",
+            "  {:<11} {:>12} {:>6} {:>16} {:>13} {:>14}",
             "traced", "allocations", "lost", "complete stacks", "exact chains", "exact mappings"
         );
         let mut problems = Vec::new();
         for trace in &self.traces {
             println!(
-                "  {:<10} {:>12} {:>6} {:>16} {:>13} {:>14}",
-                trace.program,
+                "  {:<11} {:>12} {:>6} {:>16} {:>13} {:>14}",
+                trace.name,
                 trace.allocations,
                 trace.lost,
                 format!("{} of {}", trace.complete_stacks, trace.stacks),
                 format!("{} of {}", trace.exact_chains, trace.chains),
                 format!("{} of {}", trace.exact_mappings, trace.mappings)
             );
-            let program = &trace.program;
+            let name = &trace.name;
             problems.extend(
-                trace.problems.iter().map(|what| format!("Linux {release}: {program}: {what}")),
+                trace.problems.iter().map(|what| format!("Linux {release}: {name}: {what}")),
             );
         }
         problems
@@ -97,8 +96,14 @@ impl Judged {
 }
 
 impl Trace {
-    fn judge(source: &str, trace: &Section, verify: &Section, export: &Section) -> Self {
-        let mut judged = Self { program: program_name(source).to_owned(), ..Self::default() };
+    fn judge(
+        name: &str,
+        source: &str,
+        trace: &Section,
+        verify: &Section,
+        export: &Section,
+    ) -> Self {
+        let mut judged = Self { name: name.to_owned(), ..Self::default() };
         for (what, section) in [("trace", trace), ("verify", verify), ("export", export)] {
             if section.status != 0 {
                 judged.problems.push(format!("memscope {what} ended with {}", section.status));
@@ -220,7 +225,7 @@ mod tests {
         let text = export.to_string();
         let section = |text| Section { status: 0, text };
         let trace = Section { status, text: said };
-        Trace::judge("chain.c", &trace, &section(""), &section(&text)).problems
+        Trace::judge("chain", "chain.c", &trace, &section(""), &section(&text)).problems
     }
 
     #[test]

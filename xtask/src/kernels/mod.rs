@@ -10,6 +10,7 @@ mod guest;
 mod image;
 mod judge;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -27,15 +28,28 @@ const FOLDER: &str = "target/kernels";
 
 /// What is traced in each kernel.
 const TRACED: &[Traced] = &[
-    Traced { source: "chain.c", arguments: "3 20", options: "" },
-    Traced { source: "mix.c", arguments: "1 2000", options: "" },
-    Traced { source: "pairs.c", arguments: "1000 64 3", options: "" },
-    Traced { source: "mappings.c", arguments: "", options: "--mappings" },
+    Traced { name: "chain", source: "chain.c", arguments: "3 20", options: "" },
+    Traced { name: "mix", source: "mix.c", arguments: "1 2000", options: "" },
+    Traced { name: "pairs", source: "pairs.c", arguments: "1000 64 3", options: "" },
+    Traced {
+        name: "functions",
+        source: "mappings.c",
+        arguments: "",
+        options: "--mappings --mappings-by functions",
+    },
+    Traced {
+        name: "tracepoints",
+        source: "mappings.c",
+        arguments: "",
+        options: "--mappings --mappings-by tracepoints",
+    },
 ];
 
 /// A program that prints what it asked of its allocator, and what else is recorded of it.
 #[derive(Clone, Copy, Debug)]
 struct Traced {
+    /// What it is called here.
+    name: &'static str,
     source: &'static str,
     arguments: &'static str,
     /// Of memscope.
@@ -107,7 +121,8 @@ fn try_all(update: bool) -> Result<Vec<String>> {
 fn image(folder: &Path) -> Result<std::path::PathBuf> {
     let mut image = image::Image::new(folder.join("initramfs"))?;
     image.add_program(&workspace::release_binary("memscope"), "memscope")?;
-    for Traced { source, .. } in TRACED {
+    let sources: BTreeSet<&str> = TRACED.iter().map(|traced| traced.source).collect();
+    for source in sources {
         image.add_program(&build(source, Variant::Default), guest::program_name(source))?;
     }
     let busybox = find_in_path("busybox").context("busybox was there a moment ago")?;

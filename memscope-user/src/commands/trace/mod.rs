@@ -41,7 +41,7 @@ use self::{
 use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
-    model::{Capture, EndingReason, Observes},
+    model::{Capture, EndingReason, MappingMethod, Observes},
     reports::{SummaryReport, Wrappers},
     symbols::Debuginfod,
     target::{Descriptions, HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
@@ -92,7 +92,13 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         selection: selected.selection(),
         observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
         observes_mappings: options.mappings,
+        mappings_by: options.mappings_by,
     })?;
+    if options.mappings_by.is_none() && kernel.mappings_by() == Some(MappingMethod::Tracepoints) {
+        log::warn!(
+            "this kernel lets no programs run in its functions of mmap and the like: memscope observes them at the entry and return of all system calls, which slows these down in all processes of this machine until it ends"
+        );
+    }
     let limit = limit(options, &kernel, seed)?;
     let output = Output::create(
         options.output.as_deref(),

@@ -147,7 +147,7 @@ impl Session {
             windowed: None,
         };
         session.tell_page_sums()?;
-        if session.kernel.observes_mappings() {
+        if session.kernel.mappings_by().is_some() {
             session.tell(Control::MappingsObserved)?;
         }
         Ok((session, notices))
@@ -264,7 +264,7 @@ impl Session {
         }
         self.kernel.observe_faults(pid)?;
         let heap_end_avma = match chosen {
-            _ if !self.kernel.observes_mappings() => None,
+            _ if self.kernel.mappings_by().is_none() => None,
             // What it will run has none yet.
             Chosen::Command => None,
             Chosen::Named | Chosen::Selected => process.heap_end_avma()?,
