@@ -15,7 +15,7 @@ use memscope::{
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
-    reports::{Analysis, Analyzer, View, Wrappers, analyze},
+    reports::{Analysis, Analyzer, Detail, View, analyze},
     store::{Reader, RecordingEnd, Writer},
 };
 use memscope_benches::{Expected, Workload};
@@ -154,9 +154,8 @@ fn outputs(criterion: &mut Criterion<CpuTime>) {
     for view in [View::Summary, View::Leaks] {
         group.bench_function(format!("report {}", view.name()), |bencher| {
             bencher.iter(|| {
-                let text = view
-                    .report(black_box(&analysis), "recording", Some(10), Wrappers::Folded)
-                    .text();
+                let text =
+                    view.report(black_box(&analysis), "recording", Some(10), Detail::Folded).text();
                 assert!(text.contains("Complete: all "));
                 text
             });

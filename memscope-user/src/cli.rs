@@ -139,7 +139,7 @@ pub struct ReportOptions {
     /// How many call chains to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
-    /// Show the functions between the program and the allocator too (operator new, __rust_alloc)
+    /// Show the functions between the program and the allocator too (operator new, __rust_alloc), and each process by itself
     #[arg(long)]
     pub show_wrappers: bool,
     /// As JSON, for programs; has all functions

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::{open_recording, warn_of_damage};
 use crate::{
     cli::ReportOptions,
-    reports::{Wrappers, analyze, check},
+    reports::{Detail, analyze, check},
     store::RecordingEnd,
 };
 
@@ -25,9 +25,8 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<ExitCode> {
     warn_of_damage(&options.file, analysis.damage_count, analysis.end == RecordingEnd::Truncated);
     let path = options.file.to_string_lossy();
     // Programs that read JSON get every frame and every site.
-    let wrappers =
-        if options.json || options.show_wrappers { Wrappers::Shown } else { Wrappers::Folded };
-    let report = options.view.report(&analysis, &path, Some(options.top), wrappers);
+    let detail = if options.json || options.show_wrappers { Detail::All } else { Detail::Folded };
+    let report = options.view.report(&analysis, &path, Some(options.top), detail);
     let mut out = io::stdout().lock();
     if options.json {
         serde_json::to_writer_pretty(&mut out, &report).context("cannot write the report")?;

@@ -1,12 +1,16 @@
 //! Call chains as a reader can tell them apart.
 
-use std::{collections::hash_map::Entry, hash::Hash};
+use std::{
+    collections::{BTreeSet, hash_map::Entry},
+    hash::Hash,
+};
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use super::{
-    Analysis, Wrappers,
+    Analysis, Detail,
+    folding::Programs,
     frames::{ResolvedFrame, ResolvedStack},
     layout::{self, Chain},
     origin::ProcessName,
@@ -23,6 +27,9 @@ pub struct NamedChain<'a> {
     /// Whose it is.
     #[serde(flatten)]
     pub process: ProcessName<'a>,
+    /// How many processes have it; more than one in text only.
+    #[serde(skip)]
+    pub process_count: usize,
     /// Innermost first.
     pub frames: Vec<ResolvedFrame<'a>>,
     /// Whether the chain is complete, or why not: a [`StackOutcome::name`].
@@ -30,15 +37,25 @@ pub struct NamedChain<'a> {
 }
 
 impl<'a> NamedChain<'a> {
-    pub(super) fn of(analysis: &'a Analysis, chain: VisibleChain<'a>) -> Self {
+    pub(super) fn of(analysis: &'a Analysis, chain: VisibleChain<'a>, others: usize) -> Self {
         let VisibleChain { process, outcome, frames } = chain;
-        Self { process: ProcessName::of(analysis, process), frames, stack: outcome.name() }
+        Self {
+            process: ProcessName::of(analysis, process),
+            process_count: 1 + others,
+            frames,
+            stack: outcome.name(),
+        }
     }
 
     /// All of it, as lines under what was told of it.
     pub(super) fn tell(&self, out: &mut String, analysis: &Analysis) {
-        let chain = Chain { process: self.process, frames: &self.frames, outcome: self.stack };
-        layout::chain(out, &chain, Wrappers::Shown, analysis);
+        let chain = Chain {
+            process: self.process,
+            process_count: self.process_count,
+            frames: &self.frames,
+            outcome: self.stack,
+        };
+        layout::chain(out, &chain, Detail::All, analysis);
     }
 }
 
@@ -50,14 +67,32 @@ pub(super) struct VisibleChain<'a> {
     pub(super) frames: Vec<ResolvedFrame<'a>>,
 }
 
-/// Sums of sites, those of the same call chain and the same `kind` together; in the order in which
-/// these were first seen.
+/// Sites of the same call chain and the same kind.
+pub(super) struct MergedChain<'a, K, S> {
+    pub(super) chain: VisibleChain<'a>,
+    pub(super) kind: K,
+    pub(super) sums: S,
+    /// Processes that have it, besides the first.
+    others: BTreeSet<ProcessId>,
+}
+
+impl<'a, K, S> MergedChain<'a, K, S> {
+    /// As it is told.
+    pub(super) fn named(self, analysis: &'a Analysis) -> (NamedChain<'a>, K, S) {
+        (NamedChain::of(analysis, self.chain, self.others.len()), self.kind, self.sums)
+    }
+}
+
+/// Sums of sites, those of the same call chain and the same `kind` together, of processes that run
+/// the same program too if they are folded; in the order in which these were first seen.
 pub(super) fn merged<'a, K: Copy + Eq + Hash, S: Copy>(
     analysis: &'a Analysis,
+    detail: Detail,
     sites: impl Iterator<Item = (SiteKey, K, S)>,
     add: impl Fn(&mut S, &S),
-) -> Vec<(VisibleChain<'a>, K, S)> {
-    let mut all: Vec<(VisibleChain<'_>, K, S)> = Vec::new();
+) -> Vec<MergedChain<'a, K, S>> {
+    let programs = (detail == Detail::Folded).then(|| Programs::of(analysis));
+    let mut all: Vec<MergedChain<'_, K, S>> = Vec::new();
     let mut known: FxHashMap<(VisibleChain<'_>, K), usize> = FxHashMap::default();
     for (key, kind, sums) in sites {
         let mut stack = ResolvedStack::of(&analysis.definitions, key.stack);
@@ -65,14 +100,19 @@ pub(super) fn merged<'a, K: Copy + Eq + Hash, S: Copy>(
             frame.offset = 0;
         }
         let ResolvedStack { outcome, frames, .. } = stack;
-        match known.entry((VisibleChain { process: key.process, outcome, frames }, kind)) {
+        let process = programs.as_ref().map_or(key.process, |all| all.first(key.process));
+        match known.entry((VisibleChain { process, outcome, frames }, kind)) {
             Entry::Occupied(first) => {
-                if let Some((.., known)) = all.get_mut(*first.get()) {
-                    add(known, &sums);
+                if let Some(known) = all.get_mut(*first.get()) {
+                    add(&mut known.sums, &sums);
+                    if key.process != known.chain.process {
+                        known.others.insert(key.process);
+                    }
                 }
             }
             Entry::Vacant(place) => {
-                all.push((place.key().0.clone(), kind, sums));
+                let chain = VisibleChain { process: key.process, ..place.key().0.clone() };
+                all.push(MergedChain { chain, kind, sums, others: BTreeSet::new() });
                 place.insert(all.len() - 1);
             }
         }

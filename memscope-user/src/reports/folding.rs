@@ -1,7 +1,10 @@
 //! Which functions of a call chain a reader wants to see, and sites that differ only in
 //! the others.
 
-use std::{borrow::Cow, collections::hash_map::Entry};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, hash_map::Entry},
+};
 
 use rustc_hash::FxHashMap;
 
@@ -14,22 +17,23 @@ use crate::{
     model::{ProcessId, StackOutcome},
 };
 
-/// What happens to functions that only hand requests on to the allocator, see
-/// [`ResolvedFrame::is_allocator_wrapper`].
+/// How much of what differs a reader wants to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wrappers {
-    /// They are not shown, and sites that differ in nothing else are one.
+pub enum Detail {
+    /// Functions that only hand requests on to the allocator (see
+    /// [`ResolvedFrame::is_allocator_wrapper`]) are not shown, and sites that differ in nothing else
+    /// are one; those of processes that run the same program, too.
     Folded,
-    /// They are shown as all others.
-    Shown,
+    /// All.
+    All,
 }
 
-impl Wrappers {
+impl Detail {
     /// How many of the innermost frames are not shown.
     pub(super) fn hidden(self, frames: &[ResolvedFrame<'_>]) -> usize {
         match self {
             Self::Folded => wrapper_count(frames),
-            Self::Shown => 0,
+            Self::All => 0,
         }
     }
 }
@@ -42,16 +46,26 @@ pub(super) struct MergedSite<'a> {
     pub(super) site: Cow<'a, Site>,
     /// Ages of the live blocks of all.
     pub(super) ages: Option<LiveAge>,
+    /// Whose they are, besides the first one's.
+    others: BTreeSet<ProcessId>,
 }
 
 impl<'a> MergedSite<'a> {
     /// A site by itself.
     pub(super) fn of(analysis: &Analysis, number: usize, site: &'a Site) -> Self {
         let ages = u32::try_from(number).ok().and_then(|number| analysis.live_ages.get(&number));
-        Self { number, site: Cow::Borrowed(site), ages: ages.copied() }
+        Self { number, site: Cow::Borrowed(site), ages: ages.copied(), others: BTreeSet::new() }
+    }
+
+    /// Of how many processes it is.
+    pub(super) fn process_count(&self) -> usize {
+        1 + self.others.len()
     }
 
     fn add(&mut self, other: &MergedSite<'_>) {
+        if other.site.key.process != self.site.key.process {
+            self.others.insert(other.site.key.process);
+        }
         self.site.to_mut().merge(&other.site);
         self.ages = match (self.ages, other.ages) {
             (Some(left), Some(right)) => Some(LiveAge {
@@ -64,16 +78,17 @@ impl<'a> MergedSite<'a> {
 }
 
 /// All sites, in the order in which they were first seen.
-pub(super) fn merged(analysis: &Analysis, wrappers: Wrappers) -> Vec<MergedSite<'_>> {
+pub(super) fn merged(analysis: &Analysis, detail: Detail) -> Vec<MergedSite<'_>> {
     let sites = analysis.sites.iter().enumerate();
     let sites = sites.map(|(number, site)| MergedSite::of(analysis, number, site));
-    if wrappers == Wrappers::Shown {
+    if detail == Detail::All {
         return sites.collect();
     }
     let mut all: Vec<MergedSite<'_>> = Vec::new();
     let mut known: FxHashMap<VisibleChain<'_>, usize> = FxHashMap::default();
+    let programs = Programs::of(analysis);
     for site in sites {
-        match known.entry(visible_chain(analysis, &site.site)) {
+        match known.entry(visible_chain(analysis, &programs, &site.site)) {
             Entry::Occupied(first) => {
                 if let Some(first) = all.get_mut(*first.get()) {
                     first.add(&site);
@@ -91,7 +106,7 @@ pub(super) fn merged(analysis: &Analysis, wrappers: Wrappers) -> Vec<MergedSite<
 /// What a reader sees of a site.
 type VisibleChain<'a> = (ProcessId, StackOutcome, Vec<ResolvedFrame<'a>>);
 
-fn visible_chain<'a>(analysis: &'a Analysis, site: &Site) -> VisibleChain<'a> {
+fn visible_chain<'a>(analysis: &'a Analysis, programs: &Programs, site: &Site) -> VisibleChain<'a> {
     let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
     let hidden = stack.wrapper_count();
     let mut frames: Vec<ResolvedFrame<'_>> = stack.frames.into_iter().skip(hidden).collect();
@@ -99,5 +114,30 @@ fn visible_chain<'a>(analysis: &'a Analysis, site: &Site) -> VisibleChain<'a> {
     for frame in frames.iter_mut().filter(|frame| frame.function.is_some()) {
         frame.offset = 0;
     }
-    (site.key.process, stack.outcome, frames)
+    (programs.first(site.key.process), stack.outcome, frames)
+}
+
+/// The first process of those that run the same program under the same name, for each process.
+pub(super) struct Programs(FxHashMap<ProcessId, ProcessId>);
+
+impl Programs {
+    pub(super) fn of(analysis: &Analysis) -> Self {
+        let mut processes: Vec<_> = analysis.definitions.processes.values().collect();
+        processes.sort_by_key(|process| process.id);
+        let mut first: FxHashMap<(&str, &str), ProcessId> = FxHashMap::default();
+        Self(
+            processes
+                .into_iter()
+                .map(|process| {
+                    let program = (process.comm.as_str(), process.exe.as_str());
+                    (process.id, *first.entry(program).or_insert(process.id))
+                })
+                .collect(),
+        )
+    }
+
+    /// One that is not defined is a program of its own.
+    pub(super) fn first(&self, process: ProcessId) -> ProcessId {
+        self.0.get(&process).copied().unwrap_or(process)
+    }
 }

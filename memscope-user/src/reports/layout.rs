@@ -1,7 +1,7 @@
 //! How tables of sites look in a terminal of 80 to 100 columns.
 
 use super::{
-    Analysis, ProcessName, Wrappers,
+    Analysis, Detail, ProcessName,
     frames::{ResolvedFrame, base_name, missing_callers},
     row::SiteRow,
 };
@@ -62,24 +62,38 @@ pub(super) fn frame_text(frame: &ResolvedFrame<'_>, width: usize) -> String {
 /// A call chain of a process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chain<'a> {
+    /// Whose it is; the first one's, if it is that of several.
     pub(super) process: ProcessName<'a>,
+    pub(super) process_count: usize,
     pub(super) frames: &'a [ResolvedFrame<'a>],
     /// A [`StackOutcome::name`].
     pub(super) outcome: &'a str,
 }
 
 /// The row's process, if there are several, and its call chain, folded.
-pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, wrappers: Wrappers, analysis: &Analysis) {
-    let chain = Chain { process: row.process, frames: &row.frames, outcome: row.stack };
-    self::chain(out, &chain, wrappers, analysis);
+pub(super) fn stack(out: &mut String, row: &SiteRow<'_>, detail: Detail, analysis: &Analysis) {
+    let chain = Chain {
+        process: row.process,
+        process_count: row.process_count,
+        frames: &row.frames,
+        outcome: row.stack,
+    };
+    self::chain(out, &chain, detail, analysis);
 }
 
 /// The process, if there are several, and the call chain, folded.
-pub(super) fn chain(out: &mut String, row: &Chain<'_>, wrappers: Wrappers, analysis: &Analysis) {
+pub(super) fn chain(out: &mut String, row: &Chain<'_>, detail: Detail, analysis: &Analysis) {
     if analysis.definitions.processes.len() > 1 {
-        line!(out, "{INDENT}in {}", row.process.text());
+        let processes = text::count(row.process_count as u64);
+        let whose = match row.process.comm {
+            Some(comm) if row.process_count > 1 => {
+                format!("{} ({processes} processes)", text::harmless(comm))
+            }
+            _ => row.process.text(),
+        };
+        line!(out, "{INDENT}in {whose}");
     }
-    let wrappers = wrappers.hidden(row.frames);
+    let wrappers = detail.hidden(row.frames);
     let width = WIDTH - INDENT.len();
     for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
@@ -101,8 +115,8 @@ pub(super) fn chain(out: &mut String, row: &Chain<'_>, wrappers: Wrappers, analy
 }
 
 /// Says that there is more than is shown, if there is.
-pub(super) fn folded(out: &mut String, rows: &[SiteRow<'_>], wrappers: Wrappers) {
-    if rows.iter().any(|row| wrappers.hidden(&row.frames) > 0) {
+pub(super) fn folded(out: &mut String, rows: &[SiteRow<'_>], detail: Detail) {
+    if rows.iter().any(|row| detail.hidden(&row.frames) > 0) {
         line!(
             out,
             "\nFunctions that only hand requests on to the allocator are folded (--show-wrappers)."

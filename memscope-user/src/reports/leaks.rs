@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Estimate, Trust, Wrappers,
+    Analysis, Detail, Estimate, Trust,
     estimate::bytes_within,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
@@ -26,7 +26,7 @@ pub struct LeaksReport<'a> {
     /// How far to trust all this, with the bounds of `live_blocks`.
     pub trust: Trust,
     #[serde(skip)]
-    wrappers: Wrappers,
+    detail: Detail,
     #[serde(skip)]
     analysis: &'a Analysis,
 }
@@ -34,12 +34,12 @@ pub struct LeaksReport<'a> {
 impl<'a> LeaksReport<'a> {
     /// The `top` first sites by live bytes, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>, wrappers: Wrappers) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, detail: Detail) -> Self {
         let rank = |site: &Site| {
             let blocks = site.sums.live_blocks();
             (blocks > 0).then(|| (site.sums.live_bytes(), blocks))
         };
-        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
+        let (rows, site_count) = ranked(analysis, top, detail, rank);
         Self {
             site_count,
             live_blocks: analysis.totals.live_blocks,
@@ -47,7 +47,7 @@ impl<'a> LeaksReport<'a> {
             rows,
             estimate: Estimate::of_all(analysis),
             trust: Trust::of(analysis),
-            wrappers,
+            detail,
             analysis,
         }
     }
@@ -75,7 +75,7 @@ impl<'a> LeaksReport<'a> {
                 ages(row),
                 freed_text(row.frees),
             );
-            layout::stack(&mut out, row, self.wrappers, self.analysis);
+            layout::stack(&mut out, row, self.detail, self.analysis);
         }
         if self.analysis.windows.has_gaps() {
             line!(
@@ -94,7 +94,7 @@ impl<'a> LeaksReport<'a> {
                 "see which blocks the program can still reach. Old blocks of a growing site are suspects."
             );
         }
-        layout::folded(&mut out, &self.rows, self.wrappers);
+        layout::folded(&mut out, &self.rows, self.detail);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

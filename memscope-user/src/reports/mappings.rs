@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis, NamedChain, Trust,
+    Analysis, Detail, NamedChain, Trust,
     chains::merged,
     layout::{self, counted, line},
 };
@@ -135,16 +135,17 @@ impl MappingRow<'_> {
 impl<'a> MappingsReport<'a> {
     /// The `top` call chains that have most mapped at the end, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, detail: Detail) -> Self {
         let sites = analysis.mapping_sites.iter();
         let sites = sites.map(|site| (site.key, (site.kind, site.by), site.sums));
-        let mut chains = merged(analysis, sites, MappingSums::add);
+        let mut chains = merged(analysis, detail, sites, MappingSums::add);
         // Stable: equal ones stay in the order in which they were first seen.
-        chains.sort_by_key(|(_, _, sums)| Reverse((sums.live_bytes(), sums.mapped_bytes)));
+        chains.sort_by_key(|merged| Reverse((merged.sums.live_bytes(), merged.sums.mapped_bytes)));
         let chain_count = chains.len();
         let rows = chains.into_iter().take(top.unwrap_or(chain_count));
+        let rows = rows.map(|merged| merged.named(analysis));
         let rows = rows.map(|(chain, (kind, by), sums)| MappingRow {
-            chain: NamedChain::of(analysis, chain),
+            chain,
             kind: kind.name(),
             by: by.name(),
             allocator: function_of(analysis, by),

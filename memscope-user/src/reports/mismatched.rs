@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis, ProcessName, ResolvedFrame, ResolvedStack, Trust, Wrappers, base_name,
+    Analysis, Detail, ProcessName, ResolvedFrame, ResolvedStack, Trust, base_name,
     layout::{self, Chain, counted, line},
 };
 use crate::{
@@ -26,7 +26,7 @@ pub struct MismatchedReport<'a> {
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
-    wrappers: Wrappers,
+    detail: Detail,
     #[serde(skip)]
     analysis: &'a Analysis,
 }
@@ -109,7 +109,7 @@ impl<'a> MismatchRow<'a> {
 impl<'a> MismatchedReport<'a> {
     /// The `top` first by calls, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>, wrappers: Wrappers) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, detail: Detail) -> Self {
         let mut order: Vec<&Mismatch> = analysis.mismatches.iter().collect();
         order.sort_by_key(|found| Reverse((found.frees, found.bytes)));
         let row_count = order.len();
@@ -119,7 +119,7 @@ impl<'a> MismatchedReport<'a> {
             row_count,
             rows: shown.map(|found| MismatchRow::of(analysis, found)).collect(),
             trust: Trust::of(analysis),
-            wrappers,
+            detail,
             analysis,
         }
     }
@@ -143,8 +143,13 @@ impl<'a> MismatchedReport<'a> {
                 row.allocated_by.text(),
                 row.freed_by.text(),
             );
-            let chain = Chain { process: row.process, frames: &row.frames, outcome: row.stack };
-            layout::chain(&mut out, &chain, self.wrappers, self.analysis);
+            let chain = Chain {
+                process: row.process,
+                process_count: 1,
+                frames: &row.frames,
+                outcome: row.stack,
+            };
+            layout::chain(&mut out, &chain, self.detail, self.analysis);
         }
         if self.analysis.is_sampled() {
             line!(out, "\nOf sampled blocks it is not known: there can be others.");

@@ -39,7 +39,7 @@ pub use analysis::{
 pub use chains::NamedChain;
 pub use consistency::{Inconsistency, check};
 pub use estimate::{Bounds, Estimate};
-pub use folding::Wrappers;
+pub use folding::Detail;
 pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
 pub(crate) use layout::cut;

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use super::{
-    Analysis, NamedChain, Trust,
+    Analysis, Detail, NamedChain, Trust,
     chains::merged,
     layout::{self, counted, line},
 };
@@ -103,18 +103,16 @@ impl PageFaults {
 impl<'a> PagesReport<'a> {
     /// The `top` call chains by which most became resident, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, detail: Detail) -> Self {
         let PageSums { elsewhere, gone } = analysis.page_sums.unwrap_or_default();
         let sites = analysis.fault_sites.iter().map(|site| (site.key, (), site.sums));
-        let mut chains = merged(analysis, sites, FaultSums::add);
+        let mut chains = merged(analysis, detail, sites, FaultSums::add);
         // Stable: equal ones stay in the order in which they were first seen.
-        chains.sort_by_key(|(.., sums)| Reverse((sums.resident.total(), sums.faults)));
+        chains.sort_by_key(|merged| Reverse((merged.sums.resident.total(), merged.sums.faults)));
         let chain_count = chains.len();
         let rows = chains.into_iter().take(top.unwrap_or(chain_count));
-        let rows = rows.map(|(chain, (), sums)| PageRow {
-            chain: NamedChain::of(analysis, chain),
-            sums: sums.into(),
-        });
+        let rows = rows.map(|merged| merged.named(analysis));
+        let rows = rows.map(|(chain, (), sums)| PageRow { chain, sums: sums.into() });
         Self {
             events: analysis.observed().name(),
             sums: analysis.fault_totals.into(),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Estimate, Trust, Wrappers,
+    Analysis, Detail, Estimate, Trust,
     estimate::bytes_about,
     layout::{self, counted, line},
     row::{SiteRow, ranked},
@@ -27,7 +27,7 @@ pub struct PeakReport<'a> {
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
-    wrappers: Wrappers,
+    detail: Detail,
     #[serde(skip)]
     analysis: &'a Analysis,
 }
@@ -43,11 +43,11 @@ pub(super) fn peak_after_ns(analysis: &Analysis) -> Option<u64> {
 impl<'a> PeakReport<'a> {
     /// The `top` first sites by bytes live at the peak, or all.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, top: Option<usize>, wrappers: Wrappers) -> Self {
+    pub fn of(analysis: &'a Analysis, top: Option<usize>, detail: Detail) -> Self {
         let rank = |site: &Site| {
             (site.at_peak.blocks > 0).then_some((site.at_peak.bytes, site.at_peak.blocks))
         };
-        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
+        let (rows, site_count) = ranked(analysis, top, detail, rank);
         Self {
             peak_after_ns: peak_after_ns(analysis),
             peak_live_blocks: analysis.totals.peak_live_blocks,
@@ -55,7 +55,7 @@ impl<'a> PeakReport<'a> {
             site_count,
             rows,
             trust: Trust::of(analysis),
-            wrappers,
+            detail,
             analysis,
         }
     }
@@ -84,9 +84,9 @@ impl<'a> PeakReport<'a> {
                 counted(row.at_peak_blocks, "block"),
                 bytes_about(row.live_bytes, row.estimate.as_ref()),
             );
-            layout::stack(&mut out, row, self.wrappers, self.analysis);
+            layout::stack(&mut out, row, self.detail, self.analysis);
         }
-        layout::folded(&mut out, &self.rows, self.wrappers);
+        layout::folded(&mut out, &self.rows, self.detail);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

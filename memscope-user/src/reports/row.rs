@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Estimate,
-    folding::{MergedSite, Wrappers, merged},
+    folding::{Detail, MergedSite, merged},
     frames::{ResolvedFrame, ResolvedStack},
     origin::ProcessName,
 };
@@ -21,6 +21,9 @@ pub struct SiteRow<'a> {
     /// Whose it is.
     #[serde(flatten)]
     pub process: ProcessName<'a>,
+    /// Of how many processes these are the numbers; more than one in text only.
+    #[serde(skip)]
+    pub process_count: usize,
     /// Innermost first: the allocator's caller first.
     pub frames: Vec<ResolvedFrame<'a>>,
     /// Whether the chain is complete, or why not: a
@@ -105,6 +108,7 @@ impl<'a> SiteRow<'a> {
         Self {
             site: number,
             process: ProcessName::of(analysis, site.key.process),
+            process_count: merged.process_count(),
             stack: stack.outcome.name(),
             frames: stack.frames,
             r#type: (),
@@ -134,10 +138,10 @@ impl<'a> SiteRow<'a> {
 pub(super) fn ranked<'a, K: Ord>(
     analysis: &'a Analysis,
     top: Option<usize>,
-    wrappers: Wrappers,
+    detail: Detail,
     rank: impl Fn(&Site) -> Option<K>,
 ) -> (Vec<SiteRow<'a>>, usize) {
-    let sites = merged(analysis, wrappers);
+    let sites = merged(analysis, detail);
     let mut order: Vec<_> =
         sites.iter().filter_map(|merged| Some((Reverse(rank(&merged.site)?), merged))).collect();
     order.sort_by(|(left, left_site), (right, right_site)| {

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Estimate, Trust, Wrappers,
+    Analysis, Detail, Estimate, Trust,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     layout::{self, counted, line},
     row::{SiteRow, ranked},
@@ -43,7 +43,7 @@ pub struct SitesReport<'a> {
     /// How far to trust all this.
     pub trust: Trust,
     #[serde(skip)]
-    wrappers: Wrappers,
+    detail: Detail,
     #[serde(skip)]
     analysis: &'a Analysis,
 }
@@ -55,7 +55,7 @@ impl<'a> SitesReport<'a> {
         analysis: &'a Analysis,
         order: SiteOrder,
         top: Option<usize>,
-        wrappers: Wrappers,
+        detail: Detail,
     ) -> Self {
         let rank = |site: &Site| {
             let sums = &site.sums;
@@ -67,7 +67,7 @@ impl<'a> SitesReport<'a> {
                 SiteOrder::Temporary => Some((sums.temporary_allocations, sums.allocated_bytes)),
             }
         };
-        let (rows, site_count) = ranked(analysis, top, wrappers, rank);
+        let (rows, site_count) = ranked(analysis, top, detail, rank);
         Self {
             order,
             site_count,
@@ -77,7 +77,7 @@ impl<'a> SitesReport<'a> {
             rows,
             estimate: Estimate::of_all(analysis),
             trust: Trust::of(analysis),
-            wrappers,
+            detail,
             analysis,
         }
     }
@@ -96,9 +96,9 @@ impl<'a> SitesReport<'a> {
         layout::heading(&mut out, what, self.rows.len(), self.site_count);
         for (position, row) in self.rows.iter().enumerate() {
             line!(out, "\n{:>3}. {}", position + 1, self.numbers(row));
-            layout::stack(&mut out, row, self.wrappers, self.analysis);
+            layout::stack(&mut out, row, self.detail, self.analysis);
         }
-        layout::folded(&mut out, &self.rows, self.wrappers);
+        layout::folded(&mut out, &self.rows, self.detail);
         line!(out, "\n{}", self.trust.sentence);
         out
     }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder, SitesReport,
-    Trust, Wrappers,
+    Analysis, Bounds, Detail, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder,
+    SitesReport, Trust,
     estimate::{bytes_about, bytes_within, live_bytes_about},
     frames::title_position,
     layout::{counted, cut, frame_text, line},
@@ -94,9 +94,9 @@ pub struct SummaryReport<'a> {
 impl<'a> SummaryReport<'a> {
     /// Sums up a recording; `recording` is what it is called, such as its path.
     #[must_use]
-    pub fn of(analysis: &'a Analysis, recording: &'a str, wrappers: Wrappers) -> Self {
+    pub fn of(analysis: &'a Analysis, recording: &'a str, detail: Detail) -> Self {
         let totals = &analysis.totals;
-        let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP), wrappers).rows;
+        let mut most_live = SitesReport::of(analysis, SiteOrder::Live, Some(TOP), detail).rows;
         most_live.retain(|row| row.live_blocks > 0);
         let processes = analysis.definitions.processes.keys();
         let largest = largest(analysis);
@@ -125,9 +125,8 @@ impl<'a> SummaryReport<'a> {
             resident_bytes: largest.as_ref().map(|(.., explained)| explained.resident.bytes()),
             resident_live_bytes: largest.as_ref().map(|(.., explained)| explained.live_bytes),
             most_live,
-            most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), wrappers)
-                .rows,
-            pages: analysis.page_sums.map(|_| PagesReport::of(analysis, Some(TOP))),
+            most_allocated: SitesReport::of(analysis, SiteOrder::Allocated, Some(TOP), detail).rows,
+            pages: analysis.page_sums.map(|_| PagesReport::of(analysis, Some(TOP), detail)),
             trust: Trust::of(analysis),
             analysis,
         }

@@ -1,7 +1,7 @@
 //! The reports on small recordings, with exact numbers and exact text.
 
 use super::{
-    Report, View, Wrappers, check,
+    Detail, Report, View, check,
     testing::{ENDED_AT_NS, analysis, analysis_of, items},
 };
 use crate::{
@@ -56,7 +56,7 @@ fn sites_by_live_bytes() {
     let analysis = analysis(SERVER);
     check(&analysis).unwrap();
     check_text(
-        &View::Sites.report(&analysis, "r", Some(2), Wrappers::Folded),
+        &View::Sites.report(&analysis, "r", Some(2), Detail::Folded),
         "
         Sites by bytes live at the end: the first 2 of 3 sites
 
@@ -80,7 +80,7 @@ fn sites_by_live_bytes() {
 fn sites_by_allocated_bytes() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Allocated.report(&analysis, "r", Some(1), Wrappers::Folded),
+        &View::Allocated.report(&analysis, "r", Some(1), Detail::Folded),
         "
         Sites by bytes allocated: the first 1 of 3 sites
 
@@ -100,7 +100,7 @@ fn sites_by_allocated_bytes() {
 fn sites_by_temporary_allocations() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Temporary.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Temporary.report(&analysis, "r", None, Detail::Folded),
         "
         Sites by temporary allocations (freed with no other allocation in between): 2 sites
 
@@ -124,7 +124,7 @@ fn sites_by_temporary_allocations() {
 fn leaks() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Leaks.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Leaks.report(&analysis, "r", None, Detail::Folded),
         "
         Live at the end, 4.39 KiB in 3 blocks: 2 sites
 
@@ -151,7 +151,7 @@ fn leaks() {
 fn peak() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Peak.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Peak.report(&analysis, "r", None, Detail::Folded),
         "
         Live at the peak, 7.81 KiB in 3 blocks, 1.02 µs after the start: 1 site
 
@@ -171,7 +171,7 @@ fn peak() {
 fn summary() {
     let analysis = analysis(SERVER);
     check_text(
-        &View::Summary.report(&analysis, "server.memscope", None, Wrappers::Folded),
+        &View::Summary.report(&analysis, "server.memscope", None, Detail::Folded),
         "
         server.memscope
           process    server (pid 1001) /usr/bin/server, libc.so.6, exited with 0
@@ -216,7 +216,7 @@ fn the_summary_fits_a_terminal_at_its_worst() {
     text.push_str("1:1 malloc 5 = 0x10 @a\n1 free 0x99\nmemory 1 anon 123456789 brk 5\nlost 9");
     let mut analysis = analysis_of(&items(&text), RecordingEnd::Truncated);
     analysis.damage_count = 3;
-    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None, Wrappers::Folded).text();
+    let shown = View::Summary.report(&analysis, &"path/".repeat(60), None, Detail::Folded).text();
     let rows: usize = shown.lines().map(|line| line.chars().count().div_ceil(80).max(1)).sum();
     assert!(rows <= 24, "{rows} rows:\n{shown}");
     let last = shown.lines().last().unwrap();
@@ -232,20 +232,20 @@ fn nothing_recorded_shows_nothing() {
     let analysis = analysis("");
     check(&analysis).unwrap();
     for view in View::ALL {
-        let report = view.report(&analysis, "r", None, Wrappers::Folded);
+        let report = view.report(&analysis, "r", None, Detail::Folded);
         let text = report.text();
         assert!(text.trim_end().ends_with("Complete: all 0 events recorded, 0 lost."), "{text}");
         assert!(!text.contains(" 1. "), "{view:?}: {text}");
         serde_json::to_string(&report).unwrap();
     }
-    let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
+    let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     assert!(summary.contains("No allocation was recorded; the probes had 0 hits."), "{summary}");
 }
 
 #[test]
 fn several_processes_are_told_apart() {
     let analysis = analysis("!process 2 worker\n1 malloc 1 = 0x10 @a\n2:7 malloc 2 = 0x10 @b");
-    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
+    let text = View::Sites.report(&analysis, "r", None, Detail::Folded).text();
     assert!(text.contains("\n      in worker (pid 1002)\n"), "{text}");
     assert!(text.contains("\n      in server (pid 1001)\n"), "{text}");
 }
@@ -255,7 +255,7 @@ fn long_chains_are_folded_and_broken_ones_marked() {
     let analysis = analysis(
         "!stack a depth_limit a b c d e f g h i j k\n1 malloc 1 = 0x10 @a\n1 malloc 1 = 0x20 @b\n!stack b frames_lost",
     );
-    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
+    let text = View::Sites.report(&analysis, "r", None, Detail::Folded).text();
     assert!(
         text.contains("      h  h.c:8  [server]\n      … 3 more  [callers unknown: depth limit]\n"),
         "{text}"
@@ -268,7 +268,7 @@ fn what_the_recording_does_not_define_is_unknown_and_no_name() {
     let items = items("7:1 malloc 1 = 0x10 @a");
     let only: Vec<_> = items.into_iter().filter(|item| matches!(item, Item::Event(_))).collect();
     let analysis = analysis_of(&only, RecordingEnd::Truncated);
-    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None, Wrappers::Folded) else {
+    let Report::Sites(sites) = View::Sites.report(&analysis, "r", None, Detail::Folded) else {
         panic!()
     };
     let row = &sites.rows[0];
@@ -279,7 +279,7 @@ fn what_the_recording_does_not_define_is_unknown_and_no_name() {
 #[test]
 fn code_outside_any_file_has_an_address() {
     let analysis = analysis("!stack a complete ?? main\n1 malloc 1 = 0x10 @a");
-    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
+    let text = View::Sites.report(&analysis, "r", None, Detail::Folded).text();
     assert!(text.contains("\n      [unknown]+0x7fff0000\n"), "{text}");
 }
 
@@ -300,7 +300,7 @@ fn foreign_names_do_not_reach_the_terminal() {
     }
     let analysis = analysis_of(&items, super::testing::regular_end());
     for view in View::ALL {
-        let text = view.report(&analysis, "\x1b[0m.memscope", None, Wrappers::Folded).text();
+        let text = view.report(&analysis, "\x1b[0m.memscope", None, Detail::Folded).text();
         assert!(
             !text.contains(|character: char| character.is_control() && character != '\n'),
             "{text:?}"
@@ -311,7 +311,7 @@ fn foreign_names_do_not_reach_the_terminal() {
 #[test]
 fn json_of_a_report_names_its_view_and_units() {
     let analysis = analysis(SERVER);
-    let report = View::Leaks.report(&analysis, "r", Some(1), Wrappers::Folded);
+    let report = View::Leaks.report(&analysis, "r", Some(1), Detail::Folded);
     let json: serde_json::Value = serde_json::to_value(&report).unwrap();
     assert_eq!(json["view"], "leaks");
     assert_eq!(json["live_bytes"], 4500);
@@ -323,7 +323,7 @@ fn json_of_a_report_names_its_view_and_units() {
     assert_eq!(row["frames"][0]["function"], "operator new(unsigned long)");
     assert_eq!(row["frames"][0]["offset"], "0x100");
     assert_eq!(json["trust"]["complete"], true);
-    let sites = View::Temporary.report(&analysis, "r", None, Wrappers::Folded);
+    let sites = View::Temporary.report(&analysis, "r", None, Detail::Folded);
     assert_eq!(serde_json::to_value(&sites).unwrap()["order"], "temporary");
 }
 
@@ -359,7 +359,7 @@ const WRAPPED: &str = "
 fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
     let analysis = analysis(WRAPPED);
     check(&analysis).unwrap();
-    let Report::Sites(folded) = View::Sites.report(&analysis, "r", None, Wrappers::Folded) else {
+    let Report::Sites(folded) = View::Sites.report(&analysis, "r", None, Detail::Folded) else {
         panic!()
     };
     assert_eq!((folded.site_count, folded.rows.len()), (2, 2));
@@ -372,10 +372,10 @@ fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
     let age = |began_ns: u64| Some(ENDED_AT_NS - began_ns);
     assert_eq!((row.oldest_live_age_ns, row.newest_live_age_ns), (age(2000), age(2030)));
     assert_eq!((folded.rows[1].site, folded.rows[1].live_bytes), (3, 5));
-    let text = View::Sites.report(&analysis, "r", None, Wrappers::Folded).text();
+    let text = View::Sites.report(&analysis, "r", None, Detail::Folded).text();
     assert!(!text.contains("operator new") && text.contains("--show-wrappers"), "{text}");
 
-    let Report::Sites(shown) = View::Sites.report(&analysis, "r", None, Wrappers::Shown) else {
+    let Report::Sites(shown) = View::Sites.report(&analysis, "r", None, Detail::All) else {
         panic!()
     };
     assert_eq!(shown.site_count, 4);
@@ -387,6 +387,6 @@ fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
     ] {
         assert_eq!(sum, total);
     }
-    let text = View::Sites.report(&analysis, "r", None, Wrappers::Shown).text();
+    let text = View::Sites.report(&analysis, "r", None, Detail::All).text();
     assert!(text.contains("operator new[](unsigned long)") && !text.contains("--show-wrappers"));
 }

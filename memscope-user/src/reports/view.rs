@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, LeaksReport, MappingsReport, MemoryReport, MismatchedReport, PagesReport, PeakReport,
-    ProcessesReport, SiteOrder, SitesReport, SummaryReport, Wrappers,
+    Analysis, Detail, LeaksReport, MappingsReport, MemoryReport, MismatchedReport, PagesReport,
+    PeakReport, ProcessesReport, SiteOrder, SitesReport, SummaryReport,
 };
 
 /// A question to a recording.
@@ -95,34 +95,34 @@ impl View {
     }
 
     /// Answers the question. `recording` is what the recording is called, such as
-    /// its path; `top` limits the number of sites, or of moments. With folded wrappers, sites that differ
-    /// in nothing else are one.
+    /// its path; `top` limits the number of sites, or of moments. `detail` says whether sites
+    /// are one that a reader can hardly tell apart.
     #[must_use]
     pub fn report<'a>(
         self,
         analysis: &'a Analysis,
         recording: &'a str,
         top: Option<usize>,
-        wrappers: Wrappers,
+        detail: Detail,
     ) -> Report<'a> {
         match self {
             Self::Summary => {
-                Report::Summary(Box::new(SummaryReport::of(analysis, recording, wrappers)))
+                Report::Summary(Box::new(SummaryReport::of(analysis, recording, detail)))
             }
-            Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top, wrappers)),
+            Self::Sites => Report::Sites(SitesReport::of(analysis, SiteOrder::Live, top, detail)),
             Self::Allocated => {
-                Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top, wrappers))
+                Report::Sites(SitesReport::of(analysis, SiteOrder::Allocated, top, detail))
             }
             Self::Temporary => {
-                Report::Sites(SitesReport::of(analysis, SiteOrder::Temporary, top, wrappers))
+                Report::Sites(SitesReport::of(analysis, SiteOrder::Temporary, top, detail))
             }
-            Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, wrappers)),
-            Self::Peak => Report::Peak(PeakReport::of(analysis, top, wrappers)),
+            Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, detail)),
+            Self::Peak => Report::Peak(PeakReport::of(analysis, top, detail)),
             Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
-            Self::Pages => Report::Pages(PagesReport::of(analysis, top)),
-            Self::Mappings => Report::Mappings(MappingsReport::of(analysis, top)),
-            Self::Mismatched => Report::Mismatched(MismatchedReport::of(analysis, top, wrappers)),
+            Self::Pages => Report::Pages(PagesReport::of(analysis, top, detail)),
+            Self::Mappings => Report::Mappings(MappingsReport::of(analysis, top, detail)),
+            Self::Mismatched => Report::Mismatched(MismatchedReport::of(analysis, top, detail)),
         }
     }
 }

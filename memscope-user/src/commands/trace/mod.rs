@@ -42,7 +42,7 @@ use crate::{
     cli::TraceOptions,
     kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
     model::{Capture, EndingReason, MappingMethod, Observes},
-    reports::{SummaryReport, Wrappers},
+    reports::{Detail, SummaryReport},
     symbols::Debuginfod,
     target::{Descriptions, HeldCommand, Invoker, RunningCommand, Startup, TargetProcess},
     text::bytes,
@@ -388,7 +388,7 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let path = output.path().display().to_string();
     let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
-    eprint!("{}", SummaryReport::of(&analysis, &path, Wrappers::Folded).text());
+    eprint!("{}", SummaryReport::of(&analysis, &path, Detail::Folded).text());
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
     // Only now can no probe stop a target any more.

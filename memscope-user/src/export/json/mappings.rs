@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-use crate::reports::{Analysis, MappedTotals, MappingRow, MappingsReport};
+use crate::reports::{Analysis, Detail, MappedTotals, MappingRow, MappingsReport};
 
 /// What was mapped by system calls.
 #[derive(Serialize)]
@@ -15,7 +15,8 @@ impl<'a> MappingsJson<'a> {
     /// None if it was not observed.
     pub(super) fn of(analysis: &'a Analysis) -> Option<Self> {
         analysis.mapping_totals?;
-        let MappingsReport { totals, rows: chains, .. } = MappingsReport::of(analysis, None);
+        let MappingsReport { totals, rows: chains, .. } =
+            MappingsReport::of(analysis, None, Detail::All);
         Some(Self { totals, chains })
     }
 }

@@ -2,7 +2,7 @@ use serde::Serialize;
 
 use crate::{
     model::ResidentBytes,
-    reports::{Analysis, PageRow, PagesReport},
+    reports::{Analysis, Detail, PageRow, PagesReport},
 };
 
 /// What page faults tell.
@@ -48,7 +48,7 @@ impl<'a> PagesJson<'a> {
             resident: analysis.fault_totals.resident.into(),
             elsewhere: sums.elsewhere.into(),
             gone: sums.gone.into(),
-            chains: PagesReport::of(analysis, None).rows,
+            chains: PagesReport::of(analysis, None, Detail::All).rows,
         })
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::{
     export::{Format, Weight, export},
     reports::{
-        View, Wrappers,
+        Detail, View,
         testing::{analysis_of, regular_end},
     },
     store::{RecordingEnd, testing::item},
@@ -18,7 +18,7 @@ proptest! {
         let end = if cut { RecordingEnd::Truncated } else { regular_end() };
         let mut analysis = analysis_of(&items, end);
         for view in View::ALL {
-            let text = view.report(&analysis, "r", Some(3), Wrappers::Folded).text();
+            let text = view.report(&analysis, "r", Some(3), Detail::Folded).text();
             prop_assert!(!text.contains(|character: char| character.is_control() && character != '\n'), "{:?}", text);
         }
         // Forged counters contradict each other; the rest is computed.

@@ -2,7 +2,7 @@
 
 use super::{check, check_text};
 use crate::reports::{
-    Report, View, Wrappers,
+    Detail, Report, View,
     testing::{MAPPED, analysis},
 };
 
@@ -10,7 +10,7 @@ use crate::reports::{
 fn chains_are_ordered_by_what_is_mapped_at_the_end() {
     let analysis = analysis(MAPPED);
     check(&analysis).unwrap();
-    let Report::Mappings(mappings) = View::Mappings.report(&analysis, "", None, Wrappers::Folded)
+    let Report::Mappings(mappings) = View::Mappings.report(&analysis, "", None, Detail::Folded)
     else {
         panic!("another report");
     };
@@ -63,7 +63,7 @@ fn chains_are_ordered_by_what_is_mapped_at_the_end() {
 fn the_summary_tells_mapped_memory_by_who_wanted_it() {
     let text = |recording: &str| {
         let analysis = analysis(recording);
-        View::Summary.report(&analysis, "r", None, Wrappers::Folded).text()
+        View::Summary.report(&analysis, "r", None, Detail::Folded).text()
     };
     let summary = text(MAPPED);
     let expected = "  mapped     732 KiB at the end: 100 KiB by allocators, 600 KiB by the program, 32.0 KiB of files\n";
@@ -74,7 +74,7 @@ fn the_summary_tells_mapped_memory_by_who_wanted_it() {
 #[test]
 fn a_recording_without_mappings_says_that_they_were_not_observed() {
     let analysis = analysis("1 malloc 100 = 0x10 @a");
-    let text = View::Mappings.report(&analysis, "r", None, Wrappers::Folded).text();
+    let text = View::Mappings.report(&analysis, "r", None, Detail::Folded).text();
     assert!(text.starts_with("What is mapped by system calls was not observed"), "{text}");
     assert!(text.contains("--mappings"), "{text}");
 }

@@ -1,6 +1,6 @@
 //! Live blocks beside what the kernel counts.
 
-use super::{Wrappers, check, check_text};
+use super::{Detail, check, check_text};
 use crate::reports::{
     View,
     testing::{FAULTS, analysis},
@@ -29,7 +29,7 @@ fn memory_over_time_with_what_live_blocks_explain() {
     let analysis = analysis(STARTED);
     check(&analysis).unwrap();
     check_text(
-        &View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded),
+        &View::Memory.report(&analysis, "r", Some(10), Detail::Folded),
         "
         Memory of server (pid 1001), 3 readings
         cgroup /system.slice/server
@@ -49,7 +49,7 @@ fn memory_over_time_with_what_live_blocks_explain() {
 
         Complete: all 3 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
-    let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
+    let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     let expected = "\n  memory     live blocks explain 4.88 KiB of 20.0 KiB RSS (24.4 %)\n";
     assert!(summary.contains(expected), "{summary}");
 }
@@ -58,7 +58,7 @@ fn memory_over_time_with_what_live_blocks_explain() {
 fn after_an_attach_older_blocks_are_told_apart() {
     let analysis = analysis(ATTACHED);
     check_text(
-        &View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded),
+        &View::Memory.report(&analysis, "r", Some(10), Detail::Folded),
         "
         Memory of server (pid 1001), 2 readings
 
@@ -79,7 +79,7 @@ fn after_an_attach_older_blocks_are_told_apart() {
 
         Complete: all 3 events recorded, 0 lost; 2 frees of blocks from before the trace; stacks: 100.0 % complete.",
     );
-    let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
+    let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     let expected =
         "\n  memory     RSS was 65.0 MiB, is 65.0 MiB; new blocks explain 32.0 MiB (49.2 %)\n";
     assert!(summary.contains(expected), "{summary}");
@@ -88,10 +88,10 @@ fn after_an_attach_older_blocks_are_told_apart() {
 #[test]
 fn with_page_faults_nothing_is_said_of_blocks() {
     let analysis = analysis(&format!("{FAULTS}\n{STARTED}"));
-    let shown = View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded).text();
+    let shown = View::Memory.report(&analysis, "r", Some(10), Detail::Folded).text();
     assert!(shown.contains("          – 12.0 KiB 8.00 KiB 4.00 KiB "), "{shown}");
     assert!(!shown.contains("ive blocks"), "{shown}");
-    let json = View::Memory.report(&analysis, "r", Some(10), Wrappers::Folded);
+    let json = View::Memory.report(&analysis, "r", Some(10), Detail::Folded);
     let json = serde_json::to_value(json).unwrap();
     assert_eq!(json["processes"][0]["points"][1]["live_bytes"], serde_json::Value::Null);
     assert_eq!(json["processes"][0]["explained"], serde_json::Value::Null);
@@ -109,7 +109,7 @@ fn many_readings_are_shown_by_few_and_each_process_by_itself() {
         text.push_str(&format!("memory 2 anon {}\n", 99 << 20));
     }
     let analysis = analysis(&text);
-    let shown = View::Memory.report(&analysis, "r", Some(5), Wrappers::Folded).text();
+    let shown = View::Memory.report(&analysis, "r", Some(5), Detail::Folded).text();
     let (first, second) = shown.split_once("Memory of worker (pid 1002), 100 readings").unwrap();
     assert!(first.starts_with("Memory of server (pid 1001), 100 readings\n"), "{shown}");
     assert!(first.contains("9.00 MiB") && first.contains("  peak\n"), "{first}");
@@ -120,7 +120,7 @@ fn many_readings_are_shown_by_few_and_each_process_by_itself() {
     assert!(shown.lines().all(|line| !line.ends_with(' ')), "{shown:?}");
     assert!(second.contains("  first, peak\n") && second.contains("  last\n"), "{second}");
     assert!(second.contains("live blocks explain 0 B of 99.0 MiB RSS (0.0 %)"), "{second}");
-    let summary = View::Summary.report(&analysis, "r", None, Wrappers::Folded).text();
+    let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     assert!(
         summary.contains("\n  pid 1001   live blocks explain 1000 B of 100 KiB RSS (1.0 %)\n"),
         "{summary}"

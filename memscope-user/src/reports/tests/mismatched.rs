@@ -3,7 +3,7 @@
 use super::{check, check_text};
 use crate::{
     reports::{
-        View, Wrappers,
+        Detail, View,
         testing::{MISMATCHED, analysis, analysis_of, items, regular_end},
     },
     store::RecordingEnd,
@@ -14,7 +14,7 @@ fn they_are_shown_by_call_chain_and_functions() {
     let analysis = analysis(MISMATCHED);
     check(&analysis).unwrap();
     check_text(
-        &View::Mismatched.report(&analysis, "", Some(10), Wrappers::Folded),
+        &View::Mismatched.report(&analysis, "", Some(10), Detail::Folded),
         "
         Freed by another allocator than their own, 3 times: 2 sites
 
@@ -31,11 +31,11 @@ fn they_are_shown_by_call_chain_and_functions() {
 
         Complete: all 9 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
-    let summary = View::Summary.report(&analysis, "", None, Wrappers::Folded).text();
+    let summary = View::Summary.report(&analysis, "", None, Detail::Folded).text();
     let line = "\n  mismatched 3 frees by another allocator than the block's (--view mismatched)\n";
     assert!(summary.contains(line), "{summary}");
     let rows = &analysis.mismatches;
-    let shown = View::Mismatched.report(&analysis, "", Some(1), Wrappers::Folded).text();
+    let shown = View::Mismatched.report(&analysis, "", Some(1), Detail::Folded).text();
     assert!(rows.len() == 2 && shown.contains("the first 1 of 2 sites"), "{shown}");
 }
 
@@ -43,7 +43,7 @@ fn they_are_shown_by_call_chain_and_functions() {
 fn where_something_is_missing_nothing_is_known() {
     let told = |analysis: &crate::reports::Analysis| {
         check(analysis).unwrap();
-        let summary = View::Summary.report(analysis, "", None, Wrappers::Folded).text();
+        let summary = View::Summary.report(analysis, "", None, Detail::Folded).text();
         assert_eq!(summary.contains("mismatched"), !analysis.mismatches.is_empty(), "{summary}");
         analysis.totals.mismatched_frees
     };

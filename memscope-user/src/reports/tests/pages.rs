@@ -2,20 +2,20 @@
 
 use super::{check, check_text};
 use crate::reports::{
-    PageRow, Report, View, Wrappers,
+    Detail, PageRow, Report, View,
     testing::{FAULTS, analysis},
 };
 
 fn report(text: &str, view: View) -> String {
     let analysis = analysis(text);
     check(&analysis).unwrap();
-    view.report(&analysis, "pages.mscope", Some(10), Wrappers::Folded).text()
+    view.report(&analysis, "pages.mscope", Some(10), Detail::Folded).text()
 }
 
 #[test]
 fn chains_are_ordered_by_what_became_resident() {
     let analysis = analysis(FAULTS);
-    let Report::Pages(pages) = View::Pages.report(&analysis, "", None, Wrappers::Folded) else {
+    let Report::Pages(pages) = View::Pages.report(&analysis, "", None, Detail::Folded) else {
         panic!("another report");
     };
     assert_eq!((pages.events, pages.sums.faults, pages.sums.major_faults), ("pages", 5, 1));

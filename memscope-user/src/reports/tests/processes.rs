@@ -2,7 +2,7 @@
 
 use super::{check, check_text};
 use crate::reports::{
-    ProcessSums, Report, View, Wrappers,
+    Detail, ProcessSums, Report, View,
     testing::{analysis, analysis_of, items, regular_end},
 };
 
@@ -26,7 +26,7 @@ const FORKED: &str = "
 fn images_are_ordered_by_what_they_have_allocated() {
     let analysis = analysis(FORKED);
     check(&analysis).unwrap();
-    let Report::Processes(report) = View::Processes.report(&analysis, "", None, Wrappers::Folded)
+    let Report::Processes(report) = View::Processes.report(&analysis, "", None, Detail::Folded)
     else {
         panic!("another report");
     };
@@ -95,7 +95,7 @@ fn a_parent_that_is_not_shown_is_named() {
          fork 1 2
          2:7 malloc 8 = 0x10 @a",
     );
-    let told = View::Processes.report(&analysis, "", Some(1), Wrappers::Folded).text();
+    let told = View::Processes.report(&analysis, "", Some(1), Detail::Folded).text();
     assert!(told.contains("the first 1 of 2"), "{told}");
     assert!(told.contains("worker, was still running, forked by 1001\n"), "{told}");
 }
@@ -106,7 +106,41 @@ fn names_of_processes_are_harmless() {
     let Some(crate::model::Item::Process(process)) = items.first_mut() else { panic!("none") };
     process.comm = "a\x1b[2J\nb".to_owned();
     let analysis = analysis_of(&items, regular_end());
-    let told = View::Processes.report(&analysis, "", None, Wrappers::Folded).text();
+    let told = View::Processes.report(&analysis, "", None, Detail::Folded).text();
     assert!(!told.contains(|character: char| character.is_control() && character != '\n'));
     assert_eq!(told.lines().count(), 6, "{told}");
+}
+
+/// Two workers and another program allocate at the same places.
+const WORKERS: &str = "
+    !process 2 worker
+    !process 3 worker
+    !process 4 other
+    2:7 malloc 1000 = 0x10 @a
+    3:7 malloc 200 = 0x10 @a
+    4:7 malloc 30 = 0x10 @a
+    2:7 free 0x10
+    3:7 malloc 4 = 0x20 @b";
+
+#[test]
+fn sites_of_processes_that_run_the_same_program_are_one_for_readers() {
+    let analysis = analysis(WORKERS);
+    let shown = |detail| match View::Allocated.report(&analysis, "", None, detail) {
+        Report::Sites(sites) => sites
+            .rows
+            .iter()
+            .map(|row| {
+                (row.process.process, row.process_count, row.allocated_bytes, row.live_bytes)
+            })
+            .collect::<Vec<_>>(),
+        _ => panic!("another report"),
+    };
+    assert_eq!(shown(Detail::Folded), [(2, 2, 1200, 200), (4, 1, 30, 30), (3, 1, 4, 4)]);
+    assert_eq!(
+        shown(Detail::All),
+        [(2, 1, 1000, 0), (3, 1, 200, 200), (4, 1, 30, 30), (3, 1, 4, 4)]
+    );
+    let text = View::Allocated.report(&analysis, "", None, Detail::Folded).text();
+    assert!(text.contains("in worker (2 processes)"), "{text}");
+    assert!(text.contains("in other (pid 1004)"), "{text}");
 }

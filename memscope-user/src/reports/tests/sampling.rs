@@ -1,6 +1,6 @@
 //! Reports of sampled blocks say that they are estimates, how good, and of how much.
 
-use super::{Wrappers, check, check_text};
+use super::{Detail, check, check_text};
 use crate::reports::{View, testing::analysis};
 
 /// 1/p of a block of 3000 bytes is 20.17, of one of 700,000 bytes 1.0000…
@@ -20,7 +20,7 @@ fn sites_have_bounds() {
     let analysis = analysis(SAMPLED);
     check(&analysis).unwrap();
     check_text(
-        &View::Sites.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Sites.report(&analysis, "r", None, Detail::Folded),
         "
         Sites by bytes live at the end: 2 sites
 
@@ -35,7 +35,7 @@ fn sites_have_bounds() {
         Complete: all 6 events recorded, 0 lost; estimated from 5 sampled blocks; stacks: 100.0 % complete.",
     );
     check_text(
-        &View::Allocated.report(&analysis, "r", Some(1), Wrappers::Folded),
+        &View::Allocated.report(&analysis, "r", Some(1), Detail::Folded),
         "
         Sites by bytes allocated: the first 1 of 2 sites
 
@@ -51,7 +51,7 @@ fn sites_have_bounds() {
 fn leaks_say_how_many_blocks_they_rest_on() {
     let analysis = analysis(SAMPLED);
     check_text(
-        &View::Leaks.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Leaks.report(&analysis, "r", None, Detail::Folded),
         "
         Live at the end, ≈ 861 KiB (722–1193) in 61 blocks (4 sampled): 2 sites
 
@@ -74,7 +74,7 @@ fn leaks_say_how_many_blocks_they_rest_on() {
 fn the_peak_and_the_summary_say_that_they_are_estimates() {
     let analysis = analysis(SAMPLED);
     check_text(
-        &View::Peak.report(&analysis, "r", Some(1), Wrappers::Folded),
+        &View::Peak.report(&analysis, "r", Some(1), Detail::Folded),
         "
         Live at the peak, ≈ 861 KiB in 61 blocks, 0 ns after the start: the first 1 of 2 sites
 
@@ -85,7 +85,7 @@ fn the_peak_and_the_summary_say_that_they_are_estimates() {
         Complete: all 6 events recorded, 0 lost; estimated from 5 sampled blocks; stacks: 100.0 % complete.",
     );
     check_text(
-        &View::Summary.report(&analysis, "server.memscope", None, Wrappers::Folded),
+        &View::Summary.report(&analysis, "server.memscope", None, Detail::Folded),
         "
         server.memscope
           process    server (pid 1001) /usr/bin/server, libc.so.6, was still running

@@ -3,7 +3,7 @@
 use crate::{
     model::{Counters, Item, StackOutcome},
     reports::{
-        Inconsistency, Report, Trust, View, Wrappers, check,
+        Detail, Inconsistency, Report, Trust, View, check,
         testing::{analysis, analysis_of, items, regular_end},
     },
     store::RecordingEnd,
@@ -14,7 +14,7 @@ use crate::{
 fn check_trust(text: &str, end: RecordingEnd, expected: &str) {
     let analysis = analysis_of(&items(text), end);
     for view in View::ALL {
-        let text = view.report(&analysis, "r", None, Wrappers::Folded).text();
+        let text = view.report(&analysis, "r", None, Detail::Folded).text();
         assert_eq!(text.lines().last(), Some(expected), "{view:?}");
     }
 }
@@ -112,7 +112,7 @@ fn damage_leaves_no_bounds() {
 #[test]
 fn all_events_lost_is_no_leak() {
     let analysis = analysis("!lost ring_full_allocation 3");
-    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None, Wrappers::Folded) else {
+    let Report::Leaks(leaks) = View::Leaks.report(&analysis, "r", None, Detail::Folded) else {
         panic!()
     };
     assert_eq!((leaks.live_blocks, leaks.rows.len()), (0, 0));

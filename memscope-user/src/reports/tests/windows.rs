@@ -1,6 +1,6 @@
 //! Reports of targets that were observed in windows of time only.
 
-use super::{Wrappers, check, check_text};
+use super::{Detail, check, check_text};
 use crate::reports::{Trust, View, testing::analysis};
 
 const WINDOWS: &str = "
@@ -27,7 +27,7 @@ fn reports_say_what_was_observed_and_what_it_cost() {
     let analysis = analysis(WINDOWS);
     check(&analysis).unwrap();
     check_text(
-        &View::Summary.report(&analysis, "r", None, Wrappers::Folded),
+        &View::Summary.report(&analysis, "r", None, Detail::Folded),
         "
         r
           process    server (pid 1001) /usr/bin/server, libc.so.6, was still running
@@ -49,7 +49,7 @@ fn reports_say_what_was_observed_and_what_it_cost() {
         INCOMPLETE: 15.0 % of the work observed in 3 windows, sums are scaled by 6.7, live is a minimum; estimated from 7 sampled blocks; stacks: 100.0 % complete.",
     );
     check_text(
-        &View::Leaks.report(&analysis, "r", Some(1), Wrappers::Folded),
+        &View::Leaks.report(&analysis, "r", Some(1), Detail::Folded),
         "
         Live at the end, ≥ 4.00 KiB in 2 blocks (2 sampled): the first 1 of 2 sites
 
