@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memscope_tests::oracle::{self, LOG_VARIABLE};
 use memscope_tests::stacks::{self, Compiler};
@@ -35,7 +35,7 @@ fn has_done_something(process: &Value) -> bool {
 
 /// Every image that the oracle has seen, against the entries of the same process, in order. Those that
 /// did nothing may be missing on either side. Gives how many images were compared.
-fn assert_images_equal(export: &Export, images: &[OracleImage]) -> usize {
+fn assert_images_equal(processes: &[Value], images: &[OracleImage]) -> usize {
     let mut by_pid: BTreeMap<u32, Vec<OracleTotals>> = BTreeMap::new();
     for image in images {
         let totals = OracleTotals::of(image);
@@ -47,9 +47,8 @@ fn assert_images_equal(export: &Export, images: &[OracleImage]) -> usize {
     }
     let mut compared = 0;
     for (pid, expected) in &by_pid {
-        let processes = export.processes_of(u64::from(*pid));
-        let busy: Vec<&Value> =
-            processes.into_iter().filter(|process| has_done_something(process)).collect();
+        let of_pid = processes.iter().filter(|process| process["pid"] == *pid);
+        let busy: Vec<&Value> = of_pid.filter(|process| has_done_something(process)).collect();
         assert_eq!(busy.len(), expected.len(), "images of process {pid}: {busy:#?}");
         for (process, totals) in busy.iter().zip(expected) {
             let counts: BTreeMap<_, _> = totals.counts.by_name().into_iter().collect();
@@ -92,7 +91,7 @@ fn every_allocation_of_a_tree_of_200_processes_is_recorded_once() {
     // Memscope itself has the oracle in it, but is no target.
     let traced: Vec<OracleImage> =
         images.into_iter().filter(|image| !image.exe.ends_with("memscope")).collect();
-    let compared = assert_images_equal(&export, &traced);
+    let compared = assert_images_equal(export.list("processes"), &traced);
     assert!(compared > BRANCHES * PROCESSES_OF_BRANCH, "{compared} images");
     let inherited: u64 =
         traced.iter().map(|image| OracleTotals::of(image).counts.inherited_frees).sum();
@@ -304,30 +303,54 @@ fn with_oracle(base: &Path, program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Requests to the server, each of which allocates.
+/// Requests to the server in each round, each of which allocates.
 const REQUESTS: u64 = 2000;
 
-/// Runs a server while its client is at work.
-fn serve(scratch: &Scratch) {
+/// A server, of which no client has asked anything yet.
+fn server(scratch: &Scratch) -> Running {
     let socket = scratch.path("redis.sock");
     let mut server = Command::new("redis-server");
     server.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket);
     let server = Running::spawn(server.current_dir(scratch.path("")));
     wait_until("the server listens", || socket.exists());
-    let mut client = Command::new("redis-benchmark");
-    client.args(["-q", "-t", "set", "-n", &REQUESTS.to_string(), "-s"]).arg(&socket);
-    run(&mut client).assert_code(0);
-    server.end_by(libc::SIGTERM).assert_code(0);
+    server
 }
 
-/// Python, git, and a compiler with its children; and a server, which does not run with the oracle.
+fn ask(scratch: &Scratch) {
+    let mut client = Command::new("redis-benchmark");
+    client.args(["-q", "-t", "set", "-n", &REQUESTS.to_string(), "-s"]);
+    run(client.arg(scratch.path("redis.sock"))).assert_code(0);
+}
+
+/// The rows of `--view processes` in the form and the order of the export's list, which has call chains with it that are
+/// too many to be held.
+fn processes_of_report(report: &Value) -> Vec<Value> {
+    let rows = report["rows"].as_array().unwrap().iter();
+    let mut processes: Vec<Value> = rows
+        .map(|row| {
+            let mut process = row.clone();
+            process["totals"] = row.clone();
+            process
+        })
+        .collect();
+    processes.sort_by_key(|process| number(process, "process"));
+    assert_eq!(number(report, "process_count"), processes.len() as u64);
+    processes
+}
+
+/// How long everything is traced, and how long a round of the load takes with the pause after it.
+const MINUTE: Duration = Duration::from_secs(60);
+const ROUND: Duration = Duration::from_secs(5);
+
+/// Python, git, and a compiler with its children, again and again; and a server, which does not run with the oracle.
 #[test]
-fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
+fn everything_on_the_machine_is_traced_for_a_minute_and_equals_each_oracle() {
     let scratch = Scratch::new();
     let base = scratch.path("log");
     // The oracle's own file is probed once a process has it.
     let mut keeper = Running::spawn(&mut with_oracle(&base, "sleep", &["1000"]));
     let memscope = trace_selected(&scratch, &["--all"]);
+    let begun = Instant::now();
     let source = scratch.path("hello.c");
     fs::write(&source, "#include <stdio.h>\nint main(void) { return puts(\"hello\") < 0; }\n")
         .unwrap();
@@ -346,31 +369,48 @@ fn everything_on_the_machine_is_traced_and_equals_each_oracle() {
             skip(program, "it is not installed");
         }
     }
-    for (program, arguments) in &loads {
-        run(&mut with_oracle(&base, program, arguments)).assert_code(0);
-    }
     let serves = is_installed("redis-server") && is_installed("redis-benchmark");
-    if serves {
-        serve(&scratch);
+    let server = serves.then(|| server(&scratch));
+    let mut rounds = 0;
+    while begun.elapsed() < MINUTE {
+        let round_begun = Instant::now();
+        for (program, arguments) in &loads {
+            run(&mut with_oracle(&base, program, arguments)).assert_code(0);
+        }
+        if serves {
+            ask(&scratch);
+        }
+        rounds += 1;
+        std::thread::sleep(ROUND.saturating_sub(round_begun.elapsed()));
+    }
+    if let Some(server) = server {
+        server.end_by(libc::SIGTERM).assert_code(0);
     }
     let pid = memscope.pid();
     memscope.end_by(libc::SIGINT).assert_code(0);
     keeper.signal(libc::SIGKILL);
     wait_until("the keeper ends", || keeper.has_ended());
-    let export = scratch.export();
-    assert_eq!(export.lost(), 0, "{}", export.0["trust"]);
-    assert_eq!(export.processes_of(pid.into()).len(), 0, "nothing of memscope's own");
+    assert_eq!(scratch.verify(), Some(0));
+    let report = scratch.report_json("processes");
+    assert_eq!(report["trust"]["lost_events"], 0, "{}", report["trust"]);
+    let processes = processes_of_report(&report);
+    assert!(processes.iter().all(|process| process["pid"] != pid), "nothing of memscope's own");
     let images: Vec<OracleImage> = oracle::read_logs(&base)
         .into_iter()
         .filter(|image| image.pid != keeper.pid() && !image.calls.is_empty())
         .collect();
     if serves {
-        let server = by_comm(&export, "redis-server")[0];
-        assert!(of_process(server, "allocations") > REQUESTS, "{server:#}");
+        // Its file is probed a moment after it was seen first.
+        let mut servers = processes.iter().filter(|process| process["comm"] == "redis-server");
+        let server = servers.next().unwrap();
+        assert!(of_process(server, "allocations") > REQUESTS * (rounds - 1), "{server:#}");
     }
-    let compared = assert_images_equal(&export, &images);
-    assert!(compared > loads.len(), "children, too: {compared}");
-    eprintln!("{compared} images of {} programs equal the oracle's", loads.len());
+    let compared = assert_images_equal(&processes, &images);
+    assert!(compared > loads.len() * rounds as usize, "children, too: {compared}");
+    eprintln!(
+        "{compared} images of {} programs in {rounds} rounds equal the oracle's",
+        loads.len()
+    );
 }
 
 #[test]
@@ -522,7 +562,7 @@ fn an_oracle_in_each_process_is_what_children_inherit() {
     export.assert_complete();
     let images = oracle::read_logs(&base);
     assert_eq!(images.len(), 2);
-    assert_eq!(assert_images_equal(&export, &images), 2);
+    assert_eq!(assert_images_equal(export.list("processes"), &images), 2);
     assert_eq!(export.total("inherited_frees"), 41, "40 freed, one resized");
     let child = export.list("processes").iter().find(|process| !process["parent"].is_null());
     assert_eq!(number(child.unwrap(), "parent"), 0);
