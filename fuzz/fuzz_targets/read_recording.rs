@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
 use memscope::{
-    reports::{View, Wrappers, analyze},
+    reports::{Detail, View, analyze},
     store::Reader,
 };
 
@@ -13,6 +13,6 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(reader) = Reader::new(Cursor::new(bytes)) else { return };
     let Ok(analysis) = analyze(reader) else { return };
     for view in View::ALL {
-        std::hint::black_box(view.report(&analysis, "fuzz", Some(10), Wrappers::Folded).text());
+        std::hint::black_box(view.report(&analysis, "fuzz", Some(10), Detail::Folded).text());
     }
 });

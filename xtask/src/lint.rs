@@ -18,7 +18,8 @@ pub(crate) fn add_steps(steps: &mut Steps) {
     steps.run("format", || {
         cargo(&["fmt", "--all", "--check"])?;
         cargo(&["fmt", "--manifest-path", workspace::EBPF_MANIFEST, "--check"])?;
-        cargo(&["fmt", "--manifest-path", workspace::TEST_CRATES_MANIFEST, "--check"])
+        cargo(&["fmt", "--manifest-path", workspace::TEST_CRATES_MANIFEST, "--check"])?;
+        cargo(&["fmt", "--manifest-path", workspace::FUZZ_MANIFEST, "--check"])
     });
     steps.run("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-Dwarnings"])
@@ -27,6 +28,11 @@ pub(crate) fn add_steps(steps: &mut Steps) {
         // The part that also compiles for the host; programs and maps do not.
         let mut words = vec!["clippy", "--manifest-path", workspace::EBPF_MANIFEST, "--lib"];
         words.extend(["--target-dir", workspace::EBPF_HOST_TARGET_DIR, "--", "-Dwarnings"]);
+        cargo(&words)
+    });
+    steps.run("clippy fuzz", || {
+        let mut words = vec!["clippy", "--manifest-path", workspace::FUZZ_MANIFEST];
+        words.extend(["--target-dir", workspace::FUZZ_CHECK_TARGET_DIR, "--", "-Dwarnings"]);
         cargo(&words)
     });
     steps.run("documentation", || {

@@ -7,6 +7,7 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lint;
 mod object_file;
@@ -91,6 +92,8 @@ enum Task {
         #[arg(long)]
         update: bool,
     },
+    /// Run the fuzz targets, each for a while.
+    Fuzz(fuzz::Options),
     /// Check format, clippy, documentation and `tidy`.
     Lint,
     /// Do all that the continuous integration does.
@@ -121,6 +124,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { command } => demo::run(command),
         Task::Verifier { update } => verifier::run(update),
         Task::Kernels { update } => kernels::run(update).map(drop),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Lint => lint::run(),
         Task::Ci => ci::run(),
     }

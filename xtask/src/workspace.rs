@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const EBPF_MANIFEST: &str = "memscope-ebpf/Cargo.toml";
 pub(crate) const TEST_CRATES_MANIFEST: &str = "tests/programs/crates/Cargo.toml";
+pub(crate) const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
 
 /// Where the part of memscope-ebpf that runs anywhere is compiled for the host.
 pub(crate) const EBPF_HOST_TARGET_DIR: &str = "target/ebpf-host";
+/// Where the fuzz targets are checked.
+pub(crate) const FUZZ_CHECK_TARGET_DIR: &str = "target/fuzz-check";
 
 /// The workspace root. Asked of cargo at run time, because a shared target
 /// directory can hold an xtask that was compiled in another checkout.
