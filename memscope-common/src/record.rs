@@ -530,8 +530,10 @@ pub struct ThreadExit {
     pub thread: u32,
     /// Zero.
     pub padding: u32,
+    /// Its name, up to the first zero byte.
+    pub comm: [u8; COMM_BYTES],
 }
-const _: () = assert!(size_of::<ThreadExit>() == 24);
+const _: () = assert!(size_of::<ThreadExit>() == 40);
 
 /// The dynamic loader of a traced process has finished a change of what is mapped.
 #[repr(C)]

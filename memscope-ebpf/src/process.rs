@@ -312,6 +312,7 @@ pub(crate) fn thread_exit(context: &BtfTracePointContext) -> Option<()> {
         header: header(KIND_THREAD_EXIT, target, epoch),
         thread: bpf_get_current_pid_tgid() as u32,
         padding: 0,
+        comm: comm(),
     };
     emit::send(record, COUNTER_LOST_PROCESS);
     process_exit(target)

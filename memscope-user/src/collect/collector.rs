@@ -1,4 +1,5 @@
 mod mappings;
+mod threads;
 
 use memscope_common::record::{
     self, Header, NO_STATUS, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
@@ -444,13 +445,7 @@ impl<V: ProcessView> Collector<V> {
                 }
                 return;
             }
-            Record::ThreadExit(record) => {
-                self.process_of(&record.header, give).map(|process| Event::ThreadExit {
-                    process,
-                    thread: ThreadId(record.thread),
-                    time_ns: record.header.time_ns,
-                })
-            }
+            Record::ThreadExit(record) => self.thread_exit(record, give),
             Record::PageFault(record) => self.page_fault(record, give),
             Record::MappingChange(record) => self.mapping_change(record, give),
             Record::AllocatorCall(record) => {

@@ -110,6 +110,13 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             "owner probe={} allocator={} known_by={:?}",
             owner.probe, owner.allocator, owner.known_by
         ),
+        Item::ThreadName(named) => writeln!(
+            out,
+            "thread-name process={} thread={} name={}",
+            named.process,
+            named.thread,
+            harmless(&named.name)
+        ),
         Item::AllocatorCall(call) => {
             writeln!(out, "allocator-call outer={} inner={}", known(call.outer), known(call.inner))
         }

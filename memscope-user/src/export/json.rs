@@ -24,7 +24,7 @@ use crate::{
     model::{Capture, Counters, ExactCounts, Process, StackOutcome},
     reports::{
         Analysis, Budget, Estimate, FunctionName, MemoryJson, MemoryPoint, MismatchRow,
-        ProcessSums, SiteRow, Trust, check, started_at,
+        ProcessSums, SiteRow, ThreadNumbers, ThreadRow, ThreadsReport, Trust, check, started_at,
     },
     store::Damage,
 };
@@ -55,6 +55,10 @@ struct Document<'a, B> {
     trust: String,
     #[serde(serialize_with = "sites")]
     sites: &'a Analysis,
+    /// Those that allocated most first.
+    threads: Vec<ThreadRow<'a>>,
+    /// Threads that were too many to be told one by one, together.
+    other_threads: ThreadNumbers,
     #[serde(serialize_with = "mismatches")]
     mismatches: &'a Analysis,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,6 +298,7 @@ pub fn export_json(
     check(analysis)?;
     let blocks = blocks.map(Blocks::new);
     let trust = Trust::of(analysis);
+    let threads = ThreadsReport::of(analysis, None);
     let document = Document {
         schema: "memscope.export",
         version: 1,
@@ -314,6 +319,8 @@ pub fn export_json(
         loss: loss(analysis, &trust),
         trust: trust.sentence,
         sites: analysis,
+        threads: threads.rows,
+        other_threads: threads.others,
         mismatches: analysis,
         blocks: blocks.as_ref(),
     };

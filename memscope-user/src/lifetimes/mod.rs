@@ -16,6 +16,7 @@ mod mismatches;
 mod sampled;
 mod sites;
 mod state;
+mod threads;
 mod tracker;
 mod windows;
 
@@ -32,5 +33,6 @@ pub use mappings::{MappingSite, MappingSums, MappingTotals};
 pub use mismatches::Mismatch;
 pub use sampled::{Sampled, Spreads};
 pub use sites::{Resident, Site, SiteKey, SiteSums};
+pub use threads::{ThreadRecord, ThreadSums};
 pub use tracker::Tracker;
 pub use windows::{Begun, Ledger, Windows};

@@ -1,7 +1,10 @@
 use hashbrown::{HashMap, HashSet, HashTable};
 use rustc_hash::FxBuildHasher;
 
-use super::sites::{Resident, SiteKey};
+use super::{
+    sites::{Resident, SiteKey},
+    threads::ThreadSums,
+};
 use crate::model::{ProbeId, ProcessId, ThreadId};
 
 /// A map that tells how much memory it takes.
@@ -30,6 +33,8 @@ pub(super) struct Thread {
     /// Frees of unknown blocks by the allocator's own module, with nothing after
     /// them yet: what they are is decided by what comes next.
     pub(super) pending_internal_frees: u64,
+    /// What it has done.
+    pub(super) sums: ThreadSums,
 }
 
 /// What is known of a process while it runs.

@@ -13,6 +13,7 @@ mod mismatches;
 mod properties;
 mod reallocations;
 mod sampling;
+mod threads;
 mod windows;
 
 /// Applies a trace; gives the tracker and what ended.

@@ -13,6 +13,7 @@ use super::{
     sampled::weight_of,
     sites::{Resident, Site, SiteKey, SiteSums, Sites},
     state::{Actors, Begin, By, ClosedInFlight, InFlight},
+    threads::{EndedThreads, ThreadRecord},
     windows::Windows,
 };
 use crate::model::{
@@ -27,6 +28,7 @@ const MAX_LOSS_WINDOWS: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Tracker {
     actors: Actors,
+    ended_threads: EndedThreads,
     blocks: LiveBlocks,
     sites: Sites,
     totals: Totals,
@@ -137,8 +139,9 @@ impl Tracker {
 
     /// What the thread freed last, and nobody knew, was its cache being cleared.
     fn end_thread(&mut self, process: ProcessId, thread: ThreadId) {
-        if let Some(thread) = self.actors.end_thread(process, thread) {
-            self.totals.allocator_internal_frees += thread.pending_internal_frees;
+        if let Some(known) = self.actors.end_thread(process, thread) {
+            self.totals.allocator_internal_frees += known.pending_internal_frees;
+            self.ended_threads.add(process, thread, known.sums);
         }
     }
 
@@ -239,6 +242,7 @@ impl Tracker {
         // Calls that fail are rare, so none is carried over.
         let calls = weight_of(begin.size_bytes, begin.interval_bytes).round() as u64;
         add(&mut self.totals.failed_allocations, calls);
+        self.actors.threads[begin.by.thread_index].sums.fail(calls);
         let site = self.sites.index_of(begin.key);
         self.sites.fail(site, calls);
     }
@@ -274,8 +278,10 @@ impl Tracker {
         let first_probe = self.sites.first_probe(site, probe);
         let ordinal = ordinal_of(self.begun);
         self.begun += 1;
-        self.actors.threads[by.thread_index].last_ordinal = Some(ordinal);
         let weight = self.sites.draw(site, size_bytes, interval_bytes);
+        let thread = &mut self.actors.threads[by.thread_index];
+        thread.last_ordinal = Some(ordinal);
+        thread.sums.begin(weight);
         let block = LiveBlock {
             size_bytes,
             allocated_ns: time_ns,
@@ -332,9 +338,11 @@ impl Tracker {
         time_ns: u64,
         ended: &mut impl FnMut(&Block),
     ) {
-        let thread = self.actors.threads.get(by.thread_index);
-        let last_ordinal = thread.and_then(|thread| thread.last_ordinal);
+        let thread = self.actors.threads.get_mut(by.thread_index);
+        let last_ordinal = thread.as_ref().and_then(|thread| thread.last_ordinal);
         let temporary = by.thread == block.thread && last_ordinal == Some(block.ordinal);
+        let sums = thread.map_or_else(|| self.ended_threads.others(), |thread| &mut thread.sums);
+        sums.end(block.weight, temporary);
         add(&mut self.totals.frees, block.weight.blocks);
         add(&mut self.totals.freed_bytes, block.weight.bytes);
         if temporary {
@@ -518,6 +526,26 @@ impl Tracker {
         sites
     }
 
+    /// What each thread has done, scaled as [`Self::scaled`] is.
+    #[must_use]
+    pub fn threads(&self) -> Vec<ThreadRecord> {
+        let running = self.actors.processes.iter().flat_map(|process| {
+            let threads = process.threads.iter();
+            threads.filter_map(|(thread, index)| {
+                let known = self.actors.threads.get(*index as usize)?;
+                Some((process.id, *thread, known.sums))
+            })
+        });
+        let live = self.live_blocks();
+        let live = live.map(|(process, _, block)| (process, block.thread, block.weight));
+        let mut threads = self.ended_threads.with(running, live);
+        if self.windows.has_gaps() {
+            let scale = self.windows.scale();
+            threads.iter_mut().for_each(|record| record.sums = record.sums.scaled(scale));
+        }
+        threads
+    }
+
     /// Page faults by site, in the order in which these were first seen.
     #[must_use]
     pub fn fault_sites(&self) -> &[FaultSite] {
@@ -597,6 +625,7 @@ impl Tracker {
     pub fn held_bytes(&self) -> usize {
         self.blocks.held_bytes()
             + self.actors.held_bytes()
+            + self.ended_threads.held_bytes()
             + self.sites.held_bytes()
             + self.faults.held_bytes()
             + self.mappings.held_bytes()

@@ -63,6 +63,8 @@ pub enum Item {
     Owner(ProbeOwner),
     /// A function of one allocator has called one of another.
     AllocatorCall(AllocatorCall),
+    /// Says what a thread is called, if not as its process; later ones replace earlier ones.
+    ThreadName(ThreadName),
 }
 
 /// One image of one process: exec begins a new one.
@@ -90,6 +92,17 @@ pub struct Process {
     /// Whether it may have called an allocator before that was probed, while the
     /// process was observed already: what it did then is missing, and not counted.
     pub probed_late: bool,
+}
+
+/// What a thread is called: the name that it had when it ended, or when the trace did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadName {
+    /// Its process.
+    pub process: ProcessId,
+    /// Its number.
+    pub thread: ThreadId,
+    /// Its name. Untrusted text.
+    pub name: String,
 }
 
 /// A process that is a copy of another one's image; both were defined before. What was live in that

@@ -9,12 +9,12 @@ use super::{MemoryTimeline, processes::sums_by_process};
 use crate::{
     lifetimes::{
         Block, FaultSite, FaultSums, LiveBlock, LossWindow, MappingSite, MappingTotals, Mismatch,
-        Sampled, Site, SiteSums, Totals, Tracker, Windows,
+        Sampled, Site, SiteSums, ThreadRecord, Totals, Tracker, Windows,
     },
     model::{
         Capture, Counters, EndReason, ExactCounts, Frame, FrameId, FrameSymbols, Item, Module,
         ModuleId, Observes, PageSums, Probe, ProbeId, Process, ProcessEnd, ProcessId,
-        SourceFunction, Stack, StackId, StackOutcome,
+        SourceFunction, Stack, StackId, StackOutcome, ThreadId, ThreadName,
     },
     store::{Chunk, Damage, Reader, RecordingEnd, StoreError},
 };
@@ -38,6 +38,8 @@ pub struct Definitions {
     pub stacks: FxHashMap<StackId, Stack>,
     /// Names of the frames, innermost inlined function first.
     pub symbols: FxHashMap<FrameId, Vec<SourceFunction>>,
+    /// Names of threads that are not called as their processes.
+    pub thread_names: FxHashMap<(ProcessId, ThreadId), String>,
 }
 
 impl Definitions {
@@ -83,6 +85,9 @@ impl Definitions {
             | Item::MappingsObserved
             | Item::Owner(_)
             | Item::AllocatorCall(_) => {}
+            Item::ThreadName(ThreadName { process, thread, name }) => {
+                self.thread_names.insert((*process, *thread), name.clone());
+            }
         }
     }
 }
@@ -204,6 +209,7 @@ impl Analyzer {
         }
         let sums = sites.iter().map(|site| (site.key.process, &site.sums));
         let analysis = Analysis {
+            threads: self.tracker.threads(),
             process_sums: sums_by_process(sums),
             totals,
             mismatches: self.tracker.mismatches(),
@@ -260,6 +266,8 @@ pub struct Analysis {
     pub sites: Vec<Site>,
     /// The same by process.
     pub process_sums: FxHashMap<ProcessId, SiteSums>,
+    /// The same by thread.
+    pub threads: Vec<ThreadRecord>,
     /// Blocks of which another allocator than their own was to free or reallocate.
     pub mismatches: Vec<Mismatch>,
     /// When the live blocks of a site began, by index of the site.

@@ -2,7 +2,7 @@
 
 use super::Analysis;
 use crate::{
-    lifetimes::{MappingSums, Site},
+    lifetimes::{MappingSums, Site, ThreadRecord},
     model::Counters,
     store::RecordingEnd,
 };
@@ -45,6 +45,7 @@ pub fn check(analysis: &Analysis) -> Result<(), Inconsistency> {
         totals.live_bytes,
     )?;
     check_sites(analysis)?;
+    check_threads(analysis)?;
     check_faults(analysis)?;
     check_mappings(analysis)?;
     // The counters of all CPUs are not read at one moment: only the last reading,
@@ -107,6 +108,40 @@ fn check_sites(analysis: &Analysis) -> Result<(), Inconsistency> {
         ),
     ];
     for (name, left, right) in sums {
+        law(name, left, right)?;
+    }
+    Ok(())
+}
+
+/// Each thread's numbers are scaled for themselves, where they are.
+fn check_threads(analysis: &Analysis) -> Result<(), Inconsistency> {
+    if analysis.windows.has_gaps() {
+        return Ok(());
+    }
+    let totals = &analysis.totals;
+    let sum = |number: fn(&ThreadRecord) -> u64| {
+        analysis.threads.iter().fold(0_u64, |sum, thread| sum.wrapping_add(number(thread)))
+    };
+    let counted = totals.counted_allocations;
+    for (name, left, right) in [
+        (
+            "Σ threads' allocations + counted ones = allocations",
+            sum(|thread| thread.sums.allocations).wrapping_add(counted),
+            totals.allocations,
+        ),
+        ("Σ threads' frees = frees", sum(|thread| thread.sums.frees), totals.frees),
+        (
+            "Σ threads' freed bytes = freed bytes",
+            sum(|thread| thread.sums.freed_bytes),
+            totals.freed_bytes,
+        ),
+        ("Σ threads' live bytes = live bytes", sum(|thread| thread.live.bytes), totals.live_bytes),
+        (
+            "Σ threads' temporary allocations = temporary allocations",
+            sum(|thread| thread.sums.temporary_allocations),
+            totals.temporary_allocations,
+        ),
+    ] {
         law(name, left, right)?;
     }
     Ok(())

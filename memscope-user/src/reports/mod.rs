@@ -24,6 +24,7 @@ mod processes;
 mod row;
 mod sites;
 mod summary;
+mod threads;
 mod timeline;
 mod trust;
 mod view;
@@ -54,6 +55,7 @@ pub use processes::{ProcessRow, ProcessSums, ProcessesReport};
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};
 pub use summary::SummaryReport;
+pub use threads::{ThreadNumbers, ThreadRow, ThreadsReport};
 pub use timeline::{
     AtAttach, Explained, HeapAtAttach, MAX_POINTS, MemoryPoint, MemoryTimeline, Proportional,
 };

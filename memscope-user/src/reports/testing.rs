@@ -31,7 +31,7 @@ use crate::{
         ExactCounts, Frame, FrameId, FrameSymbols, Item, Location, LossCause, MappedBy,
         MappingKind, Module, ModuleId, OwnerEvidence, PageSums, Probe, ProbeId, ProbeOwner,
         Process, ProcessEnd, ProcessId, ResidentBytes, SizeClass, SourceFunction, Stack, StackId,
-        StackMode, StackOutcome, ThreadId,
+        StackMode, StackOutcome, ThreadId, ThreadName,
     },
     store::RecordingEnd,
 };
@@ -173,6 +173,21 @@ impl Definer {
         self.items.push(Item::Owner(ProbeOwner { probe: id, allocator, known_by }));
     }
 
+    /// The first process is otherwise than it was said to be.
+    fn redefine(&mut self, change: impl FnOnce(&mut Process)) {
+        let mut process = process(1, "server");
+        change(&mut process);
+        self.items.push(Item::Process(process));
+    }
+
+    fn thread_name(&mut self, process: &str, thread: &str, name: &str) {
+        self.items.push(Item::ThreadName(ThreadName {
+            process: ProcessId(process.parse().unwrap()),
+            thread: ThreadId(thread.parse().unwrap()),
+            name: name.to_owned(),
+        }));
+    }
+
     fn directive(&mut self, words: &[&str], trace: &mut Trace) {
         match words {
             ["stack", stack, outcome, frames @ ..] => {
@@ -230,14 +245,9 @@ impl Definer {
                 self.items.push(item);
             }
             ["owner", probe, allocator, function] => self.owner(probe, allocator, function),
-            ["late"] => {
-                let late = Process { from_start: false, ..process(1, "server") };
-                self.items.push(Item::Process(late));
-            }
-            ["probed-late"] => {
-                let late = Process { probed_late: true, ..process(1, "server") };
-                self.items.push(Item::Process(late));
-            }
+            ["thread-name", process, thread, name] => self.thread_name(process, thread, name),
+            ["late"] => self.redefine(|process| process.from_start = false),
+            ["probed-late"] => self.redefine(|process| process.probed_late = true),
             ["unprobed"] => self.items.retain(|item| !matches!(item, Item::Probe(_))),
             other => panic!("no such directive: {other:?}"),
         }

@@ -15,6 +15,7 @@ mod mismatched;
 mod pages;
 mod processes;
 mod sampling;
+mod threads;
 mod trust;
 mod windows;
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail, LeaksReport, MappingsReport, MemoryReport, MismatchedReport, PagesReport,
-    PeakReport, ProcessesReport, SiteOrder, SitesReport, SummaryReport,
+    PeakReport, ProcessesReport, SiteOrder, SitesReport, SummaryReport, ThreadsReport,
 };
 
 /// A question to a recording.
@@ -24,6 +24,8 @@ pub enum View {
     Peak,
     /// What did each process do?
     Processes,
+    /// What did each thread do?
+    Threads,
     /// How much memory was there, and how much of it are live blocks?
     Memory,
     /// What has made resident memory grow?
@@ -36,7 +38,7 @@ pub enum View {
 
 impl View {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Summary,
         Self::Sites,
         Self::Allocated,
@@ -44,6 +46,7 @@ impl View {
         Self::Leaks,
         Self::Peak,
         Self::Processes,
+        Self::Threads,
         Self::Memory,
         Self::Pages,
         Self::Mappings,
@@ -61,6 +64,7 @@ impl View {
             Self::Leaks => "leaks",
             Self::Peak => "peak",
             Self::Processes => "processes",
+            Self::Threads => "threads",
             Self::Memory => "memory",
             Self::Pages => "pages",
             Self::Mappings => "mappings",
@@ -79,6 +83,7 @@ impl View {
             Self::Leaks => "blocks live at the end, by call chain, with their age",
             Self::Peak => "blocks live when the program had most memory, by call chain",
             Self::Processes => "each process and what it allocated",
+            Self::Threads => "each thread, its name, and what it allocated and freed",
             Self::Memory => "live blocks beside RSS, PSS, swap and cgroup over time",
             Self::Pages => {
                 "call chains by what became resident in their page faults (trace --pages)"
@@ -119,6 +124,7 @@ impl View {
             Self::Leaks => Report::Leaks(LeaksReport::of(analysis, top, detail)),
             Self::Peak => Report::Peak(PeakReport::of(analysis, top, detail)),
             Self::Processes => Report::Processes(ProcessesReport::of(analysis, top)),
+            Self::Threads => Report::Threads(ThreadsReport::of(analysis, top)),
             Self::Memory => Report::Memory(MemoryReport::of(analysis, top)),
             Self::Pages => Report::Pages(PagesReport::of(analysis, top, detail)),
             Self::Mappings => Report::Mappings(MappingsReport::of(analysis, top, detail)),
@@ -141,6 +147,8 @@ pub enum Report<'a> {
     Peak(PeakReport<'a>),
     /// To [`View::Processes`].
     Processes(ProcessesReport<'a>),
+    /// To [`View::Threads`].
+    Threads(ThreadsReport<'a>),
     /// To [`View::Memory`].
     Memory(MemoryReport<'a>),
     /// To [`View::Pages`].
@@ -161,6 +169,7 @@ impl Report<'_> {
             Self::Leaks(report) => report.text(),
             Self::Peak(report) => report.text(),
             Self::Processes(report) => report.text(),
+            Self::Threads(report) => report.text(),
             Self::Memory(report) => report.text(),
             Self::Pages(report) => report.text(),
             Self::Mappings(report) => report.text(),

@@ -7,7 +7,7 @@ use crate::model::{
     FrameId, FrameSymbols, FreeCaller, HeapMappings, Item, Location, LossCause, MappedBy,
     MappedMemory, MappingKind, MemoryReading, Module, ModuleId, OwnerEvidence, PageSums, Probe,
     ProbeId, ProbeOwner, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
-    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, Window,
+    ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, ThreadName, Window,
 };
 
 fn resident((anonymous, file, shared): (u64, u64, u64)) -> ResidentBytes {
@@ -318,6 +318,10 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         1 => any::<[Option<u32>; 2]>().prop_map(|ids| {
             let [outer, inner] = ids.map(|id| id.map(AllocatorId));
             Item::AllocatorCall(AllocatorCall { outer, inner })
+        }),
+        1 => (any::<(u32, u32)>(), text()).prop_map(|((process, thread), name)| {
+            let (process, thread) = (ProcessId(process), ThreadId(thread));
+            Item::ThreadName(ThreadName { process, thread, name })
         }),
     ]
     .boxed()

@@ -60,6 +60,9 @@ pub enum TargetError {
     },
 }
 
+/// Most threads of a process whose names are asked for.
+const MAX_NAMED_THREADS: usize = 4096;
+
 /// A process, held by a descriptor so that it stays the same one even when its number
 /// is used again.
 #[derive(Debug)]
@@ -266,6 +269,21 @@ impl TargetProcess {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.stat().is_some_and(|stat| stat.starttime == self.start_ticks && stat.state != 'Z')
+    }
+
+    /// The threads that it has now, and what they are called; of many thousands the first.
+    #[must_use]
+    pub fn thread_names(&self) -> Vec<(u32, String)> {
+        let Some(tasks) = self.process().ok().and_then(|process| process.tasks().ok()) else {
+            return Vec::new();
+        };
+        let named = tasks.flatten().filter_map(|task| {
+            let thread = u32::try_from(task.tid).ok()?;
+            Some((thread, task.stat().ok()?.comm))
+        });
+        let names: Vec<(u32, String)> = named.take(MAX_NAMED_THREADS).collect();
+        // Else they can be those of a process that was given its number.
+        if self.is_alive() { names } else { Vec::new() }
     }
 
     /// Number of its threads.

@@ -43,6 +43,7 @@ mod stacks;
 mod stacks_kit;
 mod stacks_many;
 mod symbols;
+mod threads;
 mod unwind_cost;
 mod valgrind;
 mod verifier;

@@ -11,6 +11,8 @@ use memscope_common::record::{
 use super::*;
 use crate::model::{MappedBy, MappingKind, Module, Stack};
 
+mod threads;
+
 const TARGET: u16 = 3;
 const PROBE: u16 = 1;
 /// In a copied stack, what cannot be walked at all.

@@ -95,6 +95,8 @@ pub(super) enum Control {
         status: Option<i32>,
     },
     ProbedLate(u16),
+    /// What threads of a target are called that run when recording ends.
+    ThreadNames(u16, Vec<(u32, String)>),
     Counters(Counters),
     ExactCounts(ExactCounts),
     PageSums(PageSums),
@@ -723,6 +725,9 @@ impl<W: Write> Collect<W> {
             }
             Control::ProbedLate(target) => {
                 collector.probed_late(target, |item| sink.take(&item));
+            }
+            Control::ThreadNames(target, names) => {
+                collector.thread_names(target, names, |item| sink.take(&item));
             }
             Control::Counters(counters) => sink.take(&Item::Counters(counters)),
             Control::Overflows(counts) => {

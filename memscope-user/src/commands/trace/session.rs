@@ -575,14 +575,23 @@ impl Session {
         Ok(Some(windowed.overhead(&self.kernel, &observed)?))
     }
 
+    /// Those that have ended were named as they did.
+    fn tell_thread_names(&self) -> anyhow::Result<()> {
+        for (index, target) in &self.targets {
+            self.tell(Control::ThreadNames(*index, target.process.thread_names()))?;
+        }
+        Ok(())
+    }
+
     /// Ends recording, and brings everything into the file.
     pub(super) fn finish(mut self, reason: EndingReason) -> anyhow::Result<Recorded> {
         self.say_not_found();
         let observed = self.observed();
         let windowed = self.windowed.take();
-        let Self { mut kernel, pipeline, memory, guard, .. } = self;
-        kernel.disable_all();
+        self.kernel.disable_all();
         let ended_at_ns = monotonic_ns();
+        self.tell_thread_names()?;
+        let Self { mut kernel, pipeline, memory, guard, .. } = self;
         let patience = Instant::now();
         while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));

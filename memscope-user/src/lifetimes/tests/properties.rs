@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::{Totals, Tracker};
+use super::super::{ThreadRecord, Totals, Tracker};
 use crate::model::{
     AllocatorId, Event, FreeCaller, OwnerEvidence, ProbeId, ProbeOwner, ProcessId, StackId,
     ThreadId,
@@ -315,6 +315,13 @@ proptest! {
         }
         let totals = tracker.totals();
         prop_assert_eq!(totals.allocations, totals.frees + totals.unseen_ends + totals.live_blocks);
+        let threads = tracker.threads();
+        let over_threads = |number: fn(&ThreadRecord) -> u64| threads.iter().map(number).sum::<u64>();
+        prop_assert_eq!(over_threads(|thread| thread.sums.allocations), totals.allocations);
+        prop_assert_eq!(over_threads(|thread| thread.sums.frees), totals.frees);
+        prop_assert_eq!(over_threads(|thread| thread.sums.temporary_allocations), totals.temporary_allocations);
+        prop_assert_eq!(over_threads(|thread| thread.sums.failed_allocations), totals.failed_allocations);
+        prop_assert_eq!(over_threads(|thread| thread.live.blocks), totals.live_blocks);
         prop_assert_eq!(tracker.live_blocks().count() as u64, totals.live_blocks);
         let each = [ProcessId(0), ProcessId(1)].map(|process| tracker.live_of(process));
         prop_assert_eq!(each[0].blocks + each[1].blocks, totals.live_blocks);
