@@ -243,6 +243,7 @@ fn decoding(criterion: &mut Criterion<CpuTime>) {
                 address_avma: time_ns << 4,
                 thread: THREAD,
                 is_internal: 0,
+                allocated_since: 0,
             };
             record.as_bytes().to_vec()
         })

@@ -29,8 +29,8 @@ pub struct Target {
     pub loader_state_avma: u64,
     /// 1 if it may be stopped: somebody watches that it goes on.
     pub may_stop: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1 once recording has ended for good: what happens to the process is not told any more.
+    pub is_over: u32,
 }
 const _: () = assert!(size_of::<Target>() == 24);
 
@@ -590,9 +590,11 @@ pub struct ThreadState {
     pub stack: u64,
     /// When the thread has entered `mremap` last.
     pub remap_began_ns: u64,
+    /// 1 if it has asked for blocks that were not drawn since the last one that was.
+    pub allocated_since: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 30;
+pub const THREAD_WORDS: usize = 31;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

@@ -171,10 +171,13 @@ pub struct SmallFree {
     pub kind_and_time: u64,
     /// See [`address_and_thread`].
     pub address_and_thread: u64,
-    /// Which function, below 2^16.
-    pub probe: u64,
+    /// Which function, below 2^16, and [`SMALL_FREE_ALLOCATED_SINCE`].
+    pub probe_and_flags: u64,
 }
 const _: () = assert!(size_of::<SmallFree>() == 24);
+
+/// The thread has asked for blocks that were not drawn since the last one that was.
+pub const SMALL_FREE_ALLOCATED_SINCE: u64 = 1 << 16;
 
 /// First address that does not fit a small record.
 pub const MAX_SMALL_AVMA: u64 = 1 << 48;
@@ -227,7 +230,9 @@ pub struct Free {
     pub thread: u32,
     /// 1 if the function was called from its own module (glibc frees a dying thread's cache
     /// so), and not by the program.
-    pub is_internal: u32,
+    pub is_internal: u16,
+    /// 1 if the thread has asked for blocks that were not drawn since the last one that was.
+    pub allocated_since: u16,
 }
 const _: () = assert!(size_of::<Free>() == 32);
 
@@ -246,8 +251,8 @@ pub struct ReallocationBegin {
     pub old_address_avma: u64,
     /// Thread id, in the initial pid namespace.
     pub thread: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1 if the thread has asked for blocks that were not drawn since the last one that was.
+    pub allocated_since: u32,
 }
 const _: () = assert!(size_of::<ReallocationBegin>() == 32);
 

@@ -20,8 +20,8 @@ use memscope_common::{
         Allocation, AllocatorCall, Free, Header, KIND_ALLOCATION, KIND_ALLOCATOR_CALL, KIND_FREE,
         KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
         KIND_SMALL_FREE_INTERNAL, KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
-        ReallocationBegin, ReallocationEnd, SmallAllocation, ThreadNumber, address_and_thread,
-        kind_and_time,
+        ReallocationBegin, ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, SmallAllocation,
+        ThreadNumber, address_and_thread, kind_and_time,
     },
 };
 use memscope_ebpf::{
@@ -170,7 +170,9 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     }
     state.entry_avma = entry_avma;
     note_arguments(context, state, &hit, sp_avma);
+    let mut allocated_since = 0;
     if emit::settings().samples != 0 {
+        allocated_since = state.allocated_since as u32;
         state.follow = sample::decide(state, hit.index, state.size_bytes, state.block_avma);
         let is_single = hit.has_single_allocator();
         if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
@@ -189,7 +191,7 @@ pub(crate) fn entered<const CAN_THROW: bool>(
             header: hit.header(KIND_REALLOCATION_BEGIN, emit::now_ns()),
             old_address_avma: state.block_avma,
             thread: hit.thread(),
-            padding: 0,
+            allocated_since,
         };
         emit::send(record, COUNTER_LOST_REALLOCATION);
     }
@@ -576,7 +578,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let registers = unsafe { &*context.regs };
     let sp_avma = registers.rsp;
     let mut time_ns = emit::now_ns();
-    let (mut number, mut is_known) = (0, false);
+    let (mut number, mut is_known, mut allocated_since) = (0, false, 0);
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = threads::known_or_made(known, context.as_ptr()) {
         // SAFETY: as in `entered`.
@@ -591,6 +593,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
         state.target_plus_1 = u64::from(hit.index) + 1;
         is_known = state.allocated_block_avma == address_avma;
         state.allocated_block_avma = 0;
+        allocated_since = state.allocated_since;
         number = number_of(state, &hit, &mut time_ns);
     }
     // Who frees matters only for blocks that nobody knows, and this thread has just got it.
@@ -598,7 +601,10 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
         let probe = u64::from(hit.cookie.probe());
-        let words = [kind_and_time(kind, time_ns), address_and_thread(address_avma, number), probe];
+        // Its only bit is the one above those of the probe.
+        let probe_and_flags = probe | allocated_since * SMALL_FREE_ALLOCATED_SINCE;
+        let address_and_thread = address_and_thread(address_avma, number);
+        let words = [kind_and_time(kind, time_ns), address_and_thread, probe_and_flags];
         emit::send_small(words, COUNTER_LOST_FREE);
     } else {
         let record = Free {
@@ -606,6 +612,7 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
             address_avma,
             thread: hit.thread(),
             is_internal: is_internal.into(),
+            allocated_since: allocated_since as u16,
         };
         emit::send(record, COUNTER_LOST_FREE);
     }

@@ -159,6 +159,13 @@ pub fn next_random(state: u64) -> u64 {
     next
 }
 
+/// Where the random numbers of a thread begin, of which `before` others had begun before it.
+#[must_use]
+#[inline(always)]
+pub fn random_seed(seed: u32, before: u64) -> u64 {
+    mix(mix(u64::from(seed) << 32 ^ 0x6d65_6d73_636f_7065, before), before)
+}
+
 /// Bytes until the next one that is drawn: an exponentially distributed number with the mean
 /// `interval_bytes`, by the inverse of the distribution, linear between its quantiles. At
 /// least 1.

@@ -123,7 +123,7 @@ pub(crate) struct SentStacks {
 
 /// How many numbers were given, by the `NUMBER_OF_` constants.
 #[map]
-pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+pub(crate) static NUMBERS: Array<u64> = Array::with_max_entries(5, BPF_F_MMAPABLE);
 
 /// Stacks that can come again.
 pub(crate) const NUMBER_OF_STACKS: u32 = 0;
@@ -133,6 +133,8 @@ pub(crate) const NUMBER_OF_COPIES: u32 = 1;
 pub(crate) const NUMBER_OF_THREADS: u32 = 2;
 /// Targets; also given by the collector.
 pub(crate) const NUMBER_OF_TARGETS: u32 = memscope_common::control::NUMBER_OF_TARGETS;
+/// Threads that have begun to draw samples.
+pub(crate) const NUMBER_OF_SEEDS: u32 = 4;
 
 /// Allocations that found no room, by stack. Full: they are counted as lost only.
 #[map]

@@ -88,7 +88,14 @@ pub(crate) fn calls_as_32_bit() -> bool {
 #[inline(always)]
 fn word_of(process: u32) -> Option<u32> {
     // SAFETY: the map's values are words, and not freed while the program reads them (RCU).
-    unsafe { PROCESSES.get(process) }.copied()
+    unsafe { PROCESSES.get(process) }.copied().filter(|word| !is_over(word & PROCESS_TARGET))
+}
+
+/// Whether its recording has ended. Then nothing is told, as nobody would take it.
+#[inline(always)]
+fn is_over(target: u32) -> bool {
+    // SAFETY: an element of an array map, which is never removed.
+    TARGETS.get_ptr(target).is_none_or(|target| unsafe { (*target).is_over != 0 })
 }
 
 /// The traced process that the current thread belongs to, if any, and what has changed
@@ -96,6 +103,9 @@ fn word_of(process: u32) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn current_target() -> Option<(u32, *mut Epoch)> {
     let target = u32::from(hit::current_target()?);
+    if is_over(target) {
+        return None;
+    }
     Some((target, EPOCHS.get_ptr_mut(target)?))
 }
 

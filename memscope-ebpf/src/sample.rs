@@ -8,11 +8,11 @@ use core::ptr::read_volatile;
 use memscope_common::control::{
     COUNTER_SAMPLE_TABLE_FULL, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, SIZE_CLASSES, ThreadState,
 };
-use memscope_ebpf::{gap_bytes, mix, next_random};
+use memscope_ebpf::{gap_bytes, next_random, random_seed};
 
 use crate::{
     emit,
-    maps::{EXACT, GAPS, SAMPLED, SAMPLING},
+    maps::{EXACT, GAPS, NUMBER_OF_SEEDS, NUMBERS, SAMPLED, SAMPLING},
 };
 
 /// What of a call is recorded: `FOLLOW_` bits. `block_avma` is the block given to it, or 0. If
@@ -30,6 +30,9 @@ pub(crate) fn decide(
     // It only ends a block that nobody knows.
     let gives_none = block_avma != 0 && size_bytes == 0;
     let is_new = !gives_none && is_drawn(state, size_bytes);
+    if !gives_none {
+        state.allocated_since = u64::from(!is_new);
+    }
     let new = if is_new { FOLLOW_NEW } else { FOLLOW_NOTHING };
     new | if is_old { FOLLOW_OLD } else { FOLLOW_NOTHING }
 }
@@ -51,7 +54,7 @@ fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
     };
     if state.sampling_generation != generation {
         if state.random == 0 {
-            state.random = mix(u64::from(emit::settings().seed), state.sp_avma);
+            state.random = seed();
         }
         state.sampling_generation = generation;
         draw(state);
@@ -63,6 +66,14 @@ fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
     }
     draw(state);
     true
+}
+
+/// Where a thread's random numbers begin: by how many had begun before it. By its stack, threads that
+/// come one after the other would all draw the same.
+#[inline(always)]
+fn seed() -> u64 {
+    let before = NUMBERS.get_ptr_mut(NUMBER_OF_SEEDS).map_or(0, emit::next);
+    random_seed(emit::settings().seed, before)
 }
 
 /// Whether nothing of the call under way would have been recorded.

@@ -126,7 +126,7 @@ impl RawRecords {
                     header: header(KIND_REALLOCATION_BEGIN, time_ns),
                     old_address_avma,
                     thread: thread.0,
-                    padding: 0,
+                    allocated_since: 0,
                 };
                 Raw::Large(record.as_bytes().to_vec())
             }

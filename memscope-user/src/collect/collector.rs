@@ -16,9 +16,9 @@ use super::{
     stacks::{FoundStack, StackTable},
 };
 use crate::model::{
-    AllocatorCall, AllocatorId, CountedAllocations, EndReason, Event, Fork, Frame, FrameId,
-    FreeCaller, Item, Location, MemoryReading, ModuleId, Probe, ProbeId, ProbeOwner, Process,
-    ProcessEnd, ProcessId, ProcessMemory, ResidentBytes, StackOutcome, ThreadId,
+    AllocatedSince, AllocatorCall, AllocatorId, CountedAllocations, EndReason, Event, Fork, Frame,
+    FrameId, FreeCaller, Item, Location, MemoryReading, ModuleId, Probe, ProbeId, ProbeOwner,
+    Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes, StackOutcome, ThreadId,
 };
 
 /// An address without a known range makes the collector look at the process again,
@@ -481,9 +481,14 @@ impl<V: ProcessView> Collector<V> {
     }
 
     fn free(&mut self, record: &Free, give: &mut impl FnMut(Item)) -> Option<Event> {
+        let process = self.process(record.of, record.time_ns, give)?;
+        let thread = ThreadId(record.thread);
+        if record.allocated_since {
+            give(Item::AllocatedSince(AllocatedSince { process, thread }));
+        }
         Some(Event::Free {
-            process: self.process(record.of, record.time_ns, give)?,
-            thread: ThreadId(record.thread),
+            process,
+            thread,
             time_ns: record.time_ns,
             address_avma: record.address_avma,
             probe: self.known_probe(record.probe),
@@ -501,9 +506,13 @@ impl<V: ProcessView> Collector<V> {
         give: &mut impl FnMut(Item),
     ) -> Option<Event> {
         let process = self.process_of(&record.header, give)?;
+        let thread = ThreadId(record.thread);
+        if record.allocated_since != 0 {
+            give(Item::AllocatedSince(AllocatedSince { process, thread }));
+        }
         Some(Event::ReallocationBegin {
             process,
-            thread: ThreadId(record.thread),
+            thread,
             time_ns: record.header.time_ns,
             old_address_avma: record.old_address_avma,
             probe: self.known_probe(record.header.probe),

@@ -8,8 +8,8 @@ use memscope_common::record::{
     KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
     KIND_THREAD_NUMBER, Loss, MAX_COPY_PARTS, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
     MappingChange, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
-    ReallocationEnd, SmallAllocation, SmallFree, StackCopy, StackHeader, ThreadExit, ThreadNumber,
-    copied_place,
+    ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, SmallAllocation, SmallFree, StackCopy,
+    StackHeader, ThreadExit, ThreadNumber, copied_place,
 };
 use zerocopy::FromBytes;
 
@@ -64,6 +64,8 @@ pub struct Free {
     pub address_avma: u64,
     /// Whether the allocator's module itself called.
     pub is_internal: bool,
+    /// Whether the thread has allocated blocks that were not drawn since the last one that was.
+    pub allocated_since: bool,
 }
 
 /// A record of the kernel side.
@@ -270,7 +272,7 @@ impl Decoder {
                 stack_size_probe: third,
             }),
             kind @ (KIND_SMALL_FREE | KIND_SMALL_FREE_INTERNAL) => self.small_free(
-                &SmallFree { kind_and_time, address_and_thread, probe: third },
+                &SmallFree { kind_and_time, address_and_thread, probe_and_flags: third },
                 kind == KIND_SMALL_FREE_INTERNAL,
             ),
             kind => Err(DecodeError::UnknownKind { kind }),
@@ -297,11 +299,12 @@ impl Decoder {
         let NumberedThread { of, thread } = self.thread(record.address_and_thread)?;
         Ok(Record::Free(Free {
             of,
-            probe: record.probe as u16,
+            probe: record.probe_and_flags as u16,
             thread,
             time_ns: record.kind_and_time >> 4,
             address_avma: record.address_and_thread & (MAX_SMALL_AVMA - 1),
             is_internal,
+            allocated_since: record.probe_and_flags & SMALL_FREE_ALLOCATED_SINCE != 0,
         }))
     }
 
@@ -361,6 +364,7 @@ fn large(kind: u8, bytes: &[u8]) -> Result<Record, DecodeError> {
                 time_ns: record.header.time_ns,
                 address_avma: record.address_avma,
                 is_internal: record.is_internal != 0,
+                allocated_since: record.allocated_since != 0,
             })
         }),
         KIND_REALLOCATION_BEGIN => whole(bytes).map(Record::ReallocationBegin),

@@ -110,6 +110,9 @@ fn write_item(out: &mut impl Write, item: &Item, started_at_ns: u64) -> io::Resu
             "owner probe={} allocator={} known_by={:?}",
             owner.probe, owner.allocator, owner.known_by
         ),
+        Item::AllocatedSince(thread) => {
+            writeln!(out, "allocated-since process={} thread={}", thread.process, thread.thread)
+        }
         Item::ThreadName(named) => writeln!(
             out,
             "thread-name process={} thread={} name={}",

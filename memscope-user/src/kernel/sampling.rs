@@ -128,7 +128,7 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use memscope_ebpf::{gap_bytes, next_random};
+    use memscope_ebpf::{gap_bytes, next_random, random_seed};
 
     use super::*;
 
@@ -153,6 +153,39 @@ mod tests {
             for (times, count) in [0.5_f64, 1.0, 3.0].into_iter().zip(beyond) {
                 let (share, expected) = (f64::from(count) / DRAWS as f64, (-times).exp());
                 assert!((share - expected).abs() < 0.003, "{share} beyond {times}, not {expected}");
+            }
+        }
+    }
+
+    /// Of threads that end after their first few blocks, only first distances are drawn.
+    #[test]
+    fn the_first_distances_of_threads_are_distributed_as_all() {
+        const THREADS: u64 = 200_000;
+        let gaps = gaps();
+        let gap = |random| gap_bytes(&gaps, random, 1 << 20) as f64 / f64::from(1 << 20);
+        for seed in [0, 1, 7, u32::MAX] {
+            let (mut sum, mut products, mut within) = ([0.0; 2], [0.0; 2], [0_u32; 3]);
+            let mut before = 1.0;
+            for thread in 0..THREADS {
+                let random = next_random(random_seed(seed, thread));
+                let (first, second) = (gap(random), gap(next_random(random)));
+                sum[0] += first;
+                sum[1] += second;
+                products[0] += (first - 1.0) * (second - 1.0);
+                products[1] += (first - 1.0) * (before - 1.0);
+                before = first;
+                for (times, count) in [0.01, 0.5, 3.0].into_iter().zip(&mut within) {
+                    *count += u32::from(first <= times);
+                }
+            }
+            let share = |sum: f64| sum / THREADS as f64;
+            assert!(sum.iter().all(|sum| (share(*sum) - 1.0).abs() < 0.01), "{seed}: {sum:?}");
+            // Neither within a thread nor from one to the next.
+            assert!(products.iter().all(|sum| share(*sum).abs() < 0.02), "{seed}: {products:?}");
+            for (times, count) in [0.01_f64, 0.5, 3.0].into_iter().zip(within) {
+                let expected = 1.0 - (-times).exp();
+                let found = share(count.into());
+                assert!((found - expected).abs() < 0.004, "{seed}: {found} within {times}");
             }
         }
     }

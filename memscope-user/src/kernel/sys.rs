@@ -9,6 +9,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    time::Duration,
 };
 
 use aya_obj::{
@@ -32,6 +33,11 @@ pub(super) const TRACE_UPROBE_SESSION: u32 = 57;
 const MAX_LOG_BYTES: usize = 4096;
 /// Room for all it says, which the kernel limits itself.
 const LOG_ROOM_BYTES: u32 = 1 << 22;
+
+/// `MEMBARRIER_CMD_GLOBAL` (include/uapi/linux/membarrier.h)
+const MEMBARRIER_GLOBAL: libc::c_int = 1;
+/// No program takes so long unless its task is kept from running.
+const LIKELY_ENDED: Duration = Duration::from_millis(20);
 
 /// A program to be loaded.
 pub(super) struct RawProgram<'a> {
@@ -188,4 +194,16 @@ pub(super) fn link_uprobes(link: &MultiLink<'_>) -> io::Result<OwnedFd> {
         many.pid = link.pid;
     }
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
+}
+
+/// Programs run between two quiescent states of their processor (RCU; `__bpf_trace_run` and `bpf_prog_run_array_uprobe`),
+/// and this waits until each has come to one (`membarrier_global`, kernel/sched/membarrier.c): those that run now have
+/// ended then.
+pub(super) fn wait_for_programs() {
+    // SAFETY: the call takes three numbers, and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Kernels whose processors can do without a clock's tick refuse.
+        std::thread::sleep(LIKELY_ENDED);
+    }
 }

@@ -18,6 +18,7 @@ use memscope_common::control::{
 use super::{
     Kernel, KernelError,
     plain::Plain,
+    sys,
     tables::{array_data, map_memory},
     take_map,
 };
@@ -141,10 +142,14 @@ impl Targets {
         change_block(&mut self.blocks, target.into(), change);
     }
 
-    fn disable_all(&mut self) {
-        change_block(&mut self.new, 0, |target| target.enabled = 0);
+    fn end_all(&mut self) {
+        let end = |target: &mut Target| {
+            target.enabled = 0;
+            target.is_over = 1;
+        };
+        change_block(&mut self.new, 0, end);
         for target in 0..self.given.count() as usize {
-            change_block(&mut self.blocks, target, |target| target.enabled = 0);
+            change_block(&mut self.blocks, target, end);
         }
     }
 }
@@ -221,9 +226,18 @@ impl Kernel {
         change_block(&mut self.targets.new, 0, |target| target.enabled = 1);
     }
 
-    /// Ends recording of all targets, also of those that only the programs know of.
-    pub fn disable_all(&mut self) {
-        self.targets.disable_all();
+    /// Ends recording of all targets for good, also of those that only the programs know of. After
+    /// [`Self::settle`] nothing is recorded but the returns of calls that are under way.
+    pub fn end_all(&mut self) {
+        self.targets.end_all();
+    }
+
+    /// Waits until the programs that run now have written what they are to write.
+    pub fn settle(&mut self) {
+        sys::wait_for_programs();
+        // One of them may have begun a target, as the copy of one that was recorded still.
+        self.targets.end_all();
+        sys::wait_for_programs();
     }
 
     /// Tells whether all of a target's blocks come from one module.

@@ -17,8 +17,8 @@ use super::{
     windows::Windows,
 };
 use crate::model::{
-    AllocatorCall, CountedAllocations, Event, Fork, FreeCaller, ProbeId, ProbeOwner, ProcessId,
-    ThreadId, Window,
+    AllocatedSince, AllocatorCall, CountedAllocations, Event, Fork, FreeCaller, ProbeId,
+    ProbeOwner, ProcessId, ThreadId, Window,
 };
 
 /// Most loss windows kept one by one; further ones are only summed.
@@ -370,6 +370,12 @@ impl Tracker {
         {
             self.mismatches.judge(&block, given_by, probe, time_ns);
         }
+    }
+
+    /// A thread has allocated blocks that are not recorded.
+    pub fn allocated_since(&mut self, since: &AllocatedSince) {
+        let by = self.actors.by(since.process, since.thread);
+        self.actors.threads[by.thread_index].last_ordinal = None;
     }
 
     /// Says whose a probed function is.

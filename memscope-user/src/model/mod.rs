@@ -65,6 +65,8 @@ pub enum Item {
     AllocatorCall(AllocatorCall),
     /// Says what a thread is called, if not as its process; later ones replace earlier ones.
     ThreadName(ThreadName),
+    /// A thread has allocated blocks that were not drawn, after its last one that was.
+    AllocatedSince(AllocatedSince),
 }
 
 /// One image of one process: exec begins a new one.
@@ -92,6 +94,16 @@ pub struct Process {
     /// Whether it may have called an allocator before that was probed, while the
     /// process was observed already: what it did then is missing, and not counted.
     pub probed_late: bool,
+}
+
+/// A thread has allocated blocks of which nothing is recorded: what it frees next was not allocated
+/// right before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocatedSince {
+    /// Its process.
+    pub process: ProcessId,
+    /// Its number.
+    pub thread: ThreadId,
 }
 
 /// What a thread is called: the name that it had when it ended, or when the trace did.

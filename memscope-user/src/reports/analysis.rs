@@ -84,7 +84,8 @@ impl Definitions {
             | Item::PageSums(_)
             | Item::MappingsObserved
             | Item::Owner(_)
-            | Item::AllocatorCall(_) => {}
+            | Item::AllocatorCall(_)
+            | Item::AllocatedSince(_) => {}
             Item::ThreadName(ThreadName { process, thread, name }) => {
                 self.thread_names.insert((*process, *thread), name.clone());
             }
@@ -123,6 +124,7 @@ impl Analyzer {
             Item::MappingsObserved => self.observes_mappings = true,
             Item::Owner(owner) => self.tracker.owner(owner),
             Item::AllocatorCall(call) => self.tracker.allocator_call(call),
+            Item::AllocatedSince(since) => self.tracker.allocated_since(since),
             Item::Counted(counted) => {
                 self.last_event_ns = self.last_event_ns.max(counted.time_ns);
                 self.tracker.counted(counted);

@@ -3,10 +3,10 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::model::{
-    AllocatorCall, AllocatorId, ControlGroupMemory, Counters, EndReason, Event, Fork, Frame,
-    FrameId, FrameSymbols, FreeCaller, HeapMappings, Item, Location, LossCause, MappedBy,
-    MappedMemory, MappingKind, MemoryReading, Module, ModuleId, OwnerEvidence, PageSums, Probe,
-    ProbeId, ProbeOwner, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
+    AllocatedSince, AllocatorCall, AllocatorId, ControlGroupMemory, Counters, EndReason, Event,
+    Fork, Frame, FrameId, FrameSymbols, FreeCaller, HeapMappings, Item, Location, LossCause,
+    MappedBy, MappedMemory, MappingKind, MemoryReading, Module, ModuleId, OwnerEvidence, PageSums,
+    Probe, ProbeId, ProbeOwner, Process, ProcessEnd, ProcessId, ProcessMemory, ResidentBytes,
     ResidentMemory, SourceFunction, Stack, StackId, StackOutcome, ThreadId, ThreadName, Window,
 };
 
@@ -318,6 +318,10 @@ pub(crate) fn item() -> BoxedStrategy<Item> {
         1 => any::<[Option<u32>; 2]>().prop_map(|ids| {
             let [outer, inner] = ids.map(|id| id.map(AllocatorId));
             Item::AllocatorCall(AllocatorCall { outer, inner })
+        }),
+        1 => any::<(u32, u32)>().prop_map(|(process, thread)| {
+            let (process, thread) = (ProcessId(process), ThreadId(thread));
+            Item::AllocatedSince(AllocatedSince { process, thread })
         }),
         1 => (any::<(u32, u32)>(), text()).prop_map(|((process, thread), name)| {
             let (process, thread) = (ProcessId(process), ThreadId(thread));

@@ -5,7 +5,7 @@ use std::process::Command;
 use memscope_tests::{TestProgram, Variant, programs};
 
 use crate::contract::assert_figures;
-use crate::kit::{Running, Scratch, number, run};
+use crate::kit::{Running, Scratch, number, run, wait_until};
 
 pub(crate) fn start(source: &str, arguments: &[&str]) -> TestProgram {
     TestProgram::spawn(Command::new(programs::build(source, Variant::Default)).args(arguments))
@@ -145,4 +145,25 @@ fn terminating_memscope_ends_its_command_and_the_recording_is_whole() {
     let export = scratch.export();
     export.assert_complete();
     assert_figures(&export, &memscope_tests::Figures::parse(&finished.stdout));
+}
+
+/// What happens to the threads after the end of the recording was counted, and read by nobody: then the numbers
+/// contradicted each other, and no reader took the recording.
+#[test]
+fn a_trace_that_ends_while_threads_come_and_go_is_whole() {
+    let mut program =
+        Running::spawn(Command::new(programs::build("churn.c", Variant::Default)).arg("4"));
+    let pid = program.pid().to_string();
+    for options in [&[][..], &["--pages"], &["--sample", "4KiB"], &["--attach-by", "perf-event"]] {
+        for _ in 0..3 {
+            let scratch = Scratch::new();
+            let mut trace = scratch.trace(&["--strict", "--duration", "200ms", "--pid", &pid]);
+            let finished = run(trace.args(options));
+            finished.assert_code(0);
+            assert!(!finished.stderr.contains("error"), "{options:?}: {}", finished.stderr);
+            assert_eq!(scratch.verify(), Some(0), "{options:?}");
+        }
+    }
+    program.signal(libc::SIGKILL);
+    wait_until("the program ends", || program.has_ended());
 }

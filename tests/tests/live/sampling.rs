@@ -154,3 +154,27 @@ fn full_mode_says_that_it_is_no_sample() {
     assert_eq!(export.0["capture"]["mode"], "full");
     assert_eq!(export.0["exact"], Value::Null);
 }
+
+/// Threads that come one after the other have the same stack, and once all drew the same numbers; and what is not drawn
+/// was allocated all the same when it is asked what is temporary.
+#[test]
+fn short_threads_and_temporary_blocks_are_estimated_without_bias() {
+    let program = programs::build("short.c", Variant::Default);
+    for (rounds, threads) in [("20000", "20"), ("10", "5000")] {
+        let scratch = Scratch::new();
+        let finished =
+            run(&mut scratch.trace_program(&["--sample", "4KiB"], &program, &[rounds, threads]));
+        finished.assert_code(0);
+        let rounds = Figures::parse(&finished.stdout).number("rounds");
+        let export = scratch.export();
+        for (function, blocks, temporary) in [("first", rounds, 0), ("second", rounds, rounds)] {
+            let site = site_of(&export, function).unwrap();
+            let (found, found_temporary) =
+                (number(site, "allocations"), number(site, "temporary_allocations"));
+            // Some hundred samples: a tenth is two standard deviations and more; a fifth is wrong.
+            assert!(found.abs_diff(blocks) * 5 < blocks, "{found} of {blocks} of {function}");
+            let expected = if temporary == 0 { 0 } else { found };
+            assert_eq!(found_temporary, expected, "{function} of {threads} threads");
+        }
+    }
+}

@@ -483,6 +483,7 @@ fn frees_by_the_allocators_own_module_are_told_apart() {
             time_ns: 1,
             address_avma: 0x5000,
             is_internal,
+            allocated_since: false,
         });
         match bench.take(&free).as_slice() {
             [Item::Event(Event::Free { caller, .. })] => assert_eq!(*caller, expected),
@@ -502,6 +503,7 @@ fn a_free_by_a_function_that_nobody_has_defined_is_a_free() {
             time_ns: 1,
             address_avma: 0x5000,
             is_internal: false,
+            allocated_since: false,
         });
         match bench.take(&free).as_slice() {
             [Item::Event(Event::Free { probe, .. })] => assert_eq!(*probe, expected),

@@ -1,5 +1,6 @@
 use memscope_common::record::{
-    FIRST_ONCE_NUMBER, MAX_STACK_NUMBER, OUTCOME_DEPTH_LIMIT, address_and_thread, kind_and_time,
+    FIRST_ONCE_NUMBER, MAX_STACK_NUMBER, OUTCOME_DEPTH_LIMIT, SMALL_FREE_ALLOCATED_SINCE,
+    address_and_thread, kind_and_time,
 };
 use proptest::prelude::*;
 use zerocopy::IntoBytes as _;
@@ -101,9 +102,15 @@ fn a_small_allocation_says_the_same_as_a_large_one() {
 }
 
 #[test]
-fn a_small_free_says_who_has_called_it() {
-    for (kind, is_internal) in [(KIND_SMALL_FREE, false), (KIND_SMALL_FREE_INTERNAL, true)] {
-        let words = [kind_and_time(kind, 77), address_and_thread(0x1000, 0xffff), 0xfffe];
+fn a_small_free_says_who_has_called_it_and_what_came_before() {
+    for (kind, is_internal, allocated_since) in [
+        (KIND_SMALL_FREE, false, false),
+        (KIND_SMALL_FREE_INTERNAL, true, false),
+        (KIND_SMALL_FREE, false, true),
+    ] {
+        let flags = if allocated_since { SMALL_FREE_ALLOCATED_SINCE } else { 0 };
+        let address_and_thread = address_and_thread(0x1000, 0xffff);
+        let words = [kind_and_time(kind, 77), address_and_thread, 0xfffe | flags];
         let expected = Free {
             of: OF,
             probe: 0xfffe,
@@ -111,6 +118,7 @@ fn a_small_free_says_who_has_called_it() {
             time_ns: 77,
             address_avma: 0x1000,
             is_internal,
+            allocated_since,
         };
         assert_eq!(decoder_of(0xffff, 900).decode_small(words), Ok(Record::Free(expected)));
         let large = record::Free {
@@ -118,6 +126,7 @@ fn a_small_free_says_who_has_called_it() {
             address_avma: 0x1000,
             thread: 900,
             is_internal: is_internal.into(),
+            allocated_since: allocated_since.into(),
         };
         assert_eq!(decode(large.as_bytes()), Ok(Some(Record::Free(expected))));
     }

@@ -354,6 +354,7 @@ mod tests {
             time_ns,
             address_avma: 16,
             is_internal: false,
+            allocated_since: false,
         })
     }
 

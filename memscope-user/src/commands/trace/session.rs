@@ -588,16 +588,17 @@ impl Session {
         self.say_not_found();
         let observed = self.observed();
         let windowed = self.windowed.take();
-        self.kernel.disable_all();
+        self.kernel.end_all();
         let ended_at_ns = monotonic_ns();
         self.tell_thread_names()?;
         let Self { mut kernel, pipeline, memory, guard, .. } = self;
+        kernel.settle();
         let patience = Instant::now();
         while kernel.calls_in_flight()? > 0 && patience.elapsed() < IN_FLIGHT_PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // A process that was begun meanwhile can have been given what its parent had before.
-        kernel.disable_all();
+        // A call is over before its record is written.
+        kernel.settle();
         memory.finish()?;
         let collected = pipeline.finish(|state| {
             let mut counters = kernel.counters(state.received())?;

@@ -3,7 +3,7 @@
 use super::{check, run};
 use crate::{
     lifetimes::{Site, Spread, Tracker, deviations_for, interval, testing::parse},
-    model::{Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId},
+    model::{AllocatedSince, Event, FreeCaller, ProbeId, ProcessId, StackId, ThreadId},
 };
 
 #[test]
@@ -261,5 +261,24 @@ fn estimates_are_unbiased_and_within_their_intervals() {
         let draws = truth / INTERVAL_BYTES as f64;
         let allowed = 4.0 / (draws * RUNS as f64).sqrt();
         assert!((mean / truth - 1.0).abs() < allowed, "site {stack}: {mean} for {truth}");
+    }
+}
+
+/// Blocks that were not drawn are in no event: that there were some is said.
+#[test]
+fn what_was_allocated_since_makes_a_block_no_temporary_one() {
+    let trace = parse("1 malloc 1 = 0x10 @a\n1 free 0x10");
+    for (since, temporary) in [(false, 1), (true, 0)] {
+        let mut tracker = Tracker::new();
+        tracker.apply(&trace.events[0], |_| {});
+        if since {
+            let (process, thread) = (ProcessId(1), ThreadId(1));
+            tracker.allocated_since(&AllocatedSince { process, thread });
+        }
+        tracker.apply(&trace.events[1], |_| {});
+        assert_eq!(
+            (tracker.totals().frees, tracker.totals().temporary_allocations),
+            (1, temporary)
+        );
     }
 }
