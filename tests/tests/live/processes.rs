@@ -240,6 +240,21 @@ fn programs_are_traced_by_their_name_now_and_later() {
     assert_eq!(traced[1]["probed_late"], false);
 }
 
+/// Nobody of that name runs when the trace begins: the C library is probed before anybody has come.
+#[test]
+fn the_first_program_of_a_name_is_seen_from_its_first_allocation() {
+    let scratch = Scratch::new();
+    let path = scratch.path("lonely");
+    fs::copy(programs::build("pairs.c", Variant::Default), &path).unwrap();
+    let memscope = trace_selected(&scratch, &["--comm", "lonely", "--strict"]);
+    run(Command::new(&path).args(["500", "48"])).assert_code(0);
+    memscope.end_by(libc::SIGINT).assert_code(0);
+    let export = scratch.export();
+    let traced = by_comm(&export, "lonely");
+    assert_eq!(of_process(traced[0], "allocations"), 500, "{traced:#?}");
+    assert_eq!(traced[0]["probed_late"], false);
+}
+
 /// A group in the freezer's hierarchy, or whatever is there; removed at the end.
 struct Group(PathBuf);
 

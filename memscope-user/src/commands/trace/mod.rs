@@ -171,6 +171,7 @@ fn begin(
         .with_context(|| cannot_save(output))?;
     session.describe(descriptions);
     if options.selects() {
+        session.probe_ahead()?;
         session.enable_new();
         let found = selected.attach(&mut session)?;
         log::info!("{found} processes are traced now");

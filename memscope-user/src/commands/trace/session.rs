@@ -40,6 +40,9 @@ use crate::{
     unwind::{TableCache, Tables},
 };
 
+/// Whom probes of all processes are attached for.
+const ANY_TARGET: u16 = u16::MAX;
+
 /// How long calls that are under way when recording ends are waited for.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -384,6 +387,22 @@ impl Session {
         let now_ns = monotonic_ns();
         self.probed_since_ns.insert(id, now_ns);
         Ok(now_ns)
+    }
+
+    /// Has the libraries probed that memscope has itself, above all the C library: most programs that are to be traced
+    /// and do not run yet will have them, and the first of these must not be over before it was looked at.
+    pub(super) fn probe_ahead(&mut self) -> anyhow::Result<()> {
+        if self.scope != ProbeScope::Host {
+            return Ok(());
+        }
+        let own = TargetProcess::open(std::process::id())?;
+        let seen = mappings_of(&own)?;
+        let mut modules = probed_modules_of(&self.modules, &own, &seen.mappings);
+        modules.retain(|module| !module.is_file(self.own));
+        for module in &modules {
+            self.probe(ANY_TARGET, &own, module)?;
+        }
+        Ok(())
     }
 
     /// Does what was found to be necessary.
