@@ -135,18 +135,19 @@ fn is_name(component: &Component<'_>) -> bool {
 }
 
 fn find_in(hierarchies: &[Hierarchy], name: &str) -> Result<ControlGroup, GroupError> {
-    let path = Path::new(name);
-    let is_plain = !path.components().any(|part| part == Component::ParentDir);
-    if path.is_absolute() && is_plain {
+    // Below the tops of hierarchies it is the same with and without a slash before it.
+    let below = name.trim_start_matches('/');
+    let group = format!("/{below}");
+    let path = Path::new(&group);
+    if !name.is_empty() && !path.components().any(|part| part == Component::ParentDir) {
         let holder = hierarchies.iter().find(|hierarchy| path.starts_with(&hierarchy.mount_point));
         if let Some(hierarchy) = holder.filter(|_| path.is_dir()) {
             return ControlGroup::of(hierarchy, path.to_owned());
         }
         for hierarchy in hierarchies {
             // As `/proc/PID/cgroup` says it, or from what is mounted on.
-            let directory = hierarchy
-                .folder(name)
-                .unwrap_or_else(|| hierarchy.mount_point.join(name.trim_start_matches('/')));
+            let directory =
+                hierarchy.folder(&group).unwrap_or_else(|| hierarchy.mount_point.join(below));
             if directory.is_dir() {
                 return ControlGroup::of(hierarchy, directory);
             }
@@ -226,7 +227,8 @@ mod tests {
     fn groups_are_found_by_path_and_id() {
         let (top, hierarchies) = tree();
         let service = top.path().join("unified/system.slice/a.service");
-        for name in ["/system.slice/a.service", service.to_str().unwrap()] {
+        for name in ["/system.slice/a.service", "system.slice/a.service", service.to_str().unwrap()]
+        {
             let found = find_in(&hierarchies, name).unwrap();
             let number = fs::metadata(&service).unwrap().ino();
             assert_eq!(found.unified, Some((number, 2)), "{name}");

@@ -262,7 +262,11 @@ impl Group {
     fn make() -> Option<Group> {
         let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"];
         let top = tops.iter().find(|top| Path::new(top).join("cgroup.procs").exists())?;
-        let path = Path::new(top).join(format!("memscope-test-{}", std::process::id()));
+        Group::make_in(Path::new(top))
+    }
+
+    fn make_in(top: &Path) -> Option<Group> {
+        let path = top.join(format!("memscope-test-{}", std::process::id()));
         fs::create_dir(&path).ok().map(|()| Group(path))
     }
 
@@ -284,12 +288,7 @@ impl Drop for Group {
     }
 }
 
-#[test]
-fn a_control_group_is_traced_with_all_that_begins_in_it() {
-    let Some(group) = Group::make() else {
-        return skip("--cgroup", "no hierarchy of control groups can be written to here");
-    };
-    let scratch = Scratch::new();
+fn assert_traced_with_all_that_begins_in_it(group: &Group, scratch: &Scratch) {
     let script = format!("{}; read line; ls / > /dev/null; ls / > /dev/null", group.enter());
     let mut shell = Command::new("bash");
     shell.args(["-c", &script]).stdin(std::process::Stdio::piped());
@@ -297,7 +296,7 @@ fn a_control_group_is_traced_with_all_that_begins_in_it() {
     wait_until("the shell is in its group", || {
         fs::read_to_string(group.0.join("cgroup.procs")).unwrap().contains(&shell.id().to_string())
     });
-    let memscope = trace_selected(&scratch, &["--cgroup", group.0.to_str().unwrap()]);
+    let memscope = trace_selected(scratch, &["--cgroup", group.0.to_str().unwrap()]);
     run(Command::new("ls").arg("/")).assert_code(0);
     drop(shell.stdin.take());
     assert!(shell.wait().unwrap().success());
@@ -309,6 +308,46 @@ fn a_control_group_is_traced_with_all_that_begins_in_it() {
     assert_eq!(lists.len(), 2, "those of the group: {lists:#?}");
     assert_eq!(of_process(lists[0], "allocations"), of_process(lists[1], "allocations"));
     assert!(of_process(lists[0], "allocations") > 10);
+}
+
+#[test]
+fn a_control_group_is_traced_with_all_that_begins_in_it() {
+    let Some(group) = Group::make() else {
+        return skip("--cgroup", "no hierarchy of control groups can be written to here");
+    };
+    assert_traced_with_all_that_begins_in_it(&group, &Scratch::new());
+}
+
+/// A hierarchy of version 2, mounted beside what is there.
+struct Unified(PathBuf);
+
+impl Unified {
+    fn mount(folder: PathBuf) -> Option<Unified> {
+        fs::create_dir(&folder).unwrap();
+        let mut mount = Command::new("mount");
+        let mounted = run(mount.args(["-t", "cgroup2", "none"]).arg(&folder));
+        (mounted.code == Some(0)).then_some(Unified(folder))
+    }
+}
+
+impl Drop for Unified {
+    fn drop(&mut self) {
+        // Should somebody be in it still, it is gone when they are.
+        run(Command::new("umount").arg("--lazy").arg(&self.0));
+    }
+}
+
+/// Of these groups the eBPF side knows by itself who is in them.
+#[test]
+fn a_control_group_of_version_2_is_traced_with_all_that_begins_in_it() {
+    let scratch = Scratch::new();
+    let Some(unified) = Unified::mount(scratch.path("unified")) else {
+        return skip("--cgroup of version 2", "it cannot be mounted here");
+    };
+    let Some(group) = Group::make_in(&unified.0) else {
+        return skip("--cgroup of version 2", "no group can be made in it");
+    };
+    assert_traced_with_all_that_begins_in_it(&group, &scratch);
 }
 
 /// A program and what it reads from the environment of its oracle.
