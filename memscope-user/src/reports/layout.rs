@@ -2,7 +2,7 @@
 
 use super::{
     Analysis, Detail, ProcessName,
-    frames::{ResolvedFrame, base_name, missing_callers},
+    frames::{ResolvedFrame, base_name, missing_callers, title_position},
     row::SiteRow,
 };
 use crate::{model::StackOutcome, text};
@@ -11,6 +11,9 @@ use crate::{model::StackOutcome, text};
 pub(super) const WIDTH: usize = 100;
 /// Most frames of a call chain that are shown.
 const MAX_SHOWN_FRAMES: usize = 8;
+/// How many of them are the program's at least, if the chain has so many, whatever its language's
+/// library calls in between.
+const LEAST_PROGRAM_FRAMES: usize = 4;
 /// Least room for a function's name, however long its file and module are.
 const MIN_NAME_WIDTH: usize = 24;
 const INDENT: &str = "      ";
@@ -94,11 +97,18 @@ pub(super) fn chain(out: &mut String, row: &Chain<'_>, detail: Detail, analysis:
         line!(out, "{INDENT}in {whose}");
     }
     let wrappers = detail.hidden(row.frames);
+    let library = match detail {
+        Detail::Folded => library_frames_left_out(row.frames, wrappers),
+        Detail::All => 0,
+    };
+    if library > 0 {
+        line!(out, "{INDENT}… {} of the language's library", counted(library as u64, "function"));
+    }
     let width = WIDTH - INDENT.len();
-    for frame in row.frames.iter().skip(wrappers).take(MAX_SHOWN_FRAMES) {
+    for frame in row.frames.iter().skip(wrappers + library).take(MAX_SHOWN_FRAMES) {
         line!(out, "{INDENT}{}", frame_text(frame, width));
     }
-    let hidden = row.frames.len().saturating_sub(wrappers + MAX_SHOWN_FRAMES);
+    let hidden = row.frames.len().saturating_sub(wrappers + library + MAX_SHOWN_FRAMES);
     let outcome = StackOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.outcome);
     let mut tail = Vec::new();
     if hidden > 0 {
@@ -112,6 +122,14 @@ pub(super) fn chain(out: &mut String, row: &Chain<'_>, detail: Detail, analysis:
     if !tail.is_empty() {
         line!(out, "{INDENT}{}", tail.join("  "));
     }
+}
+
+/// How many functions of the library are left out after the wrappers, that those of the program
+/// be reached. What the program calls itself is the last to go.
+fn library_frames_left_out(frames: &[ResolvedFrame<'_>], wrappers: usize) -> usize {
+    let program = title_position(frames);
+    let shown = frames.len().saturating_sub(program).min(LEAST_PROGRAM_FRAMES);
+    program.saturating_sub(wrappers).saturating_sub(MAX_SHOWN_FRAMES - shown)
 }
 
 /// Says that there is more than is shown, if there is.

@@ -391,3 +391,23 @@ fn sites_that_differ_in_wrappers_only_are_one_where_wrappers_are_folded() {
     let text = View::Sites.report(&analysis, "r", None, Detail::All).text();
     assert!(text.contains("operator new[](unsigned long)") && !text.contains("--show-wrappers"));
 }
+
+#[test]
+fn chains_reach_the_program_however_much_of_its_library_is_before() {
+    let analysis = analysis(
+        "!stack map complete alloc::alloc::alloc hashbrown::a hashbrown::b hashbrown::c \
+         hashbrown::d hashbrown::e hashbrown::f hashbrown::g hashbrown::h \
+         std::collections::HashMap::insert fill run serve start main
+         1 malloc 100 = 0x10 @map",
+    );
+    let text = View::Sites.report(&analysis, "r", None, Detail::Folded).text();
+    let shown: Vec<&str> = text.lines().skip(3).take(10).map(|line| line.trim()).collect();
+    assert_eq!(shown[0], "… 5 functions of the language's library", "{text}");
+    assert!(shown[1].starts_with("hashbrown::f "), "{text}");
+    assert!(shown[4].starts_with("std::collections::HashMap::insert "), "{text}");
+    assert!(shown[5].starts_with("fill ") && shown[8].starts_with("start "), "{text}");
+    assert_eq!(shown[9], "… 1 more", "{text}");
+    // A reader who asks for all of it gets it from its beginning.
+    let text = View::Sites.report(&analysis, "r", None, Detail::All).text();
+    assert!(text.lines().nth(3).is_some_and(|line| line.contains("alloc::alloc::alloc")), "{text}");
+}
