@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Analysis;
+use super::{Analysis, layout::counted};
 use crate::{
     lifetimes::{Begun, Interval, Sampled, Site, Spread, deviations_for, interval},
     text,
@@ -46,6 +46,11 @@ impl Bounds {
     fn of(estimate: u64, bounds: Interval) -> Self {
         let high = bounds.high.is_finite().then(|| (bounds.high.ceil() as u64).max(estimate));
         Self { low: (bounds.low.floor() as u64).min(estimate), high }
+    }
+
+    /// Whether it can be another number than the one that is told.
+    fn is_open(self) -> bool {
+        self.high != Some(self.low)
     }
 }
 
@@ -112,10 +117,13 @@ impl Estimate {
     }
 }
 
-/// Bytes, with their bounds if they were estimated: `≈ 1.20 GiB (1.10–1.31)`.
+/// Bytes, with their bounds if they were estimated: `≈ 1.20 GiB (1.10–1.31)`, or
+/// `≈ 1.20 GiB (≥ 12.0 MiB)` where nothing bounds them from above.
 pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
     match bounds {
-        Some(Bounds { low, high: None }) => format!("≥ {}", text::bytes(low)),
+        Some(Bounds { low, high: None }) => {
+            format!("≈ {} (≥ {})", text::bytes(bytes), text::bytes(low))
+        }
         Some(Bounds { low, high: Some(high) }) if low < high => {
             let (value, low, high) = text::bytes_between(bytes, low, high);
             // So near to each other that three figures do not tell them apart.
@@ -129,10 +137,57 @@ pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
     }
 }
 
+/// Bytes of what lives, which is at least so much where blocks are not followed on: `≥ 12.0 MiB`.
+/// What was seen to live is never scaled.
+pub(super) fn live_bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
+    match bounds {
+        Some(Bounds { low, high: None }) => format!("≥ {}", text::bytes(low)),
+        _ => bytes_within(bytes, bounds),
+    }
+}
+
+/// Blocks beside [`bytes_within`], of the same kind: `≈ 1,200 blocks`.
+pub(super) fn blocks_within(blocks: u64, bounds: Option<Bounds>) -> String {
+    things_within(blocks, "block", bounds)
+}
+
+/// Blocks, or what else is counted with them.
+pub(super) fn things_within(count: u64, noun: &str, bounds: Option<Bounds>) -> String {
+    let about = if bounds.is_some_and(Bounds::is_open) { "≈ " } else { "" };
+    format!("{about}{}", counted(count, noun))
+}
+
+/// Blocks beside [`live_bytes_within`]: `≥ 3 blocks`.
+pub(super) fn live_blocks_within(blocks: u64, bounds: Option<Bounds>) -> String {
+    match bounds {
+        Some(Bounds { low, high: None }) => format!("≥ {}", counted(low, "block")),
+        _ => blocks_within(blocks, bounds),
+    }
+}
+
+/// Blocks beside [`bytes_about`].
+pub(super) fn blocks_about(blocks: u64, estimate: Option<&Estimate>) -> String {
+    format!("{}{}", about(estimate), counted(blocks, "block"))
+}
+
+/// Blocks beside [`live_bytes_about`].
+pub(super) fn live_blocks_about(blocks: u64, estimate: Option<&Estimate>) -> String {
+    match estimate {
+        Some(estimate) if estimate.live_bytes.high.is_none() => {
+            format!("≥ {}", counted(blocks, "block"))
+        }
+        _ => blocks_about(blocks, estimate),
+    }
+}
+
 /// Bytes, without their bounds: `≈ 1.20 GiB`.
 pub(super) fn bytes_about(bytes: u64, estimate: Option<&Estimate>) -> String {
-    let about = if estimate.is_some() { "≈ " } else { "" };
-    format!("{about}{}", text::bytes(bytes))
+    format!("{}{}", about(estimate), text::bytes(bytes))
+}
+
+/// What stands before a number that is an estimate.
+pub(super) fn about(estimate: Option<&Estimate>) -> &'static str {
+    if estimate.is_some() { "≈ " } else { "" }
 }
 
 /// Bytes of what lives, or lived at the peak: at least so many where blocks are not followed on.

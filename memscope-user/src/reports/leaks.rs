@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail, Estimate, Trust,
-    estimate::bytes_within,
-    layout::{self, counted, line},
+    estimate::{about, live_blocks_within, live_bytes_within},
+    layout::{self, line},
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -58,8 +58,11 @@ impl<'a> LeaksReport<'a> {
         let mut out = String::new();
         let what = format!(
             "Live at the end, {} in {}{}",
-            bytes_within(self.live_bytes, self.estimate.map(|estimate| estimate.live_bytes)),
-            counted(self.live_blocks, "block"),
+            live_bytes_within(self.live_bytes, self.estimate.map(|estimate| estimate.live_bytes)),
+            live_blocks_within(
+                self.live_blocks,
+                self.estimate.map(|estimate| estimate.live_blocks)
+            ),
             rests_on(self.estimate.as_ref()),
         );
         layout::heading(&mut out, &what, self.rows.len(), self.site_count);
@@ -68,12 +71,15 @@ impl<'a> LeaksReport<'a> {
                 out,
                 "\n{:>3}. {:>9} {:>7} in {}{}, {}; {}",
                 position + 1,
-                bytes_within(row.live_bytes, row.estimate.map(|estimate| estimate.live_bytes)),
+                live_bytes_within(row.live_bytes, row.estimate.map(|estimate| estimate.live_bytes)),
                 text::percent(row.live_bytes, self.live_bytes),
-                counted(row.live_blocks, "block"),
+                live_blocks_within(
+                    row.live_blocks,
+                    row.estimate.map(|estimate| estimate.live_blocks)
+                ),
                 rests_on(row.estimate.as_ref()),
                 ages(row),
-                freed_text(row.frees),
+                freed_text(row),
             );
             layout::stack(&mut out, row, self.detail, self.analysis);
         }
@@ -118,6 +124,9 @@ fn ages(row: &SiteRow<'_>) -> String {
     }
 }
 
-fn freed_text(frees: u64) -> String {
-    if frees == 0 { "none freed".to_owned() } else { format!("{} freed", text::count(frees)) }
+fn freed_text(row: &SiteRow<'_>) -> String {
+    match row.frees {
+        0 => "none freed".to_owned(),
+        frees => format!("{}{} freed", about(row.estimate.as_ref()), text::count(frees)),
+    }
 }

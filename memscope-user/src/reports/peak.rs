@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail, Estimate, Trust,
-    estimate::bytes_about,
-    layout::{self, counted, line},
+    estimate::{live_blocks_about, live_bytes_about},
+    layout::{self, line},
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -64,11 +64,12 @@ impl<'a> PeakReport<'a> {
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
+        let estimate = Estimate::of_all(self.analysis);
         let what = match self.peak_after_ns {
             Some(after_ns) => format!(
                 "Live at the peak, {} in {}, {} after the start",
-                bytes_about(self.peak_live_bytes, Estimate::of_all(self.analysis).as_ref()),
-                counted(self.peak_live_blocks, "block"),
+                live_bytes_about(self.peak_live_bytes, estimate.as_ref()),
+                live_blocks_about(self.peak_live_blocks, estimate.as_ref()),
                 text::duration_ns(after_ns)
             ),
             None => "Live at the peak, nothing".to_owned(),
@@ -79,10 +80,10 @@ impl<'a> PeakReport<'a> {
                 out,
                 "\n{:>3}. {:>9} {:>7} in {}; {} live at the end",
                 position + 1,
-                bytes_about(row.at_peak_bytes, row.estimate.as_ref()),
+                live_bytes_about(row.at_peak_bytes, row.estimate.as_ref()),
                 text::percent(row.at_peak_bytes, self.peak_live_bytes),
-                counted(row.at_peak_blocks, "block"),
-                bytes_about(row.live_bytes, row.estimate.as_ref()),
+                live_blocks_about(row.at_peak_blocks, row.estimate.as_ref()),
+                live_bytes_about(row.live_bytes, row.estimate.as_ref()),
             );
             layout::stack(&mut out, row, self.detail, self.analysis);
         }

@@ -154,9 +154,10 @@ impl<'a> ProcessesReport<'a> {
         } else {
             text::count(all)
         };
+        let estimates = if self.analysis.is_sampled() { " (estimates)" } else { "" };
         line!(
             out,
-            "Processes by bytes allocated: {first}, one for each program that a process ran\n"
+            "Processes by bytes allocated{estimates}: {first}, one for each program that a process ran\n"
         );
         line!(
             out,

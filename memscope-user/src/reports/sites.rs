@@ -5,8 +5,11 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail, Estimate, Trust,
-    estimate::{bytes_about, bytes_within, live_bytes_about},
-    layout::{self, counted, line},
+    estimate::{
+        about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_within,
+        live_bytes_about, live_bytes_within, things_within,
+    },
+    layout::{self, line},
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -108,11 +111,11 @@ impl<'a> SitesReport<'a> {
         match self.order {
             SiteOrder::Live => format!(
                 "{:>9} live {:>7} in {}; allocated {} in {}",
-                bytes_within(row.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
+                live_bytes_within(row.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
                 text::percent(row.live_bytes, self.live_bytes),
-                counted(row.live_blocks, "block"),
+                live_blocks_within(row.live_blocks, estimate.map(|estimate| estimate.live_blocks)),
                 bytes_about(row.allocated_bytes, estimate),
-                counted(row.allocations, "block"),
+                blocks_about(row.allocations, estimate),
             ),
             SiteOrder::Allocated => format!(
                 "{:>9} allocated {:>7} in {}; {} live; {}",
@@ -121,16 +124,20 @@ impl<'a> SitesReport<'a> {
                     estimate.map(|estimate| estimate.allocated_bytes)
                 ),
                 text::percent(row.allocated_bytes, self.allocated_bytes),
-                counted(row.allocations, "block"),
+                blocks_within(row.allocations, estimate.map(|estimate| estimate.allocations)),
                 live_bytes_about(row.live_bytes, estimate),
                 lifetimes(row),
             ),
             SiteOrder::Temporary => format!(
                 "{:>9} temporary {:>7}, {} of the {} here; {}",
-                text::count(row.temporary_allocations),
+                format!("{}{}", about(estimate), text::count(row.temporary_allocations)),
                 text::percent(row.temporary_allocations, self.temporary_allocations),
                 text::percent(row.temporary_allocations, row.allocations),
-                counted(row.allocations, "allocation"),
+                things_within(
+                    row.allocations,
+                    "allocation",
+                    estimate.map(|estimate| estimate.allocations)
+                ),
                 lifetimes(row),
             ),
         }

@@ -5,7 +5,10 @@ use serde::Serialize;
 use super::{
     Analysis, Bounds, Detail, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder,
     SitesReport, Trust,
-    estimate::{bytes_about, bytes_within, live_bytes_about},
+    estimate::{
+        about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
+        live_blocks_within, live_bytes_about, live_bytes_within,
+    },
     frames::title_position,
     layout::{counted, cut, frame_text, line},
     mappings::tell_mapped,
@@ -158,12 +161,20 @@ impl<'a> SummaryReport<'a> {
         out.push('\n');
         let several = self.processes.len() > 1;
         tell_sites(&mut out, "Most live at the end", several, &self.most_live, |row| {
-            let bounds = row.estimate.map(|estimate| estimate.live_bytes);
-            (row.live_bytes, bounds, self.live_bytes, row.live_blocks)
+            let of = |bounds: fn(Estimate) -> Bounds| row.estimate.map(bounds);
+            [
+                live_bytes_within(row.live_bytes, of(|estimate| estimate.live_bytes)),
+                text::percent(row.live_bytes, self.live_bytes),
+                live_blocks_within(row.live_blocks, of(|estimate| estimate.live_blocks)),
+            ]
         });
         tell_sites(&mut out, "Most allocated", several, &self.most_allocated, |row| {
-            let bounds = row.estimate.map(|estimate| estimate.allocated_bytes);
-            (row.allocated_bytes, bounds, self.allocated_bytes, row.allocations)
+            let of = |bounds: fn(Estimate) -> Bounds| row.estimate.map(bounds);
+            [
+                bytes_within(row.allocated_bytes, of(|estimate| estimate.allocated_bytes)),
+                text::percent(row.allocated_bytes, self.allocated_bytes),
+                blocks_within(row.allocations, of(|estimate| estimate.allocations)),
+            ]
         });
         let gap = if self.allocations == 0 { "" } else { "\n" };
         line!(out, "{gap}{}", self.trust.sentence);
@@ -253,9 +264,10 @@ impl<'a> SummaryReport<'a> {
         }
         line!(
             out,
-            "  allocated  {} in {}; {}, {} failed",
+            "  allocated  {} in {}; {}{}, {} failed",
             bytes_within(self.allocated_bytes, estimate.map(|estimate| estimate.allocated_bytes)),
-            counted(self.allocations, "block"),
+            blocks_within(self.allocations, estimate.map(|estimate| estimate.allocations)),
+            if self.reallocations > 0 { about(estimate) } else { "" },
             counted(self.reallocations, "reallocation"),
             text::count(self.failed_allocations)
         );
@@ -263,7 +275,7 @@ impl<'a> SummaryReport<'a> {
             out,
             "  freed      {} in {}; {} of allocations were temporary",
             bytes_about(self.freed_bytes, estimate),
-            counted(self.frees, "block"),
+            blocks_about(self.frees, estimate),
             text::percent(self.temporary_allocations, self.allocations)
         );
         if self.mismatched_frees > 0 {
@@ -276,15 +288,15 @@ impl<'a> SummaryReport<'a> {
         line!(
             out,
             "  live       {} in {} at the end",
-            bytes_within(self.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
-            counted(self.live_blocks, "block")
+            live_bytes_within(self.live_bytes, estimate.map(|estimate| estimate.live_bytes)),
+            live_blocks_within(self.live_blocks, estimate.map(|estimate| estimate.live_blocks))
         );
         if let Some(after_ns) = self.peak_after_ns {
             line!(
                 out,
                 "  peak       {} in {}, {} after the start",
                 live_bytes_about(self.peak_live_bytes, estimate),
-                counted(self.peak_live_blocks, "block"),
+                live_blocks_about(self.peak_live_blocks, estimate),
                 text::duration_ns(after_ns)
             );
         }
@@ -305,26 +317,21 @@ fn process_text(process: &Process, end: Option<EndReason>) -> String {
     format!("{told}, {}", how_it_ended(end))
 }
 
-/// A heading and a line for each row. `number` gives bytes, their bounds, bytes in all, blocks.
+/// A heading and a line for each row. `numbers` gives bytes, their share, blocks.
 fn tell_sites(
     out: &mut String,
     heading: &str,
     several: bool,
     rows: &[SiteRow<'_>],
-    number: impl Fn(&SiteRow<'_>) -> (u64, Option<Bounds>, u64, u64),
+    numbers: impl Fn(&SiteRow<'_>) -> [String; 3],
 ) {
     if rows.is_empty() {
         return;
     }
     line!(out, "{heading}");
     for row in rows {
-        let (bytes, bounds, all_bytes, blocks) = number(row);
-        let numbers = format!(
-            "  {:>9} {:>7} in {:<14}",
-            bytes_within(bytes, bounds),
-            text::percent(bytes, all_bytes),
-            counted(blocks, "block")
-        );
+        let [bytes, share, blocks] = numbers(row);
+        let numbers = format!("  {bytes:>9} {share:>7} in {blocks:<14}");
         let comm = row.process.comm.filter(|_| several);
         tell_row(out, &numbers, comm, &row.frames, title_position(&row.frames));
     }

@@ -24,11 +24,11 @@ fn sites_have_bounds() {
         "
         Sites by bytes live at the end: 2 sites
 
-          1. ≈ 684 KiB live  79.4 % in 1 block; allocated ≈ 684 KiB in 1 block
+          1. ≈ 684 KiB live  79.4 % in 1 block; allocated ≈ 684 KiB in ≈ 1 block
               large  large.c:3  [server]
               main  main.c:2  [server]
 
-          2. ≈ 177 KiB (12.4–789) live  20.6 % in 60 blocks; allocated ≈ 236 KiB in 80 blocks
+          2. ≈ 177 KiB (12.4–789) live  20.6 % in ≈ 60 blocks; allocated ≈ 236 KiB in ≈ 80 blocks
               small  small.c:1  [server]
               main  main.c:2  [server]
 
@@ -53,13 +53,13 @@ fn leaks_say_how_many_blocks_they_rest_on() {
     check_text(
         &View::Leaks.report(&analysis, "r", None, Detail::Folded),
         "
-        Live at the end, ≈ 861 KiB (722–1193) in 61 blocks (4 sampled): 2 sites
+        Live at the end, ≈ 861 KiB (722–1193) in ≈ 61 blocks (4 sampled): 2 sites
 
           1. ≈ 684 KiB  79.4 % in 1 block (1 sampled), 1.00 ms old; none freed
               large  large.c:3  [server]
               main  main.c:2  [server]
 
-          2. ≈ 177 KiB (12.4–789)  20.6 % in 60 blocks (3 sampled), 1.00 ms to 1.00 ms old; 20 freed
+          2. ≈ 177 KiB (12.4–789)  20.6 % in ≈ 60 blocks (3 sampled), 1.00 ms to 1.00 ms old; ≈ 20 freed
               small  small.c:1  [server]
               main  main.c:2  [server]
 
@@ -76,9 +76,9 @@ fn the_peak_and_the_summary_say_that_they_are_estimates() {
     check_text(
         &View::Peak.report(&analysis, "r", Some(1), Detail::Folded),
         "
-        Live at the peak, ≈ 861 KiB in 61 blocks, 0 ns after the start: the first 1 of 2 sites
+        Live at the peak, ≈ 861 KiB in ≈ 61 blocks, 0 ns after the start: the first 1 of 2 sites
 
-          1. ≈ 684 KiB  79.4 % in 1 block; ≈ 684 KiB live at the end
+          1. ≈ 684 KiB  79.4 % in ≈ 1 block; ≈ 684 KiB live at the end
               large  large.c:3  [server]
               main  main.c:2  [server]
 
@@ -90,17 +90,17 @@ fn the_peak_and_the_summary_say_that_they_are_estimates() {
         server.memscope
           process    server (pid 1001) /usr/bin/server, libc.so.6, was still running
           when       2023-11-14T22:13:20Z for 1.00 ms, until the target ended
-          allocated  ≈ 920 KiB (751–1279) in 81 blocks; 0 reallocations, 0 failed
-          freed      ≈ 59.1 KiB in 20 blocks; 24.7 % of allocations were temporary
-          live       ≈ 861 KiB (722–1193) in 61 blocks at the end
-          peak       ≈ 861 KiB in 61 blocks, 0 ns after the start
+          allocated  ≈ 920 KiB (751–1279) in ≈ 81 blocks; 0 reallocations, 0 failed
+          freed      ≈ 59.1 KiB in ≈ 20 blocks; 24.7 % of allocations were temporary
+          live       ≈ 861 KiB (722–1193) in ≈ 61 blocks at the end
+          peak       ≈ 861 KiB in ≈ 61 blocks, 0 ns after the start
 
         Most live at the end
           ≈ 684 KiB  79.4 % in 1 block        large  large.c:3  [server]
-          ≈ 177 KiB (12.4–789)  20.6 % in 60 blocks      small  small.c:1  [server]
+          ≈ 177 KiB (12.4–789)  20.6 % in ≈ 60 blocks    small  small.c:1  [server]
         Most allocated
           ≈ 684 KiB  74.3 % in 1 block        large  large.c:3  [server]
-          ≈ 236 KiB (26.2–892)  25.7 % in 80 blocks      small  small.c:1  [server]
+          ≈ 236 KiB (26.2–892)  25.7 % in ≈ 80 blocks    small  small.c:1  [server]
 
         Complete: all 6 events recorded, 0 lost; estimated from 5 sampled blocks; stacks: 100.0 % complete.",
     );
