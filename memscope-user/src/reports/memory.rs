@@ -197,8 +197,14 @@ impl<'a> MemoryReport<'a> {
             line!(out, "{}", format!("{}  {}", self.cells(point), marks.join(", ")).trim_end());
         }
         out.push('\n');
-        if let Some(bytes) = timeline.peak_resident_bytes() {
-            line!(out, "At most {} were resident, also between readings.", text::bytes(bytes));
+        if let (Some(bytes), Some(until_ns)) =
+            (timeline.peak_resident_bytes(), timeline.peak_resident_until_ns())
+        {
+            let (bytes, at) = (text::bytes(bytes), text::duration_ns(self.after_ns(until_ns)));
+            line!(
+                out,
+                "At most {bytes} were resident up to the last reading, at {at}, also between readings."
+            );
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     row::SiteRow,
 };
 use crate::{
-    model::{EndReason, ExactCounts, Process},
+    model::{EndReason, ExactCounts, Process, ProcessId},
     text,
 };
 
@@ -27,6 +27,8 @@ use crate::{
 const TOP: usize = 3;
 /// Most lines about processes.
 const MAX_PROCESS_LINES: usize = 2;
+/// A reading of memory is of the end if no larger part of the trace's time came after it.
+const AT_END_PART: u64 = 200;
 /// What shares are counted in.
 const MILLION: u64 = 1_000_000;
 /// The terminal's width.
@@ -213,15 +215,29 @@ impl<'a> SummaryReport<'a> {
             _ => "memory".to_owned(),
         };
         let estimate = self.estimate.as_ref();
+        // A process that has ended was read before, when less or more was live.
+        let after_ns = explained.time_ns.saturating_sub(self.analysis.capture.started_at_ns);
+        let before_end_ns = self.duration_ns.saturating_sub(after_ns);
+        let ends = &self.analysis.definitions.process_ends;
+        let is_of_end = before_end_ns <= self.duration_ns / AT_END_PART
+            && !ends.contains_key(&ProcessId(process.process));
+        let at = (!is_of_end).then(|| text::duration_ns(after_ns));
         let told = match timeline.at_attach() {
-            None => format!("live blocks explain {}", explained_text(&explained, estimate)),
+            None => {
+                let at = at.map_or_else(String::new, |after| format!("at {after}, "));
+                format!("{at}live blocks explain {}", explained_text(&explained, estimate))
+            }
             Some(attach) => {
                 let before =
                     attach.resident_bytes.map_or_else(|| "unknown".to_owned(), text::bytes);
                 let now_bytes = explained.resident.bytes();
+                let now = text::bytes(now_bytes);
+                let then = match at {
+                    None => format!("is {now}; new blocks explain"),
+                    Some(after) => format!("{now} at {after}; new blocks"),
+                };
                 format!(
-                    "RSS was {before}, is {}; new blocks explain {} ({})",
-                    text::bytes(now_bytes),
+                    "RSS was {before}, {then} {} ({})",
                     live_bytes_about(explained.live_bytes, estimate),
                     text::percent(explained.live_bytes, now_bytes)
                 )

@@ -110,7 +110,8 @@ pub struct MemoryTimeline {
     spacing_ns: u64,
     reading_count: u64,
     peak: Option<MemoryPoint>,
-    peak_resident_bytes: Option<u64>,
+    /// With the time of the last reading that told it.
+    peak_resident: Option<(u64, u64)>,
     at_attach: Option<AtAttach>,
 }
 
@@ -127,7 +128,10 @@ impl MemoryTimeline {
         if has_run && self.reading_count == 1 {
             self.at_attach = Some(AtAttach::of(reading));
         }
-        self.peak_resident_bytes = self.peak_resident_bytes.max(point.memory.peak_resident_bytes);
+        if let Some(bytes) = point.memory.peak_resident_bytes {
+            let before = self.peak_resident.map_or(0, |(bytes, _)| bytes);
+            self.peak_resident = Some((bytes.max(before), time_ns));
+        }
         let peak_bytes = self.peak.as_ref().and_then(MemoryPoint::resident_bytes);
         if self.peak.is_none() || point.resident_bytes() > peak_bytes {
             self.peak = Some(point.clone());
@@ -189,10 +193,17 @@ impl MemoryTimeline {
         self.peak.as_ref()
     }
 
-    /// The most that was ever resident, by the kernel's own account: also between readings.
+    /// The most that was resident up to the last reading that told it, by the kernel's own
+    /// account: also between readings. What came after it, before the process ended, is not in it.
     #[must_use]
     pub fn peak_resident_bytes(&self) -> Option<u64> {
-        self.peak_resident_bytes
+        self.peak_resident.map(|(bytes, _)| bytes)
+    }
+
+    /// When that was, `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn peak_resident_until_ns(&self) -> Option<u64> {
+        self.peak_resident.map(|(_, time_ns)| time_ns)
     }
 
     /// What there was when the process was attached to; none if it was started by memscope.

@@ -39,7 +39,7 @@ fn memory_over_time_with_what_live_blocks_explain() {
           1.02 µs   97.7 KiB  105 KiB  100 KiB 4.00 KiB 1.00 KiB      0 B 87.9 KiB  200 KiB  peak
           1.05 µs   4.88 KiB 20.0 KiB 16.0 KiB 4.00 KiB      0 B 8.00 KiB 87.9 KiB  100 KiB  last
 
-        At most 108 KiB were resident, also between readings.
+        At most 108 KiB were resident up to the last reading, at 1.05 µs, also between readings.
         At 1.05 µs, live blocks explain 4.88 KiB of 20.0 KiB RSS (24.4 %).
 
         Live blocks are what was asked for, RSS is pages that were touched. A block of which little was
@@ -50,7 +50,9 @@ fn memory_over_time_with_what_live_blocks_explain() {
         Complete: all 3 events recorded, 0 lost; stacks: 100.0 % complete.",
     );
     let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
-    let expected = "\n  memory     live blocks explain 4.88 KiB of 20.0 KiB RSS (24.4 %)\n";
+    // It is not of the end.
+    let expected =
+        "\n  memory     at 1.05 µs, live blocks explain 4.88 KiB of 20.0 KiB RSS (24.4 %)\n";
     assert!(summary.contains(expected), "{summary}");
 }
 
@@ -81,7 +83,7 @@ fn after_an_attach_older_blocks_are_told_apart() {
     );
     let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     let expected =
-        "\n  memory     RSS was 65.0 MiB, is 65.0 MiB; new blocks explain 32.0 MiB (49.2 %)\n";
+        "\n  memory     RSS was 65.0 MiB, 65.0 MiB at 1.04 µs; new blocks 32.0 MiB (49.2 %)\n";
     assert!(summary.contains(expected), "{summary}");
 }
 
@@ -122,7 +124,22 @@ fn many_readings_are_shown_by_few_and_each_process_by_itself() {
     assert!(second.contains("live blocks explain 0 B of 99.0 MiB RSS (0.0 %)"), "{second}");
     let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
     assert!(
-        summary.contains("\n  pid 1001   live blocks explain 1000 B of 100 KiB RSS (1.0 %)\n"),
+        summary.contains(
+            "\n  pid 1001   at 1.99 µs, live blocks explain 1000 B of 100 KiB RSS (1.0 %)\n"
+        ),
         "{summary}"
     );
+}
+
+#[test]
+fn a_reading_at_the_end_needs_no_time() {
+    let text = "+999990\nmemory 1 anon 8192\n1 malloc 4096 = 0x10 @a\nmemory 1 anon 8192";
+    for (attached, expected) in [
+        ("", "live blocks explain 4.00 KiB of 8.00 KiB RSS (50.0 %)"),
+        ("!late\n", "RSS was 8.00 KiB, is 8.00 KiB; new blocks explain 4.00 KiB (50.0 %)"),
+    ] {
+        let analysis = analysis(&format!("{attached}{text}"));
+        let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
+        assert!(summary.contains(&format!("\n  memory     {expected}\n")), "{summary}");
+    }
 }
