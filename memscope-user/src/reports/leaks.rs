@@ -6,6 +6,7 @@ use super::{
     Analysis, Detail, Estimate, Trust,
     estimate::{about, live_blocks_within, live_bytes_within},
     layout::{self, line},
+    pages::instead_of_blocks,
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -55,6 +56,9 @@ impl<'a> LeaksReport<'a> {
     /// As text for a terminal; the last line says how far to trust it.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(told) = instead_of_blocks(self.analysis, &self.trust) {
+            return told;
+        }
         let mut out = String::new();
         let what = format!(
             "Live at the end, {} in {}{}",

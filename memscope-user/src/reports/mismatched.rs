@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     Analysis, Detail, ProcessName, ResolvedFrame, ResolvedStack, Trust, base_name,
     layout::{self, Chain, counted, line},
+    pages::instead_of_blocks,
 };
 use crate::{
     lifetimes::Mismatch,
@@ -127,6 +128,9 @@ impl<'a> MismatchedReport<'a> {
     /// As text for a terminal; the last line says how far to trust it.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(told) = instead_of_blocks(self.analysis, &self.trust) {
+            return told;
+        }
         let mut out = String::new();
         let what = format!(
             "Freed by another allocator than their own, {}",

@@ -61,6 +61,16 @@ pub struct PageFaults {
     pub shared_bytes: u64,
 }
 
+/// What a view of blocks shows of a recording in which page faults were observed instead; none
+/// if allocations were.
+pub(super) fn instead_of_blocks(analysis: &Analysis, trust: &Trust) -> Option<String> {
+    analysis.page_sums?;
+    Some(format!(
+        "Allocations were not observed, but page faults; `--view pages` shows these.\n\n{}\n",
+        trust.sentence
+    ))
+}
+
 impl From<FaultSums> for PageFaults {
     fn from(sums: FaultSums) -> Self {
         Self {

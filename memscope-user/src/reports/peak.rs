@@ -6,6 +6,7 @@ use super::{
     Analysis, Detail, Estimate, Trust,
     estimate::{live_blocks_about, live_bytes_about},
     layout::{self, line},
+    pages::instead_of_blocks,
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -63,6 +64,9 @@ impl<'a> PeakReport<'a> {
     /// As text for a terminal; the last line says how far to trust it.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(told) = instead_of_blocks(self.analysis, &self.trust) {
+            return told;
+        }
         let mut out = String::new();
         let estimate = Estimate::of_all(self.analysis);
         let what = match self.peak_after_ns {

@@ -1,13 +1,15 @@
 //! What each process has done: a row for each image.
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use super::{
     Analysis, Trust,
     layout::{WIDTH, counted, cut, line},
+    pages::PageFaults,
 };
 use crate::{
-    lifetimes::SiteSums,
+    lifetimes::{FaultSums, SiteSums},
     model::{EndReason, Process, ProcessId},
     text,
 };
@@ -32,6 +34,8 @@ pub struct ProcessRow<'a> {
     /// Its sums.
     #[serde(flatten)]
     pub sums: ProcessSums,
+    /// Its page faults; none if allocations were observed.
+    pub pages: Option<PageFaults>,
 }
 
 /// The sums of a process.
@@ -76,12 +80,22 @@ impl ProcessSums {
 /// The sums of the sites of each process.
 pub(super) fn sums_by_process<'a>(
     sites: impl Iterator<Item = (ProcessId, &'a SiteSums)>,
-) -> rustc_hash::FxHashMap<ProcessId, SiteSums> {
-    let mut all = rustc_hash::FxHashMap::<ProcessId, SiteSums>::default();
+) -> FxHashMap<ProcessId, SiteSums> {
+    let mut all = FxHashMap::<ProcessId, SiteSums>::default();
     for (process, sums) in sites {
         all.entry(process).or_default().add(sums);
     }
     all
+}
+
+/// The page faults of each process; none if allocations were observed.
+fn faults_by_process(analysis: &Analysis) -> Option<FxHashMap<ProcessId, FaultSums>> {
+    analysis.page_sums?;
+    let mut all = FxHashMap::<ProcessId, FaultSums>::default();
+    for site in &analysis.fault_sites {
+        all.entry(site.key.process).or_default().add(&site.sums);
+    }
+    Some(all)
 }
 
 /// `exited with 3`: how a process image has ended, for a reader.
@@ -95,7 +109,12 @@ pub(super) fn how_it_ended(end: Option<EndReason>) -> String {
 }
 
 impl<'a> ProcessRow<'a> {
-    fn of(analysis: &'a Analysis, process: &'a Process) -> Self {
+    fn of(
+        analysis: &'a Analysis,
+        process: &'a Process,
+        faults: Option<&FxHashMap<ProcessId, FaultSums>>,
+    ) -> Self {
+        let faults = faults.map(|all| all.get(&process.id).copied().unwrap_or_default());
         let definitions = &analysis.definitions;
         let end = definitions.end_of(process.id);
         Self {
@@ -107,16 +126,56 @@ impl<'a> ProcessRow<'a> {
             end: end.map(EndReason::name),
             exit_status: end.and_then(EndReason::exit_status),
             sums: ProcessSums::of(analysis, process.id),
+            pages: faults.map(PageFaults::from),
+        }
+    }
+
+    /// What processes are ordered by: what they have allocated, or made resident.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        self.pages.map_or(self.sums.allocated_bytes, |pages| pages.resident_bytes)
+    }
+
+    /// All of a recording, those with most bytes first.
+    pub(super) fn all(analysis: &'a Analysis) -> Vec<Self> {
+        let faults = faults_by_process(analysis);
+        let processes = analysis.definitions.processes.values();
+        let mut rows: Vec<_> =
+            processes.map(|process| Self::of(analysis, process, faults.as_ref())).collect();
+        rows.sort_by_key(|row| (std::cmp::Reverse(row.weight_bytes()), row.process));
+        rows
+    }
+
+    /// Its numbers, as columns below [`ProcessesReport::titles`].
+    fn numbers(&self) -> String {
+        let sums = &self.sums;
+        match &self.pages {
+            None => format!(
+                "{:>8} {:>10} {:>12} {:>10} {:>12}",
+                self.pid,
+                text::bytes(sums.allocated_bytes),
+                text::count(sums.allocations),
+                text::bytes(sums.live_bytes),
+                text::count(sums.live_blocks),
+            ),
+            Some(pages) => format!(
+                "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12}",
+                self.pid,
+                text::bytes(pages.resident_bytes),
+                text::bytes(pages.anonymous_bytes),
+                text::bytes(pages.file_bytes),
+                text::bytes(pages.shared_bytes),
+                text::count(pages.faults),
+            ),
         }
     }
 }
 
-/// Processes by what they have allocated.
+/// Processes by what they have allocated, or made resident by page faults where these were observed.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProcessesReport<'a> {
     /// All images, without the limit of `rows`.
     pub process_count: usize,
-    /// Those that allocated most bytes.
+    /// Those that allocated most bytes, or made most resident by page faults.
     pub rows: Vec<ProcessRow<'a>>,
     /// Frees, in forked processes, of blocks that their parents had allocated.
     pub inherited_frees: u64,
@@ -130,10 +189,8 @@ impl<'a> ProcessesReport<'a> {
     /// The `top` first ones, or all.
     #[must_use]
     pub fn of(analysis: &'a Analysis, top: Option<usize>) -> Self {
-        let processes = analysis.definitions.processes.values();
-        let mut rows: Vec<_> = processes.map(|process| ProcessRow::of(analysis, process)).collect();
+        let mut rows = ProcessRow::all(analysis);
         let process_count = rows.len();
-        rows.sort_by_key(|row| (std::cmp::Reverse(row.sums.allocated_bytes), row.process));
         rows.truncate(top.unwrap_or(usize::MAX));
         Self {
             process_count,
@@ -141,6 +198,26 @@ impl<'a> ProcessesReport<'a> {
             inherited_frees: analysis.totals.inherited_frees,
             trust: Trust::of(analysis),
             analysis,
+        }
+    }
+
+    /// What the processes are ordered by, and the titles of the columns.
+    fn titles(&self) -> (&'static str, String) {
+        match self.analysis.page_sums {
+            None => (
+                "allocated",
+                format!(
+                    "{:>8} {:>10} {:>12} {:>10} {:>12}",
+                    "pid", "allocated", "blocks", "live", "blocks"
+                ),
+            ),
+            Some(_) => (
+                "made resident by page faults",
+                format!(
+                    "{:>8} {:>10} {:>10} {:>10} {:>10} {:>12}",
+                    "pid", "resident", "anon", "file", "shmem", "faults"
+                ),
+            ),
         }
     }
 
@@ -154,30 +231,15 @@ impl<'a> ProcessesReport<'a> {
         } else {
             text::count(all)
         };
+        let (what, titles) = self.titles();
         let estimates = if self.analysis.is_sampled() { " (estimates)" } else { "" };
         line!(
             out,
-            "Processes by bytes allocated{estimates}: {first}, one for each program that a process ran\n"
+            "Processes by bytes {what}{estimates}: {first}, one for each program that a process ran\n"
         );
-        line!(
-            out,
-            "{:>8} {:>10} {:>12} {:>10} {:>12}  program",
-            "pid",
-            "allocated",
-            "blocks",
-            "live",
-            "blocks"
-        );
+        line!(out, "{titles}  program");
         for row in &self.rows {
-            let sums = &row.sums;
-            let numbers = format!(
-                "{:>8} {:>10} {:>12} {:>10} {:>12}",
-                row.pid,
-                text::bytes(sums.allocated_bytes),
-                text::count(sums.allocations),
-                text::bytes(sums.live_bytes),
-                text::count(sums.live_blocks),
-            );
+            let numbers = row.numbers();
             let definitions = &self.analysis.definitions;
             let parent = row.parent.and_then(|id| definitions.processes.get(&ProcessId(id)));
             let parent = parent.map(|parent| format!(", forked by {}", parent.pid));

@@ -10,6 +10,7 @@ use super::{
         live_bytes_about, live_bytes_within, things_within,
     },
     layout::{self, line},
+    pages::instead_of_blocks,
     row::{SiteRow, ranked},
 };
 use crate::{lifetimes::Site, text};
@@ -88,6 +89,9 @@ impl<'a> SitesReport<'a> {
     /// As text for a terminal; the last line says how far to trust it.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(told) = instead_of_blocks(self.analysis, &self.trust) {
+            return told;
+        }
         let mut out = String::new();
         let what = match self.order {
             SiteOrder::Live => "Sites by bytes live at the end",

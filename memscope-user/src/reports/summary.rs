@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    Analysis, Bounds, Detail, Estimate, PagesReport, ProcessSums, ResolvedFrame, SiteOrder,
+    Analysis, Bounds, Detail, Estimate, PagesReport, ProcessRow, ResolvedFrame, SiteOrder,
     SitesReport, Trust,
     estimate::{
         about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
@@ -190,9 +190,9 @@ impl<'a> SummaryReport<'a> {
         let mut processes: Vec<&Process> = definitions.processes.values().collect();
         if shown < all {
             // Those that it is about.
-            let bytes =
-                |process: &Process| ProcessSums::of(self.analysis, process.id).allocated_bytes;
-            processes.sort_by_key(|process| std::cmp::Reverse(bytes(process)));
+            let rows = ProcessRow::all(self.analysis);
+            let ids = rows.iter().map(|row| ProcessId(row.process));
+            processes = ids.filter_map(|id| definitions.processes.get(&id)).collect();
         }
         for process in processes.into_iter().take(shown) {
             let end = definitions.end_of(process.id);

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     Analysis, ProcessName, Trust,
     layout::{WIDTH, cut, line},
+    pages::instead_of_blocks,
 };
 use crate::{
     lifetimes::ThreadRecord,
@@ -122,6 +123,9 @@ impl<'a> ThreadsReport<'a> {
     /// As text for a terminal; the last line says how far to trust it.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(told) = instead_of_blocks(self.analysis, &self.trust) {
+            return told;
+        }
         let mut out = String::new();
         let (shown, all) = (self.rows.len() as u64, self.thread_count as u64);
         let first = if shown < all {

@@ -1,9 +1,10 @@
 //! Page faults: sums by call chain, and what is said of a recording of them.
 
 use super::{check, check_text};
+use crate::model::{Event, Item, ProcessId};
 use crate::reports::{
     Detail, PageRow, Report, View,
-    testing::{FAULTS, analysis},
+    testing::{FAULTS, analysis, analysis_of, items, regular_end},
 };
 
 fn report(text: &str, view: View) -> String {
@@ -62,4 +63,47 @@ fn the_summary_of_page_faults_does_not_speak_of_blocks() {
 fn a_recording_of_allocations_says_that_page_faults_were_not_observed() {
     let told = report("1 malloc 100 = 0x10 @leak", View::Pages);
     assert!(told.starts_with("Page faults were not observed"), "{told}");
+}
+
+#[test]
+fn views_of_blocks_name_the_view_of_page_faults() {
+    for view in [
+        View::Sites,
+        View::Allocated,
+        View::Temporary,
+        View::Leaks,
+        View::Peak,
+        View::Mismatched,
+        View::Threads,
+    ] {
+        let told = report(FAULTS, view);
+        let expected = "Allocations were not observed, but page faults; `--view pages` shows these.\n\nComplete: ";
+        assert!(told.starts_with(expected), "{view:?}: {told}");
+    }
+}
+
+#[test]
+fn processes_are_told_by_what_became_resident() {
+    let mut items = items(&format!("{FAULTS}\n!process 2 worker\n!exec 2"));
+    let faults = items.iter_mut().filter_map(|item| match item {
+        Item::Event(Event::PageFault { process, .. }) => Some(process),
+        _ => None,
+    });
+    // All but the second are another process's.
+    for (_, process) in faults.enumerate().filter(|(number, _)| *number != 1) {
+        *process = ProcessId(2);
+    }
+    let analysis = analysis_of(&items, regular_end());
+    check(&analysis).unwrap();
+    check_text(
+        &View::Processes.report(&analysis, "", None, Detail::Folded),
+        "
+        Processes by bytes made resident by page faults: 2, one for each program that a process ran
+
+             pid   resident       anon       file      shmem       faults  program
+            1002   2.01 MiB   2.00 MiB        0 B   4.00 KiB            4  worker, replaced itself
+            1001   64.0 KiB        0 B   64.0 KiB        0 B            1  server, exited with 0
+
+        Complete: all 5 events recorded, 0 lost; stacks: 100.0 % complete.",
+    );
 }
