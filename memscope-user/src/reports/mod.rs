@@ -51,7 +51,7 @@ pub use mismatched::{FunctionName, MismatchRow, MismatchedReport};
 pub use origin::{ProcessName, started_at};
 pub use pages::{PageRow, PagesReport};
 pub use peak::PeakReport;
-pub use processes::{ProcessRow, ProcessSums, ProcessesReport};
+pub use processes::{ProcessRow, ProcessSums, ProcessesReport, left_running};
 pub use row::{LifetimeNs, SiteRow};
 pub use sites::{SiteOrder, SitesReport};
 pub use summary::SummaryReport;

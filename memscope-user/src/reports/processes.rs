@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     lifetimes::{FaultSums, SiteSums},
-    model::{EndReason, Process, ProcessId},
+    model::{EndReason, EndingReason, Process, ProcessId},
+    store::RecordingEnd,
     text,
 };
 
@@ -96,6 +97,25 @@ fn faults_by_process(analysis: &Analysis) -> Option<FxHashMap<ProcessId, FaultSu
         all.entry(site.key.process).or_default().add(&site.sums);
     }
     Some(all)
+}
+
+/// Processes that ran on when the trace ended because its command did: those that it has left
+/// behind, such as a daemon. None of a trace that ended for another reason.
+#[must_use]
+pub fn left_running(analysis: &Analysis) -> Vec<&Process> {
+    let over = matches!(
+        &analysis.end,
+        RecordingEnd::Complete(ending) if ending.reason == EndingReason::TargetsEnded
+    );
+    if !over || analysis.capture.command.is_none() {
+        return Vec::new();
+    }
+    let definitions = &analysis.definitions;
+    // The command itself has ended, even if the record of that was lost.
+    let command = definitions.processes.values().next().map(|process| process.pid);
+    let all = definitions.processes.values();
+    let others = all.filter(|process| Some(process.pid) != command);
+    others.filter(|process| definitions.end_of(process.id).is_none()).collect()
 }
 
 /// `exited with 3`: how a process image has ended, for a reader.

@@ -15,7 +15,7 @@ use super::{
     memory::{explained_text, largest},
     origin::{self, ProcessName},
     peak::peak_after_ns,
-    processes::how_it_ended,
+    processes::{how_it_ended, left_running},
     row::SiteRow,
 };
 use crate::{
@@ -43,6 +43,9 @@ pub struct SummaryReport<'a> {
     pub started_at: String,
     /// How long was observed.
     pub duration_ns: u64,
+    /// Process ids of those that the command had left running when it ended; `--pid` goes on
+    /// with them.
+    pub left_running: Vec<u32>,
     /// Who was observed.
     pub processes: Vec<ProcessName<'a>>,
     /// Blocks that began.
@@ -109,6 +112,7 @@ impl<'a> SummaryReport<'a> {
             recording,
             started_at: origin::started_at(&analysis.capture),
             duration_ns: analysis.duration_ns(),
+            left_running: left_running(analysis).iter().map(|process| process.pid).collect(),
             processes: processes.map(|process| ProcessName::of(analysis, *process)).collect(),
             allocations: totals.allocations,
             allocated_bytes: totals.allocated_bytes,
@@ -254,6 +258,12 @@ impl<'a> SummaryReport<'a> {
             text::duration_ns(self.duration_ns),
             origin::ending_text(&self.analysis.end)
         );
+        let left = match self.left_running.len() as u64 {
+            0 => return,
+            1 => "1 process was".to_owned(),
+            many => format!("{} processes were", text::count(many)),
+        };
+        line!(out, "             {left} still running, and observed until then");
     }
 
     fn tell_numbers(&self, out: &mut String) {

@@ -50,6 +50,8 @@ use crate::{
 
 /// How often the status is shown and the kernel side's counters are saved.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Most process ids told in a line.
+const MAX_TOLD_PIDS: usize = 8;
 /// Exit code for `--strict` when something is missing.
 const EXIT_INCOMPLETE: u8 = 3;
 
@@ -389,7 +391,9 @@ fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let path = output.path().display().to_string();
     let analysis = recorded.analyzer.finish(capture.clone(), recorded.end);
-    eprint!("{}", SummaryReport::of(&analysis, &path, Detail::Folded).text());
+    let summary = SummaryReport::of(&analysis, &path, Detail::Folded);
+    eprint!("{}", summary.text());
+    tell_left_running(&summary.left_running);
     // After the summary, which nobody should have to wait for.
     drop(recorded.attached);
     // Only now can no probe stop a target any more.
@@ -405,6 +409,19 @@ fn conclude(
         return Ok(ExitCode::from(EXIT_INCOMPLETE));
     }
     Ok(command_code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
+}
+
+/// Says how to go on with processes that the command has left behind.
+fn tell_left_running(pids: &[u32]) {
+    if pids.is_empty() {
+        return;
+    }
+    let told: Vec<String> = pids.iter().take(MAX_TOLD_PIDS).map(u32::to_string).collect();
+    let more = if pids.len() > MAX_TOLD_PIDS { " …" } else { "" };
+    eprintln!(
+        "memscope: the command has left processes running; `memscope trace --pid {}{more}` goes on with them",
+        told.join(" ")
+    );
 }
 
 fn cannot_save(output: &Output) -> String {

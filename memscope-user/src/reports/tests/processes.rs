@@ -1,9 +1,13 @@
 //! A row for each image of a process.
 
 use super::{check, check_text};
-use crate::reports::{
-    Detail, ProcessSums, Report, View,
-    testing::{analysis, analysis_of, items, regular_end},
+use crate::{
+    model::{Ending, EndingReason},
+    reports::{
+        Detail, ProcessSums, Report, View, left_running,
+        testing::{ENDED_AT_NS, analysis, analysis_of, items, regular_end},
+    },
+    store::RecordingEnd,
 };
 
 /// A server forks a worker, which frees one of its blocks, and becomes another program.
@@ -143,4 +147,29 @@ fn sites_of_processes_that_run_the_same_program_are_one_for_readers() {
     let text = View::Allocated.report(&analysis, "", None, Detail::Folded).text();
     assert!(text.contains("in worker (2 processes)"), "{text}");
     assert!(text.contains("in other (pid 1004)"), "{text}");
+}
+
+#[test]
+fn processes_that_a_command_leaves_behind_are_told() {
+    let daemon = |more: &str| {
+        analysis(&format!("!process 2 sh\n!process 3 daemon\n!exit 1 0\n!exec 2\n{more}"))
+    };
+    let summary = |text: &str| {
+        let analysis = daemon(text);
+        View::Summary.report(&analysis, "", None, Detail::Folded).text()
+    };
+    let told = summary("");
+    assert!(
+        told.contains("until the target ended\n             1 process was still running, and observed until then\n"),
+        "{told}"
+    );
+    let told = summary("!process 4 daemon");
+    assert!(told.contains("\n             2 processes were still running, and "), "{told}");
+    assert!(!summary("!exit 3 0").contains("and observed until"), "all have ended");
+    let mut interrupted = daemon("");
+    interrupted.end = RecordingEnd::Complete(Ending {
+        ended_at_ns: ENDED_AT_NS,
+        reason: EndingReason::Interrupted,
+    });
+    assert_eq!(left_running(&interrupted).len(), 0, "nobody said that it was over");
 }
