@@ -23,6 +23,7 @@ pub fn export_collapsed(
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
     check(analysis)?;
+    weight.check(analysis)?;
     for (chain, weight) in chains(analysis, weight) {
         writeln!(out, "{chain} {weight}").map_err(ExportError::Write)?;
     }

@@ -25,6 +25,7 @@ pub fn export_flamegraph(
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
     check(analysis)?;
+    weight.check(analysis)?;
     let chains = chains(analysis, weight);
     let all = chains.values().fold(0_u64, |sum, weight| sum.saturating_add(*weight));
     let amount = match weight.unit() {
@@ -57,9 +58,10 @@ pub fn export_flamegraph(
     out.flush().map_err(ExportError::Write)
 }
 
-/// inferno draws an error where there is nothing to draw; nothing is no error.
-/// Neither text can hold markup: all in them is ours but numbers.
+/// inferno draws an error where there is nothing to draw; nothing is no error. It escapes all
+/// that it is given, as is done here.
 fn write_empty(title: &str, trust: &str, out: &mut dyn Write) -> std::io::Result<()> {
+    let (title, trust) = (escaped(title), escaped(trust));
     writeln!(
         out,
         "<?xml version=\"1.0\" standalone=\"no\"?>\n\
@@ -69,4 +71,9 @@ fn write_empty(title: &str, trust: &str, out: &mut dyn Write) -> std::io::Result
          <text x=\"10\" y=\"70\">{trust}</text>\n</svg>"
     )?;
     out.flush()
+}
+
+/// Text as it stands between tags: a share can be `<0.01 %`.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

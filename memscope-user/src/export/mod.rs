@@ -82,6 +82,12 @@ pub enum ExportError {
     /// The operating system refused to write.
     #[error("cannot write the export")]
     Write(#[source] io::Error),
+    /// The recording has nothing of what was to make call chains wide.
+    #[error("the recording has no {}: {}", weight.name(), weight.why_none())]
+    NotObserved {
+        /// What was asked for.
+        weight: Weight,
+    },
     /// The numbers are wrong, so none are exported.
     #[error(transparent)]
     Inconsistent(#[from] Inconsistency),

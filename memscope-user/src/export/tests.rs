@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{ExportError, Format, Weight, export, export_collapsed, export_flamegraph};
 use crate::{
-    model::Item,
+    model::{Item, StackOutcome},
     reports::{
         Analysis,
         testing::{FAULTS, analysis, analysis_of, items, regular_end},
@@ -73,7 +73,7 @@ fn an_empty_recording_exports_as_nothing() {
     assert_eq!(empty["sites"], serde_json::json!([]));
     assert_eq!(empty["totals"]["peak_time_monotonic_ns"], Value::Null);
     assert_eq!(empty["capture"]["complete"], true);
-    for weight in Weight::ALL {
+    for weight in Weight::ALL.into_iter().filter(|weight| weight.check(&analysis).is_ok()) {
         assert_eq!(collapsed(&analysis, weight), "");
         let picture = text_of(|out| export_flamegraph(&analysis, weight, out));
         assert!(picture.contains("<svg") && picture.ends_with("</svg>\n"), "{picture}");
@@ -144,6 +144,44 @@ fn a_flamegraph_needs_nothing_from_outside() {
     assert_eq!(picture, again);
 }
 
+/// One stack in twenty thousand is not complete, and no function's name is without markup.
+#[test]
+fn text_in_a_picture_is_no_markup() {
+    for (weight, name) in [(Weight::LiveBytes, ""), (Weight::Allocations, "f&lt;int&gt;&amp;")] {
+        let mut analysis = analysis("1 malloc 1 = 0x10 @a\n1 free 0x10");
+        for functions in analysis.definitions.symbols.values_mut() {
+            functions.iter_mut().for_each(|function| function.name = "f<int>&".to_owned());
+        }
+        analysis.stack_outcomes.insert(StackOutcome::Complete, 20_000);
+        analysis.stack_outcomes.insert(StackOutcome::DepthLimit, 1);
+        let picture = text_of(|out| export_flamegraph(&analysis, weight, out));
+        assert!(picture.contains("&lt;0.01 % depth limit") && picture.contains(name), "{picture}");
+        assert!(!picture.contains("<0.01") && !picture.contains("<int"), "{picture}");
+    }
+}
+
+#[test]
+fn what_a_recording_cannot_have_is_not_exported_as_nothing() {
+    let (blocks, faults) = (analysis(RICH), analysis(FAULTS));
+    for weight in Weight::ALL {
+        let of_faults = matches!(weight, Weight::ResidentBytes | Weight::PageFaults);
+        for (analysis, has_it) in [(&blocks, !of_faults), (&faults, of_faults)] {
+            for format in [Format::Collapsed, Format::Flamegraph] {
+                let mut out = Vec::new();
+                match export(format, analysis, weight, None, &mut out) {
+                    Ok(()) => assert!(has_it && !out.is_empty(), "{weight:?}"),
+                    Err(ExportError::NotObserved { weight: refused }) => {
+                        assert!(!has_it && out.is_empty() && refused == weight, "{weight:?}");
+                    }
+                    Err(other) => panic!("{weight:?}: {other}"),
+                }
+            }
+        }
+    }
+    let told = Weight::ResidentBytes.check(&blocks).unwrap_err().to_string();
+    assert!(told.starts_with("the recording has no resident-bytes: "), "{told}");
+}
+
 #[test]
 fn contradicting_numbers_are_not_exported() {
     let mut wrong = analysis(RICH);
@@ -175,7 +213,6 @@ fn page_faults_weigh_what_became_resident_by_them() {
     for (weight, expected) in [
         (Weight::ResidentBytes, "main;fill 2101248\nmain;read 69632\n"),
         (Weight::PageFaults, "main;fill 2\nmain;read 3\n"),
-        (Weight::AllocatedBytes, ""),
     ] {
         let mut out = Vec::new();
         export_collapsed(&analysis, weight, &mut out).unwrap();

@@ -1,3 +1,4 @@
+use super::ExportError;
 use crate::{
     lifetimes::{FaultSums, Site, SiteKey},
     model::Observes,
@@ -92,6 +93,43 @@ impl Weight {
         match analysis.observed() {
             Observes::Allocations => Self::AllocatedBytes,
             Observes::PageFaults => Self::ResidentBytes,
+        }
+    }
+
+    /// Refuses a weight that nothing can have in this recording.
+    ///
+    /// # Errors
+    ///
+    /// If it is of something that was not observed.
+    pub fn check(self, analysis: &Analysis) -> Result<(), ExportError> {
+        if self.observed_by() == analysis.observed() {
+            return Ok(());
+        }
+        Err(ExportError::NotObserved { weight: self })
+    }
+
+    /// What must have been observed for it.
+    const fn observed_by(self) -> Observes {
+        match self {
+            Self::LiveBytes
+            | Self::LiveBlocks
+            | Self::PeakBytes
+            | Self::AllocatedBytes
+            | Self::Allocations
+            | Self::Temporary => Observes::Allocations,
+            Self::ResidentBytes | Self::PageFaults => Observes::PageFaults,
+        }
+    }
+
+    /// Why a recording has none of it, and what to do.
+    pub(super) const fn why_none(self) -> &'static str {
+        match self.observed_by() {
+            Observes::Allocations => {
+                "page faults were observed, not allocations; it has resident-bytes and page-faults"
+            }
+            Observes::PageFaults => {
+                "page faults were not observed; `memscope trace --pages` observes them"
+            }
         }
     }
 
