@@ -45,6 +45,8 @@ pub struct Trust {
     /// Whether what was to be observed could be seen: an allocator function was probed, or page
     /// faults were asked for.
     pub probed: bool,
+    /// Whether any process that was to be observed was seen.
+    pub has_processes: bool,
     /// Processes that may have called an allocator before it was probed.
     pub probed_late: u64,
     /// How many blocks were live when the trace ended; none if nothing bounds it.
@@ -197,6 +199,7 @@ impl Trust {
             unknown_frees: analysis.totals.unknown_frees,
             from_start: analysis.definitions.processes.values().all(|process| process.from_start),
             probed: analysis.page_sums.is_some() || !analysis.definitions.probes.is_empty(),
+            has_processes: !analysis.definitions.processes.is_empty(),
             probed_late: analysis
                 .definitions
                 .processes
@@ -247,6 +250,14 @@ impl Trust {
                 if self.from_start { "not seen to begin" } else { "from before the trace" };
             parts.push(format!("{} of blocks {blocks}", counted(self.unknown_frees, "free")));
         }
+        if !self.has_processes {
+            let seen = if self.has_ending {
+                "no such process was seen"
+            } else {
+                "no process is named in what was saved"
+            };
+            parts.push(seen.to_owned());
+        }
         parts.extend(self.tell_stacks());
         let verdict = if self.complete { "Complete" } else { "INCOMPLETE" };
         format!("{verdict}: {}.", parts.join("; "))
@@ -292,14 +303,19 @@ impl Trust {
         if self.counters_add_up == Some(false) {
             parts.push("the counters of events do not add up".to_owned());
         }
-        if !self.probed {
-            parts.push("no known allocator was found, so no allocation could be seen".to_owned());
+        if !self.probed && self.has_processes {
+            let found = if self.has_ending {
+                "no known allocator was found, so no allocation could be seen"
+            } else {
+                "no allocator is named in what was saved"
+            };
+            parts.push(found.to_owned());
         }
         if self.probed_late > 0 {
             let processes = counted(self.probed_late, "process image");
             parts.push(format!("{processes} may have allocated before being probed"));
         }
-        if parts.is_empty() && !has_gaps {
+        if parts.is_empty() && !has_gaps && self.has_processes {
             // Markers in the stream tell of losses that the counters do not have.
             parts.push("events are missing that no counter tells of".to_owned());
         }

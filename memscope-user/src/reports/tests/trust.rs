@@ -61,6 +61,31 @@ fn trust_tells_what_is_missing() {
     );
 }
 
+/// Nobody runs that program, or memscope was killed before it had said anything.
+#[test]
+fn where_no_process_was_seen_nothing_is_said_of_its_allocators() {
+    let without = |is_left: fn(&Item) -> bool, end| {
+        let items: Vec<Item> = items("").into_iter().filter(is_left).collect();
+        Trust::of(&analysis_of(&items, end)).sentence
+    };
+    let is_counters = |item: &Item| matches!(item, Item::Counters(_));
+    assert_eq!(without(is_counters, regular_end()), "INCOMPLETE: no such process was seen.");
+    assert_eq!(
+        without(|_| false, RecordingEnd::Truncated),
+        "INCOMPLETE: cut off before its end; how many events were lost is unknown; \
+         no process is named in what was saved."
+    );
+    assert_eq!(
+        without(|item| matches!(item, Item::Process(_)), RecordingEnd::Truncated),
+        "INCOMPLETE: cut off before its end; how many events were lost is unknown; \
+         no allocator is named in what was saved."
+    );
+    let mut faults = analysis("!pages 0 0");
+    faults.definitions.processes.clear();
+    let sentence = Trust::of(&faults).sentence;
+    assert_eq!(sentence, "Complete: all 0 events recorded, 0 lost; no such process was seen.");
+}
+
 #[test]
 fn a_recording_killed_before_it_said_what_was_lost_is_incomplete() {
     let mut items = items("1 malloc 1 = 0x10 @a\nlost 4");
