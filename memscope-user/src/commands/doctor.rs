@@ -19,6 +19,7 @@ use crate::{
         kernel_and_arch, missing_capabilities,
     },
     model::{MappingMethod, Observes, OnOverflow, StackMode},
+    reports::counted,
     target::{
         CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, TargetError,
         TargetProcess, other_root,
@@ -352,12 +353,15 @@ fn process_lines(process: &ProcessDiagnosis) -> Vec<String> {
     let shown =
         |text: &Option<String>| text.as_deref().map_or_else(|| "unknown".to_owned(), harmless);
     let mut lines = vec![format!(
-        "process {} ({}), {}, {} threads, {} files of code{}",
+        "process {} ({}), {}, {}, {} of code{}",
         process.pid,
         shown(&process.comm),
         shown(&process.exe),
-        process.threads.map_or_else(|| "unknown".to_owned(), |threads| threads.to_string()),
-        process.files,
+        process.threads.map_or_else(
+            || "an unknown number of threads".to_owned(),
+            |threads| counted(threads, "thread")
+        ),
+        counted(process.files as u64, "file"),
         if process.files_unreadable > 0 {
             format!(", {} of them unreadable", process.files_unreadable)
         } else {

@@ -158,7 +158,7 @@ pub(super) fn heading(out: &mut String, what: &str, shown: usize, all: usize) {
 }
 
 /// Counts with their noun: `1 block`, `2 blocks`.
-pub(super) fn counted(count: u64, noun: &str) -> String {
+pub(crate) fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", text::count(count))
 }

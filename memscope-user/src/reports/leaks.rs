@@ -118,11 +118,14 @@ fn rests_on(estimate: Option<&Estimate>) -> String {
 
 fn ages(row: &SiteRow<'_>) -> String {
     match (row.newest_live_age_ns, row.oldest_live_age_ns) {
-        (Some(newest), Some(oldest)) if newest == oldest => {
-            format!("{} old", text::duration_ns(oldest))
-        }
         (Some(newest), Some(oldest)) => {
-            format!("{} to {} old", text::duration_ns(newest), text::duration_ns(oldest))
+            let (newest, oldest) = (text::duration_ns(newest), text::duration_ns(oldest));
+            // So near to each other that three figures do not tell them apart.
+            if newest == oldest {
+                format!("{oldest} old")
+            } else {
+                format!("{newest} to {oldest} old")
+            }
         }
         _ => "of unknown age".to_owned(),
     }

@@ -43,7 +43,7 @@ pub use estimate::{Bounds, Estimate};
 pub use folding::Detail;
 pub(crate) use frames::place;
 pub use frames::{ResolvedFrame, ResolvedStack, base_name, hexadecimal, missing_callers};
-pub(crate) use layout::cut;
+pub(crate) use layout::{counted, cut};
 pub use leaks::LeaksReport;
 pub use mappings::{MappedTotals, MappingRow, MappingsReport};
 pub use memory::{MemoryJson, MemoryReport, ProcessMemoryReport};

@@ -297,12 +297,18 @@ impl<'a> SummaryReport<'a> {
             counted(self.reallocations, "reallocation"),
             text::count(self.failed_allocations)
         );
+        let temporary = match self.allocations {
+            0 => String::new(),
+            all => format!(
+                "; {} of allocations were temporary",
+                text::percent(self.temporary_allocations, all)
+            ),
+        };
         line!(
             out,
-            "  freed      {} in {}; {} of allocations were temporary",
+            "  freed      {} in {}{temporary}",
             bytes_about(self.freed_bytes, estimate),
-            blocks_about(self.frees, estimate),
-            text::percent(self.temporary_allocations, self.allocations)
+            blocks_about(self.frees, estimate)
         );
         if self.mismatched_frees > 0 {
             line!(

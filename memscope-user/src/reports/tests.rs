@@ -129,7 +129,7 @@ fn leaks() {
         "
         Live at the end, 4.39 KiB in 3 blocks: 2 sites
 
-          1.  3.91 KiB  88.9 % in 2 blocks, 999 µs to 999 µs old; 1 freed
+          1.  3.91 KiB  88.9 % in 2 blocks, 999 µs old; 1 freed
               keep  keep.c:2  [server]  (inlined)
               handle  handle.c:2  [server]
               handle  handle.c:3  [server]

@@ -59,7 +59,7 @@ fn leaks_say_how_many_blocks_they_rest_on() {
               large  large.c:3  [server]
               main  main.c:2  [server]
 
-          2. ≈ 177 KiB (12.4–789)  20.6 % in ≈ 60 blocks (3 sampled), 1.00 ms to 1.00 ms old; ≈ 20 freed
+          2. ≈ 177 KiB (12.4–789)  20.6 % in ≈ 60 blocks (3 sampled), 1.00 ms old; ≈ 20 freed
               small  small.c:1  [server]
               main  main.c:2  [server]
 
