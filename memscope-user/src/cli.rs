@@ -85,7 +85,7 @@ pub struct TraceOptions {
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
     /// Size of the buffer between kernel and memscope, a power of two (64MiB); frequent events have half as much beside it [default: from processors and memory]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = ring_buffer())]
     pub ring_buffer: Option<ByteSize>,
     /// Record a sample of all blocks, one for so many bytes in the mean (512KiB)
     #[arg(long, value_name = "BYTES", value_parser = sampling_interval())]
@@ -194,6 +194,18 @@ impl TraceOptions {
         self.all || !self.comm.is_empty() || !self.cgroup.is_empty()
     }
 
+    /// The processes that were named, each once, in the order of the command line.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        for pid in &self.pid {
+            if !pids.contains(pid) {
+                pids.push(*pid);
+            }
+        }
+        pids
+    }
+
     /// Whether children of targets are traced. With a budget they are not: it is kept for the
     /// processes that were named.
     #[must_use]
@@ -278,6 +290,20 @@ fn sampling_interval() -> impl TypedValueParser<Value = ByteSize> {
             Ok(interval)
         } else {
             Err("it must be at least 1 byte, and at most 1 TiB".to_owned())
+        }
+    })
+}
+
+/// Least and largest ring buffer: a page, and what its positions can tell apart.
+const RING_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 31;
+
+fn ring_buffer() -> impl TypedValueParser<Value = ByteSize> {
+    clap::builder::StringValueParser::new().try_map(|text| {
+        let size: ByteSize = text.parse()?;
+        if size.as_u64().is_power_of_two() && RING_BYTES.contains(&size.as_u64()) {
+            Ok(size)
+        } else {
+            Err("it must be a power of two, from 4KiB to 2GiB".to_owned())
         }
     })
 }
@@ -419,6 +445,9 @@ mod tests {
             "memscope trace --pages --mappings --pid 1",
             "memscope doctor --allocator pool.toml",
             "memscope trace --ring-buffer big --pid 1",
+            "memscope trace --ring-buffer 3MiB --pid 1",
+            "memscope trace --ring-buffer 2KiB --pid 1",
+            "memscope trace --ring-buffer 4GiB --pid 1",
             "memscope export f",
             "memscope export f --format xml",
             "memscope report f --view nothing",
@@ -427,6 +456,7 @@ mod tests {
         }
         for right in [
             "memscope trace --pid 1 --pid 2 --duration 30s --ring-buffer 64KiB",
+            "memscope trace --ring-buffer 2GiB --pid 1",
             "memscope trace --strict -- ls -l --pid 3",
             "memscope trace --pid 1 2 3",
             "memscope trace --comm python3 redis-server",
@@ -447,6 +477,22 @@ mod tests {
         ] {
             parse(right).unwrap();
         }
+    }
+
+    #[test]
+    fn a_process_that_is_named_twice_is_one() {
+        let line = "memscope trace --pid 7 3 7 --pid 3";
+        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Trace(options) => assert_eq!(options.pids(), [7, 3]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_wrong_size_is_told_as_it_was_written() {
+        let line = "memscope trace --ring-buffer 3MiB --pid 1";
+        let told = Cli::try_parse_from(line.split_whitespace()).unwrap_err().to_string();
+        assert!(told.contains("'3MiB'") && told.contains("from 4KiB to 2GiB"), "{told}");
     }
 
     #[test]

@@ -101,6 +101,7 @@ fn c24_contradictory_options_are_refused() {
         &["trace", "-o", recording, "--pid", "0"],
         &["trace", "-o", recording, "--pid", "1", "--duration", "soon"],
         &["trace", "-o", recording, "--pid", "1", "--ring-buffer", "much"],
+        &["trace", "-o", recording, "--pid", "1", "--ring-buffer", "5000"],
         &["export", recording, "--format", "pprof", "--blocks"],
         &["export", recording, "--format", "json", "--weight", "live"],
         &["export", recording, "--format", "xml"],
@@ -114,8 +115,6 @@ fn c24_contradictory_options_are_refused() {
         assert!(!finished.stderr.is_empty(), "{wrong:?}");
     }
     assert!(!scratch.recording().exists());
-    let ring = scratch.trace(&["--pid", "1", "--ring-buffer", "5000"]);
-    assert_trace_refused(&scratch, &mut { ring }, "power of two");
 }
 
 #[test]

@@ -73,7 +73,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     raise_descriptor_limit();
     // Everything that can be refused is tried before a command is started.
     let targets =
-        options.pid.iter().map(|pid| TargetProcess::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+        options.pids().into_iter().map(TargetProcess::open).collect::<Result<Vec<_>, _>>()?;
     if targets.iter().any(|target| target.pid() == std::process::id()) {
         bail!("memscope cannot trace itself: every event would cause the next one");
     }

@@ -37,8 +37,13 @@ impl Output {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .with_context(|| {
+                let why = if path.is_symlink() {
+                    ", which is a symbolic link, and these are not followed"
+                } else {
+                    ""
+                };
                 format!(
-                    "cannot write the recording to {}; choose another place with -o",
+                    "cannot write the recording to {}{why}; choose another place with -o",
                     path.display()
                 )
             })?;
@@ -64,5 +69,24 @@ impl Output {
         {
             log::warn!("the empty {} stays behind: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbolic_link_is_refused_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, file) = (folder.path().join("link"), folder.path().join("file"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        let refused = Output::create(Some(&link), "", None).unwrap_err().to_string();
+        assert!(refused.contains("symbolic link, and these are not followed"), "{refused}");
+        assert!(!file.exists());
+        Output::create(Some(&file), "", None).unwrap();
+        let nowhere = folder.path().join("none/file");
+        let refused = Output::create(Some(&nowhere), "", None).unwrap_err().to_string();
+        assert!(!refused.contains("link"), "{refused}");
     }
 }
