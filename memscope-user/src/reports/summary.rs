@@ -1,16 +1,18 @@
 //! What a recording holds, in one screen of 24 lines of 80 columns.
 
+mod titles;
+
 use serde::Serialize;
 
+use self::titles::RowLine;
 use super::{
-    Analysis, Bounds, Detail, Estimate, PagesReport, ProcessRow, ResolvedFrame, SiteOrder,
-    SitesReport, Trust,
+    Analysis, Bounds, Detail, Estimate, PagesReport, ProcessRow, SiteOrder, SitesReport, Trust,
     estimate::{
         about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
         live_blocks_within, live_bytes_about, live_bytes_within,
     },
     frames::title_position,
-    layout::{counted, cut, frame_text, line},
+    layout::{counted, cut, line},
     mappings::tell_mapped,
     memory::{explained_text, largest},
     origin::{self, ProcessName},
@@ -177,7 +179,13 @@ impl<'a> SummaryReport<'a> {
         tell_sites(&mut out, "Most allocated", several, &self.most_allocated, |row| {
             let of = |bounds: fn(Estimate) -> Bounds| row.estimate.map(bounds);
             [
-                bytes_within(row.allocated_bytes, of(|estimate| estimate.allocated_bytes)),
+                match of(|estimate| estimate.allocated_bytes) {
+                    // There is no room for what little is known of it.
+                    Some(Bounds { high: None, .. }) => {
+                        bytes_about(row.allocated_bytes, row.estimate.as_ref())
+                    }
+                    bounds => bytes_within(row.allocated_bytes, bounds),
+                },
                 text::percent(row.allocated_bytes, self.allocated_bytes),
                 blocks_within(row.allocations, of(|estimate| estimate.allocations)),
             ]
@@ -357,46 +365,25 @@ fn tell_sites(
     rows: &[SiteRow<'_>],
     numbers: impl Fn(&SiteRow<'_>) -> [String; 3],
 ) {
-    if rows.is_empty() {
-        return;
-    }
-    line!(out, "{heading}");
-    for row in rows {
+    let lines = rows.iter().map(|row| {
         let [bytes, share, blocks] = numbers(row);
         let numbers = format!("  {bytes:>9} {share:>7} in {blocks:<14}");
         let comm = row.process.comm.filter(|_| several);
-        tell_row(out, &numbers, comm, &row.frames, title_position(&row.frames));
-    }
+        RowLine::of(numbers, comm, row.frames.get(title_position(&row.frames)..))
+    });
+    titles::tell(out, heading, lines.collect());
 }
 
 /// As [`tell_sites`], of page faults.
 fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
-    if pages.rows.is_empty() {
-        return;
-    }
-    line!(out, "{heading}");
-    for row in &pages.rows {
+    let lines = pages.rows.iter().map(|row| {
         let numbers = format!(
             "  {:>9} {:>7} in {:<14}",
             text::bytes(row.sums.resident_bytes),
             text::percent(row.sums.resident_bytes, pages.sums.resident_bytes),
             counted(row.sums.faults, "fault")
         );
-        tell_row(out, &numbers, None, &row.chain.frames, 0);
-    }
-}
-
-/// Numbers, the process if there are several, and the frame that they are shown by.
-fn tell_row(
-    out: &mut String,
-    numbers: &str,
-    comm: Option<&str>,
-    frames: &[ResolvedFrame<'_>],
-    title: usize,
-) {
-    let whose = comm.map_or_else(String::new, |comm| format!("{}: ", text::harmless(comm)));
-    let room = WIDTH.saturating_sub(numbers.chars().count() + 1 + whose.chars().count());
-    let frame = frames.get(title);
-    let title = frame.map_or_else(|| "[no frames]".to_owned(), |frame| frame_text(frame, room));
-    line!(out, "{numbers} {whose}{}", cut(&title, room));
+        RowLine::of(numbers, None, Some(&row.chain.frames))
+    });
+    titles::tell(out, heading, lines.collect());
 }

@@ -1,0 +1,166 @@
+//! The one line that a site has in the summary, told apart from the others.
+
+use super::{WIDTH, cut, line};
+use crate::{
+    reports::{ResolvedFrame, layout::frame_text},
+    text,
+};
+
+/// Most functions that a line is told by.
+const MAX_FUNCTIONS: usize = 4;
+/// What stands between a function and its caller.
+const CALLED_BY: &str = " < ";
+
+/// Numbers, the process if there are several, and the functions that they are shown by.
+pub(super) struct RowLine<'a> {
+    numbers: String,
+    whose: String,
+    /// From the one that it is shown by on, to its callers.
+    frames: &'a [ResolvedFrame<'a>],
+    /// How many different ones of them are shown.
+    shown: usize,
+}
+
+impl<'a> RowLine<'a> {
+    pub(super) fn of(
+        numbers: String,
+        comm: Option<&str>,
+        frames: Option<&'a [ResolvedFrame<'a>]>,
+    ) -> Self {
+        let whose = comm.map_or_else(String::new, |comm| format!("{}: ", text::harmless(comm)));
+        Self { numbers, whose, frames: frames.unwrap_or_default(), shown: 1 }
+    }
+
+    /// What it is shown by, with its process: this is to be told from the other lines.
+    fn title(&self) -> String {
+        let taken = self.numbers.chars().count() + 1 + self.whose.chars().count();
+        let room = WIDTH.saturating_sub(taken);
+        let title = match self.frames.first() {
+            None => "[no frames]".to_owned(),
+            Some(frame) if self.shown == 1 => frame_text(frame, room),
+            Some(_) => called(&self.names(self.shown), room),
+        };
+        format!("{}{}", self.whose, cut(&title, room))
+    }
+
+    /// The first few functions. What stands there twice in a row is told once.
+    fn names(&self, most: usize) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for frame in self.frames {
+            let name = text::harmless(&frame.name());
+            if names.last() == Some(&name) {
+                continue;
+            }
+            if names.len() == most {
+                break;
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    /// One caller more, if there is one; whether there was.
+    fn show_more(&mut self) -> bool {
+        let wanted = self.shown + 1;
+        let has_more = wanted <= MAX_FUNCTIONS && self.names(wanted).len() == wanted;
+        self.shown += usize::from(has_more);
+        has_more
+    }
+}
+
+/// `xmalloc < make_node`, each cut to its share of the room if not all have place.
+fn called(names: &[String], room: usize) -> String {
+    let told = names.join(CALLED_BY);
+    if told.chars().count() <= room {
+        return told;
+    }
+    let between = CALLED_BY.len() * names.len().saturating_sub(1);
+    let each = room.saturating_sub(between) / names.len().max(1);
+    names.iter().map(|name| cut(name, each)).collect::<Vec<_>>().join(CALLED_BY)
+}
+
+/// A heading and the lines, if there are any. Those that would be shown by the same function
+/// are shown with as many callers as tell them apart.
+pub(super) fn tell(out: &mut String, heading: &str, mut lines: Vec<RowLine<'_>>) {
+    if lines.is_empty() {
+        return;
+    }
+    loop {
+        let titles: Vec<String> = lines.iter().map(RowLine::title).collect();
+        let is_alone = |title: &String| titles.iter().filter(|other| *other == title).count() == 1;
+        let mut has_more = false;
+        for (row, title) in lines.iter_mut().zip(&titles) {
+            has_more |= !is_alone(title) && row.show_more();
+        }
+        if has_more {
+            continue;
+        }
+        line!(out, "{heading}");
+        for (row, title) in lines.iter().zip(titles) {
+            line!(out, "{} {title}", row.numbers);
+        }
+        return;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str) -> ResolvedFrame<'_> {
+        ResolvedFrame {
+            function: Some(function),
+            module: Some("/usr/bin/cc1plus"),
+            offset: 16,
+            file: None,
+            line: None,
+            inlined: false,
+        }
+    }
+
+    fn told(chains: &[&[&str]]) -> Vec<String> {
+        let chains: Vec<Vec<_>> =
+            chains.iter().map(|names| names.iter().map(|name| frame(name)).collect()).collect();
+        let lines = chains.iter().map(|frames| {
+            RowLine::of(format!("{:37}", "  1.00 KiB"), None, Some(frames.as_slice()))
+        });
+        let mut out = String::new();
+        tell(&mut out, "Most", lines.collect());
+        assert!(out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
+        out.lines().skip(1).map(|line| line[38..].to_owned()).collect()
+    }
+
+    #[test]
+    fn rows_of_the_same_function_are_told_apart_by_their_callers() {
+        assert_eq!(
+            told(&[
+                &["xmalloc", "make_node", "main"],
+                &["xmalloc", "xmalloc", "copy_node", "main"],
+                &["other", "main"],
+                &["xmalloc", "copy_node", "parse", "main"],
+            ]),
+            [
+                "xmalloc < make_node",
+                "xmalloc < copy_node < main",
+                "other  [cc1plus]",
+                "xmalloc < copy_node < parse"
+            ]
+        );
+    }
+
+    #[test]
+    fn callers_have_room_beside_long_names() {
+        let long = "a".repeat(70);
+        let shown = told(&[&[&long, "first_caller"], &[&long, "second_caller"]]);
+        assert!(shown[0].ends_with("… < first_caller"), "{shown:?}");
+        assert!(shown[1].ends_with("… < second_caller"), "{shown:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_stays() {
+        let chain: &[&str] = &["a", "b", "c", "d", "e", "f"];
+        assert_eq!(told(&[chain, chain]), ["a < b < c < d", "a < b < c < d"]);
+        assert_eq!(told(&[&["a"], &["a"]]), ["a  [cc1plus]", "a  [cc1plus]"]);
+        assert_eq!(told(&[&[], &[]]), ["[no frames]", "[no frames]"]);
+    }
+}
