@@ -6,8 +6,8 @@ use crate::{
     text,
 };
 
-/// Most functions that a line is told by.
-const MAX_FUNCTIONS: usize = 4;
+/// How far callers are followed to tell a line from the others.
+const MAX_FUNCTIONS: usize = 16;
 /// What stands between a function and its caller.
 const CALLED_BY: &str = " < ";
 
@@ -68,15 +68,16 @@ impl<'a> RowLine<'a> {
     }
 }
 
-/// `xmalloc < make_node`, each cut to its share of the room if not all have place.
+/// `xmalloc < make_node`; of more than have place the first and the last, which is the one that
+/// differs, each cut to its half of the room if need be.
 fn called(names: &[String], room: usize) -> String {
     let told = names.join(CALLED_BY);
-    if told.chars().count() <= room {
-        return told;
-    }
-    let between = CALLED_BY.len() * names.len().saturating_sub(1);
-    let each = room.saturating_sub(between) / names.len().max(1);
-    names.iter().map(|name| cut(name, each)).collect::<Vec<_>>().join(CALLED_BY)
+    let ([first, .., last], true) = (names, told.chars().count() > room) else { return told };
+    let between = if names.len() > 2 { " < … < " } else { CALLED_BY };
+    let room = room.saturating_sub(between.chars().count());
+    let of_last = last.chars().count().min(room - room / 2);
+    let of_first = first.chars().count().min(room - of_last);
+    format!("{}{between}{}", cut(first, of_first), cut(last, room - of_first))
 }
 
 /// A heading and the lines, if there are any. Those that would be shown by the same function
@@ -95,6 +96,11 @@ pub(super) fn tell(out: &mut String, heading: &str, mut lines: Vec<RowLine<'_>>)
         if has_more {
             continue;
         }
+        // Callers that tell nothing apart would only be in the way.
+        for (row, title) in lines.iter_mut().zip(&titles) {
+            row.shown = if is_alone(title) { row.shown } else { 1 };
+        }
+        let titles: Vec<String> = lines.iter().map(RowLine::title).collect();
         line!(out, "{heading}");
         for (row, title) in lines.iter().zip(titles) {
             line!(out, "{} {title}", row.numbers);
@@ -152,14 +158,17 @@ mod tests {
     fn callers_have_room_beside_long_names() {
         let long = "a".repeat(70);
         let shown = told(&[&[&long, "first_caller"], &[&long, "second_caller"]]);
-        assert!(shown[0].ends_with("… < first_caller"), "{shown:?}");
-        assert!(shown[1].ends_with("… < second_caller"), "{shown:?}");
+        assert!(shown[0].ends_with("a… < first_caller"), "{shown:?}");
+        assert!(shown[1].ends_with("a… < second_caller"), "{shown:?}");
+        assert!(shown.iter().all(|title| title.chars().count() == 42), "{shown:?}");
+        let (second, third) = (&["xmalloc", &long, "third_caller"], &["xmalloc", &long, "fourth"]);
+        assert_eq!(told(&[second, third]), ["xmalloc < … < third_caller", "xmalloc < … < fourth"]);
     }
 
     #[test]
     fn what_cannot_be_told_apart_stays() {
         let chain: &[&str] = &["a", "b", "c", "d", "e", "f"];
-        assert_eq!(told(&[chain, chain]), ["a < b < c < d", "a < b < c < d"]);
+        assert_eq!(told(&[chain, chain]), ["a  [cc1plus]", "a  [cc1plus]"]);
         assert_eq!(told(&[&["a"], &["a"]]), ["a  [cc1plus]", "a  [cc1plus]"]);
         assert_eq!(told(&[&[], &[]]), ["[no frames]", "[no frames]"]);
     }
