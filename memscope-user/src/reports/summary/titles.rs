@@ -31,7 +31,19 @@ impl<'a> RowLine<'a> {
         Self { numbers, whose, frames: frames.unwrap_or_default(), shown: 1 }
     }
 
-    /// What it is shown by, with its process: this is to be told from the other lines.
+    /// What a reader tells it from the other lines by. Where the end of it had no place, that is
+    /// the function: two ends that are cut in different places tell nothing.
+    fn mark(&self) -> String {
+        let title = self.title();
+        match self.frames.first() {
+            Some(frame) if self.shown == 1 && title.ends_with('…') => {
+                format!("{}{}", self.whose, text::harmless(&frame.name()))
+            }
+            _ => title,
+        }
+    }
+
+    /// What it is shown by, with its process.
     fn title(&self) -> String {
         let taken = self.numbers.chars().count() + 1 + self.whose.chars().count();
         let room = WIDTH.saturating_sub(taken);
@@ -87,18 +99,18 @@ pub(super) fn tell(out: &mut String, heading: &str, mut lines: Vec<RowLine<'_>>)
         return;
     }
     loop {
-        let titles: Vec<String> = lines.iter().map(RowLine::title).collect();
-        let is_alone = |title: &String| titles.iter().filter(|other| *other == title).count() == 1;
+        let marks: Vec<String> = lines.iter().map(RowLine::mark).collect();
+        let is_alone = |mark: &String| marks.iter().filter(|other| *other == mark).count() == 1;
         let mut has_more = false;
-        for (row, title) in lines.iter_mut().zip(&titles) {
-            has_more |= !is_alone(title) && row.show_more();
+        for (row, mark) in lines.iter_mut().zip(&marks) {
+            has_more |= !is_alone(mark) && row.show_more();
         }
         if has_more {
             continue;
         }
         // Callers that tell nothing apart would only be in the way.
-        for (row, title) in lines.iter_mut().zip(&titles) {
-            row.shown = if is_alone(title) { row.shown } else { 1 };
+        for (row, mark) in lines.iter_mut().zip(&marks) {
+            row.shown = if is_alone(mark) { row.shown } else { 1 };
         }
         let titles: Vec<String> = lines.iter().map(RowLine::title).collect();
         line!(out, "{heading}");
@@ -163,6 +175,24 @@ mod tests {
         assert!(shown.iter().all(|title| title.chars().count() == 42), "{shown:?}");
         let (second, third) = (&["xmalloc", &long, "third_caller"], &["xmalloc", &long, "fourth"]);
         assert_eq!(told(&[second, third]), ["xmalloc < … < third_caller", "xmalloc < … < fourth"]);
+    }
+
+    #[test]
+    fn ends_that_are_cut_in_different_places_tell_nothing_apart() {
+        let callers = [frame("main"), frame("run")];
+        let [main, run] = callers.map(|caller| {
+            let source = Some("/src/objects_of_all_kinds.c");
+            [ResolvedFrame { file: source, line: Some(7), ..frame("object_malloc") }, caller]
+        });
+        let lines = [("  1.00 KiB", main.as_slice()), (" 10.00 KiB ", run.as_slice())];
+        let lines = lines.map(|(bytes, frames)| {
+            let numbers = format!("{bytes}{:37}", "");
+            RowLine::of(numbers, None, Some(frames))
+        });
+        let mut out = String::new();
+        tell(&mut out, "Most", lines.into_iter().collect());
+        assert!(out.contains(" object_malloc < main\n"), "{out}");
+        assert!(out.contains(" object_malloc < run\n"), "{out}");
     }
 
     #[test]
