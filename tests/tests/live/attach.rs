@@ -154,7 +154,7 @@ fn a_trace_that_ends_while_threads_come_and_go_is_whole() {
     let mut program =
         Running::spawn(Command::new(programs::build("churn.c", Variant::Default)).arg("4"));
     let pid = program.pid().to_string();
-    for options in [&[][..], &["--pages"], &["--sample", "4KiB"], &["--attach-by", "perf-event"]] {
+    for options in [&[][..], &["--pages"], &["--sample", "1KiB"], &["--attach-by", "perf-event"]] {
         for _ in 0..3 {
             let scratch = Scratch::new();
             let mut trace = scratch.trace(&["--strict", "--duration", "200ms", "--pid", &pid]);
