@@ -504,12 +504,13 @@ impl EventFilter {
         }
     }
 
-    /// A process has become a target: gives what was told of it before.
-    pub(super) fn claim(&mut self, pid: u32, mut give: impl FnMut(TargetEvent)) {
+    /// A process has become a target: gives what was told of it before, since a moment. What is older is of a process that
+    /// had the number before it.
+    pub(super) fn claim(&mut self, pid: u32, since_ns: u64, mut give: impl FnMut(TargetEvent)) {
         let (of_process, others): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut self.unclaimed).into_iter().partition(|event| event.pid() == pid);
         self.unclaimed = others;
-        for event in of_process {
+        for event in of_process.into_iter().filter(|event| event.time_ns() >= since_ns) {
             self.take(event, &mut give);
         }
     }
@@ -598,5 +599,30 @@ impl ProcessView for TargetView {
     ) -> Option<WalkedCopy> {
         let process = self.processes.get(target);
         Some(self.frame_infos.walk(&self.modules, process.as_deref(), stack, range_at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's reports can be read before the record by which a process becomes a target.
+    #[test]
+    fn what_was_told_of_a_process_before_it_was_a_target_is_told_of_it_then() {
+        let processes = SharedProcesses::default();
+        let mut filter = EventFilter::new(processes.clone(), true);
+        let mut given = Vec::new();
+        for (pid, time_ns) in [(7, 10), (8, 15), (7, 20), (7, 30)] {
+            let event = AddressSpaceEvent::Replaced { time_ns, pid };
+            filter.take(event, |event| given.push(event.time_ns()));
+        }
+        assert_eq!(given, [] as [u64; 0]);
+        processes.insert(3, Arc::new(TargetProcess::gone(7)));
+        filter.claim(7, 20, |event| given.push(event.time_ns()));
+        assert_eq!(given, [20, 30], "what is older is of another process");
+        processes.insert(4, Arc::new(TargetProcess::gone(8)));
+        filter.claim(8, 0, |event| given.push(event.time_ns()));
+        filter.claim(7, 0, |event| given.push(event.time_ns()));
+        assert_eq!(given, [20, 30, 15]);
     }
 }

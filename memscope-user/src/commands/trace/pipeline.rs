@@ -339,9 +339,10 @@ impl Mappings {
             .unwrap_or_else(|_gone| TargetProcess::gone(begin.pid));
         let target = begin.header.target;
         self.processes.insert(target, Arc::new(process));
-        if !is_fork(begin) {
-            self.filter.claim(begin.pid, |event| self.held.push(event));
-        }
+        // Its record can be behind what a fork's child has mapped and executed since, as the rings keep back what was
+        // made in the last moment. One that becomes a target by an exec is told of before that.
+        let since_ns = if is_fork(begin) { begin.header.time_ns } else { 0 };
+        self.filter.claim(begin.pid, since_ns, |event| self.held.push(event));
     }
 
     /// Has tables made for what was mapped. Compilers of generated code change their memory
