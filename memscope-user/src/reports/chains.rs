@@ -10,15 +10,12 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail,
-    folding::Programs,
-    frames::{ResolvedFrame, ResolvedStack},
+    folding::{Programs, VisibleChain},
+    frames::ResolvedFrame,
     layout::{self, Chain},
     origin::ProcessName,
 };
-use crate::{
-    lifetimes::SiteKey,
-    model::{ProcessId, StackOutcome},
-};
+use crate::{lifetimes::SiteKey, model::ProcessId};
 
 /// A call chain of a process as reports and exports tell it. Chains that differ only in where in
 /// their functions' lines they are, are one.
@@ -32,7 +29,8 @@ pub struct NamedChain<'a> {
     pub process_count: usize,
     /// Innermost first.
     pub frames: Vec<ResolvedFrame<'a>>,
-    /// Whether the chain is complete, or why not: a [`StackOutcome::name`].
+    /// Whether the chain is complete, or why not: a
+    /// [`crate::model::StackOutcome::name`].
     pub stack: &'static str,
 }
 
@@ -57,14 +55,6 @@ impl<'a> NamedChain<'a> {
         };
         layout::chain(out, &chain, Detail::All, analysis);
     }
-}
-
-/// A call chain of a process, without where in their functions' lines it is.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct VisibleChain<'a> {
-    pub(super) process: ProcessId,
-    pub(super) outcome: StackOutcome,
-    pub(super) frames: Vec<ResolvedFrame<'a>>,
 }
 
 /// Sites of the same call chain and the same kind.
@@ -95,13 +85,10 @@ pub(super) fn merged<'a, K: Copy + Eq + Hash, S: Copy>(
     let mut all: Vec<MergedChain<'_, K, S>> = Vec::new();
     let mut known: FxHashMap<(VisibleChain<'_>, K), usize> = FxHashMap::default();
     for (key, kind, sums) in sites {
-        let mut stack = ResolvedStack::of(&analysis.definitions, key.stack);
-        for frame in stack.frames.iter_mut().filter(|frame| frame.function.is_some()) {
-            frame.offset = 0;
-        }
-        let ResolvedStack { outcome, frames, .. } = stack;
         let process = programs.as_ref().map_or(key.process, |all| all.first(key.process));
-        match known.entry((VisibleChain { process, outcome, frames }, kind)) {
+        // They are told with all their functions, see `NamedChain::tell`.
+        let chain = VisibleChain::of(analysis, process, key.stack, Detail::All);
+        match known.entry((chain, kind)) {
             Entry::Occupied(first) => {
                 if let Some(known) = all.get_mut(*first.get()) {
                     add(&mut known.sums, &sums);

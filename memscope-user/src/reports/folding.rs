@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     lifetimes::Site,
-    model::{ProcessId, StackOutcome},
+    model::{ProcessId, StackId, StackOutcome},
 };
 
 /// How much of what differs a reader wants to see.
@@ -88,7 +88,9 @@ pub(super) fn merged(analysis: &Analysis, detail: Detail) -> Vec<MergedSite<'_>>
     let mut known: FxHashMap<VisibleChain<'_>, usize> = FxHashMap::default();
     let programs = Programs::of(analysis);
     for site in sites {
-        match known.entry(visible_chain(analysis, &programs, &site.site)) {
+        let key = site.site.key;
+        let process = programs.first(key.process);
+        match known.entry(VisibleChain::of(analysis, process, key.stack, detail)) {
             Entry::Occupied(first) => {
                 if let Some(first) = all.get_mut(*first.get()) {
                     first.add(&site);
@@ -103,18 +105,30 @@ pub(super) fn merged(analysis: &Analysis, detail: Detail) -> Vec<MergedSite<'_>>
     all
 }
 
-/// What a reader sees of a site.
-type VisibleChain<'a> = (ProcessId, StackOutcome, Vec<ResolvedFrame<'a>>);
+/// What a reader sees of a call chain of a process.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct VisibleChain<'a> {
+    pub(super) process: ProcessId,
+    pub(super) outcome: StackOutcome,
+    pub(super) frames: Vec<ResolvedFrame<'a>>,
+}
 
-fn visible_chain<'a>(analysis: &'a Analysis, programs: &Programs, site: &Site) -> VisibleChain<'a> {
-    let stack = ResolvedStack::of(&analysis.definitions, site.key.stack);
-    let hidden = stack.wrapper_count();
-    let mut frames: Vec<ResolvedFrame<'_>> = stack.frames.into_iter().skip(hidden).collect();
-    // Of a function with a name its line is shown, and not where in the file it is.
-    for frame in frames.iter_mut().filter(|frame| frame.function.is_some()) {
-        frame.offset = 0;
+impl<'a> VisibleChain<'a> {
+    pub(super) fn of(
+        analysis: &'a Analysis,
+        process: ProcessId,
+        stack: StackId,
+        detail: Detail,
+    ) -> Self {
+        let ResolvedStack { outcome, mut frames, .. } =
+            ResolvedStack::of(&analysis.definitions, stack);
+        frames.drain(..detail.hidden(&frames));
+        // Of a function with a name its line is shown, and not where in the file it is.
+        for frame in frames.iter_mut().filter(|frame| frame.function.is_some()) {
+            frame.offset = 0;
+        }
+        Self { process, outcome, frames }
     }
-    (programs.first(site.key.process), stack.outcome, frames)
 }
 
 /// The first process of those that run the same program under the same name, for each process.
@@ -122,12 +136,10 @@ pub(super) struct Programs(FxHashMap<ProcessId, ProcessId>);
 
 impl Programs {
     pub(super) fn of(analysis: &Analysis) -> Self {
-        let mut processes: Vec<_> = analysis.definitions.processes.values().collect();
-        processes.sort_by_key(|process| process.id);
+        let processes = analysis.definitions.processes.values();
         let mut first: FxHashMap<(&str, &str), ProcessId> = FxHashMap::default();
         Self(
             processes
-                .into_iter()
                 .map(|process| {
                     let program = (process.comm.as_str(), process.exe.as_str());
                     (process.id, *first.entry(program).or_insert(process.id))

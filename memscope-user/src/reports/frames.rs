@@ -187,13 +187,6 @@ impl<'a> ResolvedStack<'a> {
         Self { outcome: stack.outcome, frames }
     }
 
-    /// How many of the innermost frames are the allocator's wrappers, which a
-    /// reader wants folded; 0 if nothing else is there.
-    #[must_use]
-    pub fn wrapper_count(&self) -> usize {
-        wrapper_count(&self.frames)
-    }
-
     /// A name for the whole: that of the first function outside the wrappers and Rust's
     /// collections.
     /// Untrusted text.
@@ -204,7 +197,8 @@ impl<'a> ResolvedStack<'a> {
     }
 }
 
-/// See [`ResolvedStack::wrapper_count`].
+/// How many of the innermost frames are the allocator's wrappers, which a reader wants folded; 0 if
+/// nothing else is there.
 pub(super) fn wrapper_count(frames: &[ResolvedFrame<'_>]) -> usize {
     frames.iter().position(|frame| !frame.is_allocator_wrapper()).unwrap_or(0)
 }

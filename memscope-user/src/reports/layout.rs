@@ -145,15 +145,16 @@ pub(super) fn folded(out: &mut String, rows: &[SiteRow<'_>], detail: Detail) {
 /// First line of a table: what it shows, and how much of it.
 pub(super) fn heading(out: &mut String, what: &str, shown: usize, all: usize) {
     let sites = if all == 1 { "site" } else { "sites" };
+    line!(out, "{what}: {} {sites}", first_of(shown, all));
+}
+
+/// How many rows a table has, and of how many if these are not all.
+pub(super) fn first_of(shown: usize, all: usize) -> String {
+    let all_rows = text::count(all as u64);
     if shown < all {
-        line!(
-            out,
-            "{what}: the first {} of {} {sites}",
-            text::count(shown as u64),
-            text::count(all as u64)
-        );
+        format!("the first {} of {all_rows}", text::count(shown as u64))
     } else {
-        line!(out, "{what}: {} {sites}", text::count(all as u64));
+        all_rows
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Trust,
-    layout::{WIDTH, counted, cut, line},
+    layout::{WIDTH, counted, cut, first_of, line},
     pages::PageFaults,
 };
 use crate::{
@@ -245,12 +245,7 @@ impl<'a> ProcessesReport<'a> {
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
-        let (shown, all) = (self.rows.len() as u64, self.process_count as u64);
-        let first = if shown < all {
-            format!("the first {} of {}", text::count(shown), text::count(all))
-        } else {
-            text::count(all)
-        };
+        let first = first_of(self.rows.len(), self.process_count);
         let (what, titles) = self.titles();
         let estimates = if self.analysis.is_sampled() { " (estimates)" } else { "" };
         line!(

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, ProcessName, Trust,
-    layout::{WIDTH, cut, line},
+    layout::{WIDTH, cut, first_of, line},
     pages::instead_of_blocks,
 };
 use crate::{
@@ -127,12 +127,7 @@ impl<'a> ThreadsReport<'a> {
             return told;
         }
         let mut out = String::new();
-        let (shown, all) = (self.rows.len() as u64, self.thread_count as u64);
-        let first = if shown < all {
-            format!("the first {} of {}", text::count(shown), text::count(all))
-        } else {
-            text::count(all)
-        };
+        let first = first_of(self.rows.len(), self.thread_count);
         let estimates = if self.analysis.is_sampled() { " (estimates)" } else { "" };
         line!(out, "Threads by bytes allocated{estimates}: {first}\n");
         line!(
