@@ -11,7 +11,7 @@ use std::{hint::black_box, io::Cursor, time::Duration};
 use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use memscope::{
-    collect::{Collector, Decoder},
+    collect::{Collector, Decoder, Probing},
     export::{Format, Weight, export},
     lifetimes::Tracker,
     model::Item,
@@ -189,7 +189,7 @@ fn ring_to_file(criterion: &mut Criterion<CpuTime>) {
         group.bench_function(format!("{live} live"), |bencher| {
             bencher.iter(|| {
                 let mut decoder = Decoder::default();
-                let mut collector = Collector::new(NothingToSee);
+                let mut collector = Collector::new(NothingToSee, Probing::Processes);
                 let mut analyzer = Analyzer::default();
                 let mut writer = Writer::new(std::io::sink(), &workload.capture()).unwrap();
                 let mut give = |item: Item| {

@@ -30,11 +30,39 @@ pub struct CodeRange {
     pub file_offset: u64,
     /// The file; none for memory without one.
     pub module: Option<Arc<Module>>,
-    /// Whether allocator functions of the file are probed.
-    pub is_allocator: bool,
+    /// What the file has.
+    pub content: Content,
+}
+
+/// What is known of a file that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Allocator functions that are probed, or will be.
+    Allocator,
+    /// None of them; or there is no file.
+    NoAllocator,
+    /// It could not be looked into.
+    Unknown,
+}
+
+/// Some executable memory while it was mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Use<'space> {
+    pub(super) range: &'space CodeRange,
+    /// It was not mapped before.
+    pub(super) earliest_ns: u64,
+    /// First moment of which it is known to be mapped.
+    pub(super) seen_ns: u64,
+    /// From then on it is known not to be mapped.
+    pub(super) until_ns: u64,
 }
 
 impl CodeRange {
+    /// Whether blocks come from it.
+    pub fn is_allocator(&self) -> bool {
+        self.content == Content::Allocator
+    }
+
     /// Whether both say the same of an address that lies in both.
     fn agrees_with(&self, other: &CodeRange) -> bool {
         match (&self.module, &other.module) {
@@ -270,12 +298,28 @@ impl AddressSpace {
         self.pending_execs_ns.front().copied().unwrap_or(u64::MAX)
     }
 
+    /// All that was mapped, in no particular order.
+    pub(super) fn uses(&self) -> impl Iterator<Item = Use<'_>> {
+        let spans = self.ended.iter().chain(self.live.values());
+        spans.map(|Span { range, earliest_ns, seen_ns, until_ns, .. }| Use {
+            range,
+            earliest_ns: *earliest_ns,
+            seen_ns: *seen_ns,
+            until_ns: *until_ns,
+        })
+    }
+
+    /// Whether anything is known of what was mapped in a stretch of time.
+    pub(super) fn has_mapped(&self, from_ns: u64, until_ns: u64) -> bool {
+        self.uses().any(|used| used.earliest_ns < until_ns && used.until_ns > from_ns)
+    }
+
     /// Paths of the allocators that were mapped in a stretch of time, in no particular order.
     pub(super) fn allocators_of(&self, from_ns: u64, until_ns: u64) -> Vec<String> {
         let mut paths: Vec<String> = Vec::new();
-        for Span { range, seen_ns, .. } in self.ended.iter().chain(self.live.values()) {
-            if let Some(module) = range.module.as_ref().filter(|_| range.is_allocator)
-                && (from_ns..until_ns).contains(seen_ns)
+        for Use { range, seen_ns, .. } in self.uses() {
+            if let Some(module) = range.module.as_ref().filter(|_| range.is_allocator())
+                && (from_ns..until_ns).contains(&seen_ns)
                 && !paths.contains(&module.path)
             {
                 paths.push(module.path.clone());
@@ -286,10 +330,9 @@ impl AddressSpace {
 
     /// The file that was mapped first of those mapped in a time: an exec begins with the program.
     pub(super) fn first_file_of(&self, from_ns: u64, until_ns: u64) -> Option<&Arc<Module>> {
-        let spans = self.ended.iter().chain(self.live.values());
-        let of_time = spans.filter(|span| (from_ns..until_ns).contains(&span.seen_ns));
+        let of_time = self.uses().filter(|used| (from_ns..until_ns).contains(&used.seen_ns));
         of_time
-            .filter_map(|span| Some((span.seen_ns, span.range.module.as_ref()?)))
+            .filter_map(|used| Some((used.seen_ns, used.range.module.as_ref()?)))
             .filter(|(_, module)| module.path.starts_with('/'))
             .min_by_key(|(seen_ns, _)| *seen_ns)
             .map(|(_, module)| module)

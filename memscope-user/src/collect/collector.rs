@@ -1,4 +1,6 @@
+mod late;
 mod mappings;
+mod target;
 mod threads;
 
 use memscope_common::record::{
@@ -9,6 +11,10 @@ use memscope_common::record::{
     RESIDENT_SHARED, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
+
+use late::Probes;
+pub use late::Probing;
+use target::{Early, Target, note_allocator};
 
 use super::{
     address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
@@ -50,59 +56,6 @@ pub struct TargetStart {
     pub heap_end_avma: Option<u64>,
 }
 
-#[derive(Debug)]
-struct Target {
-    process: Process,
-    space: AddressSpace,
-    /// Since when its address space is that of its present image.
-    image_since_ns: u64,
-    /// What was seen is known to be old.
-    outdated: bool,
-    looked_at_ns: u64,
-    ended: bool,
-    /// Where its heap ends; none until it has asked, as every C library does first.
-    heap_end_avma: Option<u64>,
-}
-
-/// What happened to the memory of a process, and when.
-#[derive(Debug)]
-enum Early {
-    Mapped(u64, CodeRange),
-    Replaced(u64),
-}
-
-impl Target {
-    /// Code was mapped; whether that says something new of the process.
-    fn map(&mut self, time_ns: u64, range: CodeRange) -> bool {
-        // That of a later image is for its own entry, once its exec has come.
-        let is_of_image = time_ns < self.space.next_exec_ns() && time_ns >= self.image_since_ns;
-        let is_new = is_of_image && note_allocator(&mut self.process, &range);
-        self.space.map(time_ns, range);
-        is_of_image && self.note_program() || is_new
-    }
-
-    /// It has exited, unless that was said before.
-    fn end(&mut self, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
-        if !self.ended {
-            self.ended = true;
-            let (process, reason) = (self.process.id, EndReason::Exit(status));
-            give(Item::ProcessEnd(ProcessEnd { process, time_ns, reason }));
-        }
-    }
-
-    /// Says which program its image is, if nobody has, by what was mapped first; whether that is
-    /// new.
-    fn note_program(&mut self) -> bool {
-        if !self.process.exe.is_empty() {
-            return false;
-        }
-        let until_ns = self.space.next_exec_ns();
-        let first = self.space.first_file_of(self.image_since_ns, until_ns);
-        self.process.exe = first.map(|module| module.path.clone()).unwrap_or_default();
-        !self.process.exe.is_empty()
-    }
-}
-
 /// What came of the stacks that the kernel side has copied, as it could not walk them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopiedStacks {
@@ -126,13 +79,12 @@ pub struct Collector<V> {
     nonsense: u64,
     /// What was told of targets before the records that begin them.
     early: FxHashMap<u16, Vec<Early>>,
-    /// See [`Self::with_probes_everywhere`].
-    probes_everywhere: bool,
+    known_probes: Probes,
 }
 
 impl<V: ProcessView> Collector<V> {
-    /// A collector that knows nothing yet.
-    pub fn new(view: V) -> Self {
+    /// A collector that knows nothing yet but how allocators are probed.
+    pub fn new(view: V, probing: Probing) -> Self {
         Self {
             view,
             targets: FxHashMap::default(),
@@ -144,15 +96,8 @@ impl<V: ProcessView> Collector<V> {
             process_count: 0,
             nonsense: 0,
             early: FxHashMap::default(),
-            probes_everywhere: false,
+            known_probes: Probes::new(probing),
         }
-    }
-
-    /// Probes are those of all processes that have a file mapped: they are there when a process
-    /// begins, and stay whatever becomes of its threads.
-    #[must_use]
-    pub fn with_probes_everywhere(self, probes_everywhere: bool) -> Self {
-        Self { probes_everywhere, ..self }
     }
 
     /// What it looks at the targets with.
@@ -192,28 +137,20 @@ impl<V: ProcessView> Collector<V> {
     /// Begins to follow a process.
     pub fn start_target(&mut self, start: &TargetStart, mut give: impl FnMut(Item)) {
         let id = self.next_process();
-        let target = Target {
-            process: Process {
-                id,
-                pid: start.pid,
-                start_ticks: start.start_ticks,
-                image: 0,
-                observed_from_ns: start.time_ns,
-                comm: String::new(),
-                exe: String::new(),
-                allocators: Vec::new(),
-                from_start: start.from_start,
-                probed_late: false,
-            },
-            space: AddressSpace::default(),
-            image_since_ns: start.time_ns,
-            outdated: true,
-            looked_at_ns: start.time_ns,
-            ended: false,
-            heap_end_avma: start.heap_end_avma,
+        let process = Process {
+            id,
+            pid: start.pid,
+            start_ticks: start.start_ticks,
+            image: 0,
+            observed_from_ns: start.time_ns,
+            comm: String::new(),
+            exe: String::new(),
+            allocators: Vec::new(),
+            from_start: start.from_start,
+            probed_late: false,
         };
-        give(Item::Process(target.process.clone()));
-        self.targets.insert(start.target, target);
+        give(Item::Process(process.clone()));
+        self.targets.insert(start.target, Target::new(process, start.heap_end_avma));
         self.look(start.target, start.time_ns, &mut give);
     }
 
@@ -225,13 +162,13 @@ impl<V: ProcessView> Collector<V> {
             parent_of(begin).and_then(|_| self.process(of_parent, header.time_ns, give));
         let copied = parent_id.filter(|_| is_fork(begin)).zip(self.targets.get(&of_parent.target));
         let heap_end_avma = copied.and_then(|(_, parent)| parent.heap_end_avma);
-        let (exe, allocators, space, image_since_ns) = match copied {
-            Some((_, Target { process, space, image_since_ns, .. })) => {
+        let (exe, allocators, space, image_since_ns, is_unsure) = match copied {
+            Some((_, Target { process, space, image_since_ns, is_unsure, .. })) => {
                 let (exe, allocators) = (process.exe.clone(), process.allocators.clone());
-                (exe, allocators, space.clone(), *image_since_ns)
+                (exe, allocators, space.clone(), *image_since_ns, *is_unsure)
             }
             // All that was mapped since it emptied its memory is of this image.
-            None => (String::new(), Vec::new(), AddressSpace::default(), 0),
+            None => (String::new(), Vec::new(), AddressSpace::default(), 0, false),
         };
         let copy_of = copied.map(|(parent, _)| parent);
         let id = self.next_process();
@@ -245,21 +182,20 @@ impl<V: ProcessView> Collector<V> {
             exe,
             allocators,
             // Else its probes are attached as soon as it is noticed.
-            from_start: self.probes_everywhere,
-            probed_late: !self.probes_everywhere,
+            from_start: self.known_probes.probing != Probing::Processes,
+            probed_late: self.known_probes.probing == Probing::Processes,
         };
         give(Item::Process(process.clone()));
         if let Some(parent) = copy_of {
             give(Item::Fork(Fork { process: id, parent, time_ns: header.time_ns }));
         }
         let mut target = Target {
-            process,
             space,
             image_since_ns,
             outdated: copy_of.is_none(),
-            looked_at_ns: header.time_ns,
-            ended: false,
-            heap_end_avma,
+            runs_since_ns: Some(header.time_ns),
+            is_unsure,
+            ..Target::new(process, heap_end_avma)
         };
         let mut is_new = false;
         for early in self.early.remove(&header.target).unwrap_or_default() {
@@ -274,14 +210,22 @@ impl<V: ProcessView> Collector<V> {
             give(Item::Process(target.process.clone()));
         }
         self.targets.insert(header.target, target);
+        self.judge(header.target, give);
     }
 
     /// The kernel side has seen a target end. Counts of its stacks can still come.
     fn exit_process(&mut self, exit: &record::ProcessExit, give: &mut impl FnMut(Item)) {
         self.process_of(&exit.header, give);
-        let Some(target) = self.targets.get_mut(&exit.header.target) else { return };
         let status = (exit.wait_status != NO_STATUS).then(|| status_of(exit.wait_status));
-        target.end(exit.header.time_ns, status, give);
+        self.end(exit.header.target, exit.header.time_ns, status, give);
+    }
+
+    fn end(&mut self, target: u16, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
+        let Some(target) = self.targets.get_mut(&target) else { return };
+        if !target.has_ended() {
+            target.judge_image(&self.known_probes, give);
+        }
+        target.end(time_ns, status).into_iter().for_each(give);
     }
 
     /// A target has exited; nothing of it will come any more.
@@ -292,25 +236,20 @@ impl<V: ProcessView> Collector<V> {
         status: Option<i32>,
         mut give: impl FnMut(Item),
     ) {
-        let Some(target) = self.targets.get_mut(&target) else { return };
-        target.end(time_ns, status, &mut give);
-        self.stacks.end_process(target.process.id);
+        self.end(target, time_ns, status, &mut give);
+        if let Some(target) = self.targets.get(&target) {
+            self.stacks.end_process(target.process.id);
+        }
     }
 
     /// No record of a target that has ended is to be expected any more: what it had mapped is
     /// forgotten.
-    pub fn forget_target(&mut self, target: u16) {
-        if let Some(target) = self.targets.get_mut(&target).filter(|target| target.ended) {
-            target.space = AddressSpace::default();
-        }
-    }
-
-    /// An allocator was probed after the process could already use it.
-    pub fn probed_late(&mut self, target: u16, mut give: impl FnMut(Item)) {
-        if let Some(target) = self.targets.get_mut(&target) {
-            target.process.probed_late = true;
-            give(Item::Process(target.process.clone()));
-        }
+    pub fn forget_target(&mut self, target: u16, mut give: impl FnMut(Item)) {
+        let Some(target) = self.targets.get_mut(&target).filter(|target| target.has_ended()) else {
+            return;
+        };
+        target.judge_whole(&self.known_probes, &mut give);
+        target.forget();
     }
 
     /// Looks at the targets that have changed, so that new modules are noticed even
@@ -319,7 +258,7 @@ impl<V: ProcessView> Collector<V> {
         let outdated: Vec<u16> = self
             .targets
             .iter()
-            .filter(|(_, target)| target.outdated && !target.ended)
+            .filter(|(_, target)| target.outdated && !target.has_ended())
             .map(|(index, _)| *index)
             .collect();
         for target in outdated {
@@ -339,11 +278,12 @@ impl<V: ProcessView> Collector<V> {
         define_module(&mut self.known_modules, &range, &mut give);
         match self.targets.get_mut(&target) {
             None => self.keep_early(target, Early::Mapped(time_ns, range)),
-            Some(target) if target.ended => {}
-            Some(target) => {
-                if target.map(time_ns, range) {
-                    give(Item::Process(target.process.clone()));
+            Some(state) if state.has_ended() => {}
+            Some(state) => {
+                if state.map(time_ns, range) {
+                    give(Item::Process(state.process.clone()));
                 }
+                self.judge(target, &mut give);
             }
         }
     }
@@ -368,11 +308,18 @@ impl<V: ProcessView> Collector<V> {
         }
     }
 
-    /// The kernel could not tell of all that was mapped; so it has to be looked for.
-    pub fn mappings_lost(&mut self) {
+    /// The kernel could not tell of all that was mapped since a moment; so it has to be looked for.
+    pub fn mappings_lost(&mut self, since_ns: u64, mut give: impl FnMut(Item)) {
         for target in self.targets.values_mut() {
+            if target.ended_ns.is_some_and(|ended_ns| ended_ns < since_ns) {
+                continue;
+            }
             target.outdated = true;
+            target.is_unsure = true;
             target.space.events_lost();
+            if target.has_ended() {
+                target.judge_image(&self.known_probes, &mut give);
+            }
         }
     }
 
@@ -408,7 +355,7 @@ impl<V: ProcessView> Collector<V> {
         memory: ProcessMemory,
         mut give: impl FnMut(Item),
     ) {
-        if let Some(target) = self.targets.get(&target).filter(|target| !target.ended) {
+        if let Some(target) = self.targets.get(&target).filter(|target| !target.has_ended()) {
             let process = target.process.id;
             give(Item::Memory(MemoryReading { process, time_ns, memory }));
         }
@@ -439,7 +386,7 @@ impl<V: ProcessView> Collector<V> {
             Record::Exec(record) => {
                 self.process_of(&record.header, give);
                 self.name(record.header.target, &record.comm, give);
-                if record.leader_replaced != 0 && !self.probes_everywhere {
+                if record.leader_replaced != 0 && self.known_probes.probing == Probing::Processes {
                     self.view.probes_gone(record.header.target);
                     self.probed_late(record.header.target, give);
                 }
@@ -610,25 +557,12 @@ impl<V: ProcessView> Collector<V> {
         }
         let new_id = self.next_process();
         let target = self.targets.get_mut(&of.target)?;
+        target.judge_image(&self.known_probes, give);
         give(Item::ProcessEnd(ProcessEnd { process: id, time_ns, reason: EndReason::Exec }));
         self.stacks.end_process(id);
-        target.process.id = new_id;
-        target.process.image += u32::from(newer);
-        target.process.observed_from_ns = time_ns;
-        // The probes sit in files, so the new image is observed from its start as far
-        // as it uses the same ones; if it does not, `probed_late` says so.
-        target.process.from_start = true;
-        target.process.probed_late = false;
-        // Records of the old image have all come, as they share the ring with this one. Of the
-        // new image the kernel may have told already.
-        target.image_since_ns = target.space.exec(time_ns);
-        let until_ns = target.space.next_exec_ns();
-        target.process.allocators = target.space.allocators_of(target.image_since_ns, until_ns);
-        target.process.exe.clear();
-        target.heap_end_avma = None;
-        target.note_program();
-        target.outdated = true;
+        target.exec(new_id, newer, time_ns);
         give(Item::Process(target.process.clone()));
+        target.judge_exec(&self.known_probes, give);
         Some(new_id)
     }
 
@@ -819,19 +753,20 @@ impl<V: ProcessView> Collector<V> {
         now_ns: u64,
         mut give: impl FnMut(Item),
     ) {
-        let Some(target) = self.targets.get_mut(&target) else { return };
+        let Some(state) = self.targets.get_mut(&target) else { return };
         let Observation { comm, exe, code, begun_ns, done_ns } = observation;
-        target.looked_at_ns = now_ns;
+        state.looked_at_ns = now_ns;
         for range in &code {
             define_module(&mut self.known_modules, range, &mut give);
         }
-        target.space.observe(&code, begun_ns, done_ns);
-        if begun_ns < target.image_since_ns || done_ns >= target.space.next_exec_ns() {
+        state.space.observe(&code, begun_ns, done_ns);
+        if begun_ns < state.image_since_ns || done_ns >= state.space.next_exec_ns() {
             // It shows another image than the one that records speak of now.
             return;
         }
-        let before = target.process.clone();
-        let process = &mut target.process;
+        state.is_unsure = false;
+        let before = state.process.clone();
+        let process = &mut state.process;
         // Of a process that is exiting its names can no longer be read.
         for (known, found) in [(&mut process.comm, comm), (&mut process.exe, exe)] {
             if !found.is_empty() {
@@ -844,6 +779,7 @@ impl<V: ProcessView> Collector<V> {
         if *process != before {
             give(Item::Process(process.clone()));
         }
+        self.judge(target, &mut give);
     }
 }
 
@@ -876,15 +812,6 @@ fn outcome_of(outcome: u16) -> StackOutcome {
         OUTCOME_CALLER_ONLY => StackOutcome::CallerOnly,
         _ => StackOutcome::UnknownReason,
     }
-}
-
-/// Lists the allocator that a range belongs to; whether it is a new one. None is taken off the list
-/// when it is unmapped, as blocks came from it all the same.
-fn note_allocator(process: &mut Process, range: &CodeRange) -> bool {
-    let module = range.module.as_ref().filter(|_| range.is_allocator);
-    let new = module.filter(|module| !process.allocators.contains(&module.path));
-    process.allocators.extend(new.map(|module| module.path.clone()));
-    new.is_some()
 }
 
 fn define_module(known: &mut FxHashSet<ModuleId>, range: &CodeRange, give: &mut impl FnMut(Item)) {

@@ -10,8 +10,8 @@ mod collector;
 mod decode;
 mod stacks;
 
-pub use address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy};
-pub use collector::{Collector, CopiedStacks, TargetStart};
+pub use address_space::{AddressSpace, CodeRange, Content, Observation, ProcessView, WalkedCopy};
+pub use collector::{Collector, CopiedStacks, Probing, TargetStart};
 pub use decode::{
     Allocation, CopiedStack, DecodeError, Decoder, Free, OfImage, Record, StackFrames, is_fork,
     parent_of,

@@ -32,6 +32,8 @@ pub struct ProcessRow<'a> {
     pub end: Option<&'static str>,
     /// Exit code, or 128 and the signal.
     pub exit_status: Option<i32>,
+    /// It may have allocated before it was probed.
+    pub probed_late: bool,
     /// Its sums.
     #[serde(flatten)]
     pub sums: ProcessSums,
@@ -145,6 +147,7 @@ impl<'a> ProcessRow<'a> {
             exe: &process.exe,
             end: end.map(EndReason::name),
             exit_status: end.and_then(EndReason::exit_status),
+            probed_late: process.probed_late,
             sums: ProcessSums::of(analysis, process.id),
             pages: faults.map(PageFaults::from),
         }
@@ -259,8 +262,9 @@ impl<'a> ProcessesReport<'a> {
             let parent = row.parent.and_then(|id| definitions.processes.get(&ProcessId(id)));
             let parent = parent.map(|parent| format!(", forked by {}", parent.pid));
             let told = format!(
-                "{numbers}  {}, {}{}",
+                "{numbers}  {}, {}{}{}",
                 text::harmless(row.comm),
+                if row.probed_late { "probed late, " } else { "" },
                 how_it_ended(definitions.end_of(ProcessId(row.process))),
                 parent.unwrap_or_default()
             );

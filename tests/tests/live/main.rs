@@ -23,6 +23,7 @@ mod described;
 mod harm;
 mod images;
 mod kit;
+mod late;
 mod laws;
 mod leaks;
 mod mappings;

@@ -25,7 +25,7 @@ const TOTALS: [&str; 8] = [
     "live_bytes",
 ];
 
-fn of_process(process: &Value, key: &str) -> u64 {
+pub(crate) fn of_process(process: &Value, key: &str) -> u64 {
     number(&process["totals"], key)
 }
 
@@ -201,7 +201,7 @@ fn a_storm_of_5000_forks_is_recorded_whole() {
 }
 
 /// Starts `memscope trace`, and waits until it records.
-fn trace_selected(scratch: &Scratch, options: &[&str]) -> Running {
+pub(crate) fn trace_selected(scratch: &Scratch, options: &[&str]) -> Running {
     let mut memscope = Running::spawn(&mut scratch.trace(options));
     wait_until("memscope records what it was asked for", || {
         assert!(!memscope.has_ended(), "memscope ended: {}", memscope.stderr());
@@ -210,7 +210,7 @@ fn trace_selected(scratch: &Scratch, options: &[&str]) -> Running {
     memscope
 }
 
-fn by_comm<'a>(export: &'a Export, comm: &str) -> Vec<&'a Value> {
+pub(crate) fn by_comm<'a>(export: &'a Export, comm: &str) -> Vec<&'a Value> {
     export.list("processes").iter().filter(|process| process["comm"] == comm).collect()
 }
 

@@ -17,7 +17,7 @@ fn pages(first: u64, end: u64, file: Option<u32>) -> CodeRange {
         end_avma: end * PAGE,
         file_offset: first * PAGE,
         module: file.map(module),
-        is_allocator: false,
+        content: Content::NoAllocator,
     }
 }
 

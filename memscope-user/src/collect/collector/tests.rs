@@ -9,8 +9,10 @@ use memscope_common::record::{
 };
 
 use super::*;
+use crate::collect::Content;
 use crate::model::{MappedBy, MappingKind, Module, Stack};
 
+mod late;
 mod threads;
 
 const TARGET: u16 = 3;
@@ -75,7 +77,7 @@ fn range(start_avma: u64, module_id: Option<u32>) -> CodeRange {
         end_avma: start_avma + 0x1000,
         file_offset: 0x4000,
         module: module_id.map(module),
-        is_allocator: module_id == Some(0),
+        content: if module_id == Some(0) { Content::Allocator } else { Content::NoAllocator },
     }
 }
 
@@ -171,7 +173,10 @@ impl Bench {
         let seen = Arc::new(Mutex::new(Some(observation("first", code))));
         let unprobed = Arc::default();
         let mut bench = Self {
-            collector: Collector::new(FakeView(Arc::clone(&seen), Arc::clone(&unprobed))),
+            collector: Collector::new(
+                FakeView(Arc::clone(&seen), Arc::clone(&unprobed)),
+                Probing::Processes,
+            ),
             seen,
             unprobed,
             items: Vec::new(),
@@ -392,7 +397,7 @@ fn a_forked_child_has_what_its_parent_has() {
 #[test]
 fn where_probes_are_everywhere_a_child_has_them_from_its_start() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
-    bench.collector.probes_everywhere = true;
+    bench.collector.known_probes.probing = Probing::Files;
     let items = bench.take(&begin(BEGUN_BY_FORK, 0, 5));
     assert!(
         matches!(items[0], Item::Process(Process { from_start: true, probed_late: false, .. })),
@@ -423,7 +428,7 @@ fn a_child_that_is_followed_from_its_exec_has_what_that_has_mapped() {
 #[test]
 fn what_a_child_maps_by_an_exec_before_it_is_known_is_its_next_images() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(7))]);
-    bench.collector.probes_everywhere = true;
+    bench.collector.known_probes.probing = Probing::Files;
     bench.collector.replaced(CHILD, 6);
     bench.collector.mapped(CHILD, 7, range(0x20_000, Some(0)), |_| {});
     let items = bench.take(&begin(BEGUN_BY_FORK, 0, 5));
@@ -669,7 +674,7 @@ fn after_a_loss_of_mappings_the_targets_are_looked_at() {
     let mut bench = Bench::new(vec![range(0x10_000, Some(0))]);
     let code = vec![range(0x10_000, Some(0)), range(0x30_000, Some(2))];
     bench.sees_at(20, observation("first", code));
-    bench.collector.mappings_lost();
+    bench.collector.mappings_lost(0, |_| {});
     assert_eq!(bench.place(15, 0x30_010), in_module(2));
 }
 

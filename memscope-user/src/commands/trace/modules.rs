@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{copies::FrameInfos, monotonic_ns};
 use crate::{
-    collect::{CodeRange, CopiedStack, Observation, ProcessView, WalkedCopy},
+    collect::{CodeRange, Content, CopiedStack, Observation, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
     model::{AllocatorId, Module, ModuleId, OwnerEvidence, Probe, ProbeId, ProbeOwner},
     symbols::SymbolSource,
@@ -27,6 +27,9 @@ use crate::{
 /// Most files of which the draining thread remembers that it has opened them; beyond, they are
 /// opened again.
 const MAX_REMEMBERED_FILES: usize = 1 << 16;
+
+/// Where files are that have no allocator, and are not opened without need.
+const DEVICES: &str = "/dev/";
 
 /// A mapped file.
 #[derive(Debug)]
@@ -80,6 +83,21 @@ impl LoadedModule {
     /// Whether it is this file.
     pub(super) fn is_file(&self, identity: Option<FileIdentity>) -> bool {
         identity.is_some() && self.identity == identity
+    }
+
+    /// Whether it is a file that could not be opened by any way to it; another process may have a better one.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.file.is_none() && self.identity.is_some()
+    }
+
+    fn content(&self) -> Content {
+        if self.is_unseen() && !self.module.path.starts_with(DEVICES) {
+            Content::Unknown
+        } else if self.is_allocator() {
+            Content::Allocator
+        } else {
+            Content::NoAllocator
+        }
     }
 
     /// Whether blocks come from it.
@@ -187,10 +205,14 @@ impl ModuleCache {
             MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
             MappedFile::Anonymous => return None,
         };
-        if let Some(known) = self.by_key.get(&key) {
+        let known = self.by_key.get(&key);
+        if let Some(known) = known.filter(|known| !known.is_unseen()) {
             return Some(Arc::clone(known));
         }
         let file = open();
+        if let Some(known) = known.filter(|_| file.is_none()) {
+            return Some(Arc::clone(known));
+        }
         let root = other_root(pid);
         let search = Search { path, root: root.as_ref(), descriptions: &self.descriptions };
         let facts = file.as_ref().map(|file| ModuleFacts::search(file, &search));
@@ -367,6 +389,8 @@ pub(super) struct TargetView {
 pub(super) enum Notice {
     /// There are allocators in this target, perhaps new ones.
     Allocators(u16),
+    /// This target has mapped this allocator. It may have ended since.
+    AllocatorMapped(u16, ModuleId),
     /// The probes of this target are gone.
     ProbesGone(u16),
     /// Code of this target has come or gone.
@@ -395,8 +419,8 @@ impl TargetView {
         let pid = self.processes.get(target).map_or(0, |process| process.pid());
         let loaded = lock(&self.modules).load_opened(pid, &mapping, || file);
         let range = code_range(&mapping, loaded);
-        if range.is_allocator {
-            self.notice(Notice::Allocators(target));
+        if let Some(module) = range.module.as_ref().filter(|_| range.is_allocator()) {
+            self.notice(Notice::AllocatorMapped(target, module.id));
         }
         range
     }
@@ -431,7 +455,7 @@ fn code_range(mapping: &CodeMapping, loaded: Option<Arc<LoadedModule>>) -> CodeR
         start_avma: mapping.start_avma,
         end_avma: mapping.end_avma,
         file_offset: mapping.file_offset,
-        is_allocator: loaded.as_ref().is_some_and(|loaded| loaded.is_allocator()),
+        content: loaded.as_ref().map_or(Content::NoAllocator, |loaded| loaded.content()),
         module: loaded.map(|loaded| Arc::clone(&loaded.module)),
     }
 }
@@ -577,7 +601,7 @@ impl ProcessView for TargetView {
         let process = self.processes.get(target)?;
         let seen = mappings_of(&process).ok()?;
         let observation = observation_of(&self.modules, &process, &seen);
-        if observation.code.iter().any(|range| range.is_allocator) {
+        if observation.code.iter().any(CodeRange::is_allocator) {
             self.notice(Notice::Allocators(target));
         }
         Some(observation)
@@ -624,5 +648,26 @@ mod tests {
         filter.claim(8, 0, |event| given.push(event.time_ns()));
         filter.claim(7, 0, |event| given.push(event.time_ns()));
         assert_eq!(given, [20, 30, 15]);
+    }
+
+    /// A process that is over can leave no way to its file, as in a root directory of its own; the next
+    /// one that has it mapped is another matter.
+    #[test]
+    fn a_file_that_could_not_be_opened_is_looked_into_when_it_can() {
+        let me = TargetProcess::open(std::process::id()).unwrap();
+        let mappings = me.code_mappings().unwrap();
+        let own = mappings.iter().find(|mapping| matches!(mapping.file, MappedFile::File { .. }));
+        let own = own.unwrap();
+        let mut cache = ModuleCache::default();
+        let load =
+            |cache: &mut ModuleCache, file| cache.load_opened(me.pid(), own, || file).unwrap();
+        let unseen = load(&mut cache, None);
+        assert_eq!(unseen.content(), Content::Unknown);
+        assert!(Arc::ptr_eq(&unseen, &load(&mut cache, None)), "it is known that it is not known");
+        let seen = load(&mut cache, Some(me.open_mapped(own).unwrap()));
+        assert_ne!(seen.content(), Content::Unknown);
+        assert!(!seen.code.is_empty());
+        assert!(Arc::ptr_eq(&seen, &load(&mut cache, None)), "it is not opened twice");
+        assert_ne!(seen.module.id, unseen.module.id);
     }
 }

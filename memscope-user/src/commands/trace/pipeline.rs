@@ -35,13 +35,13 @@ use super::{
 };
 use crate::{
     collect::{
-        Collector, DecodeError, Decoder, Observation, OfImage, ProcessBegin, Record, TargetStart,
-        is_fork, parent_of,
+        Collector, DecodeError, Decoder, Observation, OfImage, Probing, ProcessBegin, Record,
+        TargetStart, is_fork, parent_of,
     },
     kernel::{EventRing, MmapEvents, OverflowCount, RawRecord, Received},
     model::{
-        Counters, Event, ExactCounts, FrameSymbols, Item, Observes, PageSums, Probe, ProbeOwner,
-        ProbeScope, Window,
+        Counters, Event, ExactCounts, FrameSymbols, Item, ModuleId, Observes, PageSums, Probe,
+        ProbeOwner, ProbeScope, Window,
     },
     reports::Analyzer,
     store::{StoreError, Writer},
@@ -69,6 +69,9 @@ const KEPT_TARGETS: usize = 64;
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often lost reports of new code make the collector look at all targets.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+/// How much later a loss may be known than it was: the kernel tells it before the next report on the same
+/// processor.
+const LOSS_HINDSIGHT: Duration = Duration::from_secs(1);
 
 /// Longer than the rings keep back a record that was written.
 const LAST_MOMENT: Duration = Duration::from_micros(50);
@@ -77,8 +80,10 @@ const LAST_MOMENT: Duration = Duration::from_micros(50);
 pub(super) enum Input {
     /// Before the records of code that was mapped.
     Mapped(Vec<TargetEvent>),
-    /// The kernel has not told of all that was mapped.
-    MappingsLost,
+    /// The kernel has not told of all that was mapped since then.
+    MappingsLost {
+        since_ns: u64,
+    },
     Records(Vec<Record>),
     Control(Control),
     Symbols(Vec<FrameSymbols>),
@@ -94,7 +99,12 @@ pub(super) enum Control {
         time_ns: u64,
         status: Option<i32>,
     },
+    /// For a target; where files are probed, see [`Self::FileProbed`].
     ProbedLate(u16),
+    /// A file is probed in all processes, since a moment.
+    FileProbed(ModuleId, u64),
+    /// A target runs and is recorded, since a moment.
+    Runs(u16, u64),
     /// What threads of a target are called that run when recording ends.
     ThreadNames(u16, Vec<(u32, String)>),
     Counters(Counters),
@@ -209,10 +219,12 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Whether a child is observed from its beginning. Page faults are: the kernel has children
-    /// inherit what they are counted by.
-    fn has_children_whole(self) -> bool {
-        self.scope == ProbeScope::Host || self.observes == Observes::PageFaults
+    fn probing(self) -> Probing {
+        match (self.observes, self.scope) {
+            (Observes::PageFaults, _) => Probing::Nothing,
+            (_, ProbeScope::Host) => Probing::Files,
+            (_, ProbeScope::Targets) => Probing::Processes,
+        }
     }
 }
 
@@ -235,8 +247,7 @@ impl<W: Write + Send + 'static> Pipeline<W> {
             move || symbolize(&job_receiver, &modules, debuginfod, &input)
         })?;
         let collect = spawn("memscope-collect", move || {
-            let everywhere = follow.has_children_whole();
-            Collect::new(view, everywhere, writer, jobs, progress_sender).run(&receiver)
+            Collect::new(view, follow.probing(), writer, jobs, progress_sender).run(&receiver)
         })?;
         Ok(Self { input, progress, drain_state, after_drain, drain, collect, symbols })
     }
@@ -383,7 +394,8 @@ impl Mappings {
         let mapped: Vec<TargetEvent> = self.held.drain(..ready).collect();
         if events.lost() > self.told_lost && self.told_at.elapsed() >= LOSS_INTERVAL {
             (self.told_lost, self.told_at) = (events.lost(), Instant::now());
-            send(input, Input::MappingsLost)?;
+            let since_ns = asked_ns.saturating_sub(LOSS_HINDSIGHT.as_nanos() as u64);
+            send(input, Input::MappingsLost { since_ns })?;
         }
         self.notice(&mapped);
         if mapped.is_empty() { Ok(()) } else { send(input, Input::Mapped(mapped)) }
@@ -580,13 +592,13 @@ impl<W: Write> Sink<W> {
 impl<W: Write> Collect<W> {
     fn new(
         view: TargetView,
-        probes_everywhere: bool,
+        probing: Probing,
         writer: Writer<W>,
         jobs: Sender<SymbolJob>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         Self {
-            collector: Collector::new(view).with_probes_everywhere(probes_everywhere),
+            collector: Collector::new(view, probing),
             sink: Sink {
                 analyzer: Analyzer::default(),
                 writer,
@@ -611,7 +623,10 @@ impl<W: Write> Collect<W> {
                     self.collector.refresh(super::monotonic_ns(), |item| sink.take(&item));
                 }
                 Ok(Input::Mapped(events)) => self.mapped(events),
-                Ok(Input::MappingsLost) => self.collector.mappings_lost(),
+                Ok(Input::MappingsLost { since_ns }) => {
+                    let sink = &mut self.sink;
+                    self.collector.mappings_lost(since_ns, |item| sink.take(&item));
+                }
                 Ok(Input::Symbols(symbols)) => {
                     for symbols in symbols {
                         self.sink.take(&Item::Symbols(symbols));
@@ -720,12 +735,18 @@ impl<W: Write> Collect<W> {
                 if self.ended.len() > KEPT_TARGETS
                     && let Some(target) = self.ended.pop_front()
                 {
-                    collector.forget_target(target);
+                    collector.forget_target(target, |item| sink.take(&item));
                     collector.view().processes.remove(target);
                 }
             }
             Control::ProbedLate(target) => {
                 collector.probed_late(target, |item| sink.take(&item));
+            }
+            Control::FileProbed(module, since_ns) => {
+                collector.file_probed(module, since_ns, |item| sink.take(&item));
+            }
+            Control::Runs(target, since_ns) => {
+                collector.runs(target, since_ns, |item| sink.take(&item));
             }
             Control::ThreadNames(target, names) => {
                 collector.thread_names(target, names, |item| sink.take(&item));
@@ -745,6 +766,7 @@ impl<W: Write> Collect<W> {
             Control::Window(window) => sink.take(&Item::Window(window)),
             Control::Memory(reading) => self.readings.hold(*reading),
             Control::NoMoreRecords => {
+                collector.finish(|item| sink.take(&item));
                 sink.jobs = None;
             }
         }

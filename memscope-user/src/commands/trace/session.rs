@@ -196,8 +196,8 @@ impl Session {
 
     fn begin_running(&mut self, target: u16) -> anyhow::Result<()> {
         self.attach_all_modules(target)?;
-        if let Some(state) = self.targets.get_mut(&target) {
-            state.runs_since_ns = Some(monotonic_ns());
+        self.runs(target)?;
+        if let Some(state) = self.targets.get(&target) {
             // As late as can be, so that all that is older than the first event is in it.
             self.memory.follow(target, Arc::clone(&state.process), true)?;
         }
@@ -237,13 +237,22 @@ impl Session {
 
     /// A command that was held is let go, having loaded all it will run at first.
     pub(super) fn started(&mut self, target: u16) -> anyhow::Result<()> {
-        let Some(state) = self.targets.get_mut(&target) else { return Ok(()) };
-        state.runs_since_ns = Some(monotonic_ns());
+        self.runs(target)?;
+        let Some(state) = self.targets.get(&target) else { return Ok(()) };
         if let Ok(seen) = mappings_of(&state.process) {
             let seen = observation_of(&self.modules, &state.process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
         Ok(())
+    }
+
+    /// What a target uses from now on must be probed.
+    fn runs(&mut self, target: u16) -> anyhow::Result<()> {
+        let now_ns = monotonic_ns();
+        if let Some(state) = self.targets.get_mut(&target) {
+            state.runs_since_ns = Some(now_ns);
+        }
+        self.tell(Control::Runs(target, now_ns))
     }
 
     /// None if it is followed already.
@@ -355,6 +364,7 @@ impl Session {
                 state.allocators += usize::from(module.is_allocator());
             }
             is_late |= self.kernel.observes() == Observes::Allocations
+                && self.scope == ProbeScope::Targets
                 && module.is_allocator()
                 && runs_since_ns.is_some_and(|runs_since_ns| probed_since_ns > runs_since_ns);
         }
@@ -364,6 +374,20 @@ impl Session {
             self.tell(Control::ProbedLate(target))?;
         }
         Ok(new.len())
+    }
+
+    /// A target has mapped an allocator. It may have ended by now, or execute something else; then the file is probed
+    /// for the next process that uses it.
+    fn allocator_mapped(&mut self, target: u16, module: ModuleId) -> anyhow::Result<()> {
+        let attached = self.attach_new_modules(target).map(drop);
+        if self.scope != ProbeScope::Host || self.probed_since_ns.contains_key(&module) {
+            return attached;
+        }
+        let module = lock(&self.modules).module(module).filter(|module| !module.is_file(self.own));
+        if let (Some(module), Some(process)) = (module, self.processes.get(target)) {
+            self.probe(ANY_TARGET, &process, &module)?;
+        }
+        attached
     }
 
     /// Has a file's probes attached for a target; since when they are.
@@ -386,6 +410,9 @@ impl Session {
         self.attach_module(target, process, module)?;
         let now_ns = monotonic_ns();
         self.probed_since_ns.insert(id, now_ns);
+        if self.scope == ProbeScope::Host {
+            self.tell(Control::FileProbed(id, now_ns))?;
+        }
         Ok(now_ns)
     }
 
@@ -410,6 +437,7 @@ impl Session {
         for notice in notices {
             let done = match *notice {
                 Notice::Allocators(target) => self.attach_new_modules(target).map(drop),
+                Notice::AllocatorMapped(target, module) => self.allocator_mapped(target, module),
                 Notice::CodeChanged(target) => self.bring_tables(target),
                 Notice::Executed(target, time_ns) => {
                     if let Some(state) = self.targets.get_mut(&target) {

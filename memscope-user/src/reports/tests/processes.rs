@@ -104,6 +104,14 @@ fn a_parent_that_is_not_shown_is_named() {
     assert!(told.contains("worker, was still running, forked by 1001\n"), "{told}");
 }
 
+/// Else its 0 bytes would be taken for what it did.
+#[test]
+fn a_process_that_was_probed_late_is_marked() {
+    let analysis = analysis("!probed-late");
+    let told = View::Processes.report(&analysis, "", None, Detail::Folded).text();
+    assert!(told.contains("server, probed late, was still running\n"), "{told}");
+}
+
 #[test]
 fn names_of_processes_are_harmless() {
     let mut items = items("1 malloc 8 = 0x10 @a");
