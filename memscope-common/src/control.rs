@@ -491,40 +491,101 @@ pub const WINDOW_WORDS: usize = 64;
 
 /// Words of the stack that a [`WalkMemo`] can hold.
 pub const MEMO_WORDS: usize = 128;
-/// Words of the stack, from its end, among which they are.
-pub const MEMO_STACK_WORDS: usize = 256;
+/// How much of the stack, from its end, is read at once, at least and at most. What it costs to read hardly depends on
+/// how much it is.
+pub const TOP_WORDS: usize = 64;
+/// See above.
+pub const MAX_TOP_WORDS: usize = 512;
+/// Pieces of the stack beyond it in which words of a memo lie, at most.
+pub const MEMO_WINDOWS: usize = 4;
+/// From this distance on the next word is in another piece.
+pub const MEMO_GAP_WORDS: usize = 256;
+/// How long all that is together can be.
+pub const MEMO_ROOM_WORDS: usize = 1024;
+/// Functions whose callers tell walks apart that begin alike.
+pub const MEMO_CALLERS: usize = 3;
 
 /// Walks that are remembered.
-pub const MEMOS: u32 = 1 << 10;
+pub const MEMOS: u32 = 1 << 11;
+/// Functions of which it is remembered where their return address lies.
+pub const MEMO_SLOTS: u32 = 1 << 12;
 
-/// What a walk began with, what it read of the stack, and what came of it.
+/// [`WalkMemo::depends_on`]: on `rbp` as it was where the walk began.
+pub const MEMO_BP: u64 = 1;
+/// [`WalkMemo::depends_on`]: on `rbx` as it was there.
+pub const MEMO_BX: u64 = 2;
+
+/// [`WalkMemo::bp_state`]: `rbp` is what it was where the walk began …
+pub const MEMO_BP_FIRST: u64 = 0;
+/// … or was read from the stack, and nothing has depended on it yet …
+pub const MEMO_BP_READ: u64 = 1;
+/// … or something has, and the word is noted.
+pub const MEMO_BP_NOTED: u64 = 2;
+
+/// What a walk began with, what it depended on, and what came of it.
 ///
-/// A step depends on the frame it begins at, on the tables, and on the words of the stack that
-/// it reads; so a walk that begins as this one, with the same tables, and finds the same words, ends
-/// as this one, whichever thread makes it.
+/// A step depends on the frame it begins at, on the tables, and on words of the stack; so a walk that begins
+/// as this one, with the same tables, and finds the same words, ends as this one, whichever thread makes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct WalkMemo {
     /// 1 while a thread uses it, which no other may do then.
     pub busy: u64,
-    /// Where the walk began: program counter, stack pointer, `rbp` and `rbx`; the space word of
-    /// its tables, and the start value of its identity.
-    pub begin: [u64; 6],
-    /// How many words it read; 0 if they were not noted.
+    /// Where the walk began: program counter, stack pointer, the space word of its tables, and the start
+    /// value of its identity.
+    pub begin: [u64; 4],
+    /// `rbp` and `rbx` there, for walks that depend on them.
+    pub registers: [u64; 2],
+    /// `MEMO_BP` and `MEMO_BX`.
+    pub depends_on: u64,
+    /// How many words it depended on; 0 if they were not noted.
     pub word_count: u64,
-    /// Their places, one or the other.
-    pub place_bits: u64,
-    /// Not 0 if it looked at more than is noted here.
+    /// How many words from the end of the stack on hold those that are near it.
+    pub top_words: u64,
+    /// In how many further pieces of the stack the others are.
+    pub window_count: u64,
+    /// Not 0 if it depended on more than is noted here: so often the place is passed over.
     pub spoilt: u64,
-    /// The identity of its stack.
-    pub identity: u64,
-    /// Which words of the stack they are, from the stack pointer at the begin.
-    pub places: [u64; MEMO_WORDS],
+    /// The number of its stack.
+    pub number: u64,
+    /// While it is noted: what is known of `rbp`, where it lay, and its value.
+    pub bp_state: u64,
+    /// See above.
+    pub bp_avma: u64,
+    /// See above.
+    pub bp: u64,
+    /// The pieces.
+    pub windows: [MemoWindow; MEMO_WINDOWS],
+    /// Which words of the pieces they are.
+    pub places: [u16; MEMO_WORDS],
     /// The words.
     pub values: [u64; MEMO_WORDS],
-    /// Room for the stack as it is now.
-    pub stack: [u64; MEMO_STACK_WORDS],
 }
+
+/// A piece of the stack.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemoWindow {
+    /// Where it lies.
+    pub start_avma: u64,
+    /// How many words come before it, in the pieces before.
+    pub first: u64,
+    /// How long it is.
+    pub words: u64,
+}
+
+/// Room for the pieces of the stack as they are now.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemoRoom {
+    /// 1 while a thread uses it.
+    pub busy: u64,
+    /// The words; the second half is not used, but verifiers do not see that pieces end before it.
+    pub words: [u64; 2 * MEMO_ROOM_WORDS],
+}
+
+/// Rooms, which processors share if there are more of them.
+pub const MEMO_ROOMS: u32 = 64;
 
 /// Threads with state at most: elements of the map of [`ThreadState`]s.
 pub const MAX_THREADS: u32 = 1 << 16;
@@ -592,9 +653,11 @@ pub struct ThreadState {
     pub remap_began_ns: u64,
     /// 1 if it has asked for blocks that were not drawn since the last one that was.
     pub allocated_since: u64,
+    /// How many words of its stack are read at once, see [`TOP_WORDS`].
+    pub top_words: u64,
 }
 /// Words of a [`ThreadState`].
-pub const THREAD_WORDS: usize = 31;
+pub const THREAD_WORDS: usize = 32;
 const _: () = assert!(size_of::<ThreadState>() == 8 * THREAD_WORDS);
 
 /// Room for walking a thread's stack. The walk may not use the BPF stack (512 bytes) nor

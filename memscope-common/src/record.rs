@@ -350,6 +350,8 @@ pub const MAX_COPY_BYTES: usize = 32 * 1024;
 pub const COPY_PART_BYTES: usize = 1024;
 /// Most parts of a copy.
 pub const MAX_COPY_PARTS: usize = MAX_COPY_BYTES / COPY_PART_BYTES;
+/// In place of what a part contains: it could not be read, and is not sent.
+pub const PART_UNREADABLE: u64 = 0;
 /// How many parts of copies both sides remember, one at each place.
 pub const COPIED_PLACES: usize = 1 << COPIED_PLACES_LOG2;
 const COPIED_PLACES_LOG2: u32 = 12;
@@ -425,7 +427,7 @@ impl StackCopy {
 pub struct CopiedParts {
     /// Bit `n`: whether part `n` is sent. Those that are follow one another.
     pub sent: u64,
-    /// What each part contains. The rest has no meaning.
+    /// What each part contains, or [`PART_UNREADABLE`]. The rest has no meaning.
     pub hashes: [u64; MAX_COPY_PARTS],
 }
 const _: () = assert!(size_of::<CopiedParts>() == 264 && MAX_COPY_PARTS <= 64);

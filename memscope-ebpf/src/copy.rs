@@ -21,7 +21,7 @@ use memscope_common::{
     record::{
         COPY_PART_BYTES, CopiedParts, Header, KIND_STACK_COPY, MAX_COPY_BYTES, MAX_COPY_PARTS,
         OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED, OUTCOME_UNKNOWN_CODE, OUTCOME_UNSUPPORTED_RULE,
-        STACK_TABLES_OLD, StackCopy, copied_place,
+        PART_UNREADABLE, STACK_TABLES_OLD, StackCopy, copied_place,
     },
 };
 use memscope_ebpf::mix;
@@ -32,6 +32,8 @@ use crate::{
     stack::CallerRegisters,
 };
 
+/// What is read or cannot be read as a whole.
+const PAGE_BYTES: u64 = 4096;
 /// Copies per target: one each this often in the long run …
 const INTERVAL_NS: u64 = 400_000;
 /// … and this many at once: what is allocated while a library's tables are being made.
@@ -42,7 +44,7 @@ const BURST: u64 = 8192;
 pub(crate) struct NewCopy {
     /// 1 while somebody uses it.
     in_use: u64,
-    /// How many parts were read.
+    /// How many parts there are up to the last that was read.
     part_count: u64,
     /// How many of them are to be sent.
     sent_count: u64,
@@ -174,15 +176,7 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
         let record = &raw mut (*new).record;
         let first_part = (&raw mut (*record).bytes).cast::<u8>();
         let part_at = |part: usize| first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
-        write_volatile(&raw mut (*new).part_count, 0);
-        for part in 0..MAX_COPY_PARTS {
-            let from = copy.part_avma(part) as *const c_void;
-            if read_user_bytes(part_at(part), COPY_PART_BYTES as u32, from) != 0 {
-                break;
-            }
-            (*record).parts.hashes[part] = hash_part(index, part as u32);
-            write_volatile(&raw mut (*new).part_count, part as u64 + 1);
-        }
+        read_parts(index, new, &copy);
         let part_count = read_volatile(&raw const (*new).part_count);
         write_volatile(&raw mut (*new).sent_count, 0);
         (*record).parts.sent = 0;
@@ -190,7 +184,8 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
             if part as u64 >= part_count {
                 break;
             }
-            if read_volatile(word_of(part)) == (*record).parts.hashes[part] {
+            let hash = (*record).parts.hashes[part];
+            if hash == PART_UNREADABLE || read_volatile(word_of(part)) == hash {
                 continue;
             }
             let sent_count = read_volatile(&raw const (*new).sent_count) as usize;
@@ -223,9 +218,40 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
     1
 }
 
+/// Reads the parts that can be read, and says what they contain.
+///
+/// # Safety
+///
+/// `new` is the room at `index`, and this program's.
+#[inline(always)]
+unsafe fn read_parts(index: u32, new: *mut NewCopy, copy: &StackCopy) {
+    // SAFETY: as the caller says. Parts lie in the array of bytes; the helper checks the addresses it is given.
+    unsafe {
+        let record = &raw mut (*new).record;
+        let first_part = (&raw mut (*record).bytes).cast::<u8>();
+        write_volatile(&raw mut (*new).part_count, 0);
+        let mut unreadable_page = 0;
+        for part in 0..MAX_COPY_PARTS {
+            let from_avma = copy.part_avma(part);
+            let page = from_avma / PAGE_BYTES;
+            let to = first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
+            // A function's frame can have pages that were never touched, and the stack goes on behind them.
+            if page == unreadable_page
+                || read_user_bytes(to, COPY_PART_BYTES as u32, from_avma as *const c_void) != 0
+            {
+                unreadable_page = page;
+                (*record).parts.hashes[part] = PART_UNREADABLE;
+                continue;
+            }
+            (*record).parts.hashes[part] = hash_part(index, part as u32);
+            write_volatile(&raw mut (*new).part_count, part as u64 + 1);
+        }
+    }
+}
+
 const PART_WORDS: usize = COPY_PART_BYTES / 8;
 
-/// What a part contains, in a word; never 0. Four at once, as each step waits for the one before.
+/// What a part contains, in a word; never [`PART_UNREADABLE`]. Four at once, as each step waits for the one before.
 /// A function as the one above.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -13,8 +13,9 @@ use memscope_common::{
     control::{
         ALLOCATOR_CALL_WORDS, COMM_BYTES, COPIES_PER_CPU, Consumer, CostCounters, CpuCounters,
         CpuRing, ExactCounters, Gaps, Group, KNOWN_COOKIES, MAX_GROUPS, MAX_MEMORIES, MAX_TARGETS,
-        MAX_THREADS, MEMOS, MemoryOnCpu, MemorySums, Overflow, OverflowKey, PageCpu,
-        ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkMemo, WalkState,
+        MAX_THREADS, MEMO_ROOMS, MEMO_SLOTS, MEMOS, MemoRoom, MemoryOnCpu, MemorySums, Overflow,
+        OverflowKey, PageCpu, ProbeSurroundings, Sampling, Slot, Target, ThreadState, WalkMemo,
+        WalkState,
     },
     record::COPIED_PLACES,
     unwind::{Chunk, Epoch, MAX_CHUNKS, MAX_MAPPINGS, Mapping, RuleCache, Rules, SpaceWord},
@@ -104,6 +105,14 @@ pub(crate) static NEW_WALK: Array<WalkState> = Array::with_max_entries(1, 0);
 /// Walks that were made before; see `memo`. One that comes to the place of another replaces it.
 #[map]
 pub(crate) static WALK_MEMOS: Array<WalkMemo> = Array::with_max_entries(MEMOS, 0);
+
+/// For places in functions, how far from the stack pointer their return addresses lie; see `memo`.
+#[map]
+pub(crate) static MEMO_SLOT: Array<u64> = Array::with_max_entries(MEMO_SLOTS, 0);
+
+/// Where the stack is read into that is compared with a memo.
+#[map]
+pub(crate) static MEMO_ROOM: Array<MemoRoom> = Array::with_max_entries(MEMO_ROOMS, 0);
 
 /// Stacks that have a number, in groups of [`SENT_GROUP_WORDS`]; see `sent`. A full group
 /// forgets one of its stacks, which gets another number when next seen. One element.

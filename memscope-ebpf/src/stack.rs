@@ -21,27 +21,30 @@ use aya_ebpf::{
     },
 };
 use memscope_common::{
-    control::{COUNTER_LOST_STACK, ThreadState, WINDOW_WORDS, WalkMemo, WalkState},
+    control::{COUNTER_LOST_STACK, MEMO_CALLERS, ThreadState, WINDOW_WORDS, WalkMemo, WalkState},
     record::{
         Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
         OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
     unwind::{
-        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE, MAX_CHUNKS,
-        MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT, RULE_FRAME_POINTER, Rule,
-        RuleCache, Rules, Saved, Walk,
+        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CFA_SP, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE,
+        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
+        RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
     },
 };
 use memscope_ebpf::{
     mix, stack_seed,
-    unwind::{CachePlace, SIGRETURN_CODE, Word, rule_among, step},
+    unwind::{
+        CachePlace, ReadFor, SIGRETURN_CODE, Word, depends_on_bp, depends_on_first_bx, rule_among,
+        step,
+    },
 };
 
 use crate::{
     copy, emit,
     maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
-    memo::{self, Begin, Recalled},
+    memo::{self, Begin},
     sent, threads,
 };
 
@@ -191,20 +194,11 @@ pub(crate) fn capture(thread: &mut ThreadState, caller: &CallerRegisters, header
         space: space.word,
         seed: space.seed,
     };
-    let mut noted_in = ptr::null_mut();
-    if let Some(memo) = memo::claim(&begin) {
-        match memo::recall(memo, &begin) {
-            Recalled::Begin => noted_in = memo,
-            Recalled::Nothing => memo::release(memo),
-            Recalled::All(identity) => {
-                memo::release(memo);
-                let number = number_if_sent(thread, identity, header.time_ns);
-                if number != 0 {
-                    return number;
-                }
-            }
-        }
+    let remembered = memo::remembered(&begin, thread);
+    if remembered >> 32 != 0 {
+        return (remembered >> 32) as u32;
     }
+    let noted_in = memo::noted_in(remembered as u32);
     let number = walk_and_announce(thread, caller, header, &space, noted_in);
     if !noted_in.is_null() {
         memo::release(noted_in);
@@ -240,14 +234,14 @@ fn walk_and_announce(
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
     let identity = mix(mix(walk.hash, walk.outcome), walk.flags);
-    if !memo.is_null() {
-        memo::keep(memo, walk, identity);
-    }
     let walked_bytes = walk.frame.sp_avma.wrapping_sub(caller.sp_avma);
     if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
         let number = sent::number_for_once();
         if copy::send(caller, header, number, outcome, flags) {
+            if !memo.is_null() {
+                memo::keep(memo, walk, 0);
+            }
             return number as u32;
         }
     }
@@ -259,13 +253,18 @@ fn walk_and_announce(
         flags,
         frame_count: (walk.frame_count as u32).min(MAX_FRAMES as u32),
     };
-    announce(thread, identity, found, |header| {
+    let number = announce(thread, identity, found, |header| {
         // SAFETY: `state` is this thread's own live map value.
         unsafe {
             (*state).stack.header = header;
             emit::send_stack(&raw const (*state).stack)
         }
-    })
+    });
+    if !memo.is_null() {
+        let is_sent = thread.last_stack == identity;
+        memo::keep(memo, walk, if is_sent { u64::from(number) } else { 0 });
+    }
+    number
 }
 
 /// Notes the caller only.
@@ -281,21 +280,6 @@ pub(crate) fn capture_caller(thread: &mut ThreadState, return_avma: u64, header:
         frame_count: 1,
     };
     announce(thread, identity, found, |header| emit::send_caller(header, return_avma))
-}
-
-/// The number of a stack whose frames were sent; else 0.
-#[inline(always)]
-fn number_if_sent(thread: &mut ThreadState, identity: u64, time_ns: u64) -> u32 {
-    if thread.last_stack == identity {
-        return thread.last_stack_number as u32;
-    }
-    let numbered = sent::number_of(identity, time_ns);
-    if !numbered.is_sent {
-        return 0;
-    }
-    thread.last_stack = identity;
-    thread.last_stack_number = numbered.number;
-    numbered.number as u32
 }
 
 /// Gives a stack its number, and has its frames sent if they were not sent before.
@@ -424,7 +408,7 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     let (state, memo) = (tools.state, tools.memo);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    let pc_avma = walk.frame.pc_avma;
+    let (pc_avma, sp_avma) = (walk.frame.pc_avma, walk.frame.sp_avma);
     let found = rule_here(walk, tools.cache);
     if NOTES && walk.frame.pc_avma != pc_avma {
         memo::spoil(tools.memo);
@@ -451,15 +435,29 @@ fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     // Nothing was called where a signal came in, nor just before what its handler returns
     // to: there the address itself is the one to look up, not the one before it.
     note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
-    let mut outcome = step(&mut walk.frame, &rule, |avma| {
+    if NOTES {
+        if depends_on_bp(&rule) {
+            memo::depend_on_bp(memo);
+        }
+        if depends_on_first_bx(&walk.frame, &rule) {
+            memo::depend_on_bx(memo);
+        }
+    }
+    let mut outcome = step(&mut walk.frame, &rule, |avma, read_for| {
         let word = read(state, avma);
         if NOTES {
-            memo::note(memo, avma, word.value);
+            match read_for {
+                ReadFor::Step => memo::note(memo, avma, word.value),
+                ReadFor::CallerBp => memo::note_bp(memo, avma, word.value),
+            }
         }
         word
     });
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
+        if NOTES && walk.frame_count <= MEMO_CALLERS as u64 && rule.cfa == CFA_SP {
+            memo::note_slot(pc_avma, sp_avma, walk.return_slot_avma);
+        }
         return 0;
     }
     if outcome == OUTCOME_COMPLETE && walk.flags & u64::from(STACK_USED_FRAME_POINTERS) != 0 {
@@ -621,20 +619,15 @@ fn chunk_word(number: u32) -> u64 {
 /// 0 if there is none. Never inlined, as [`search`].
 #[inline(never)]
 fn hidden_return(slot_avma: u64) -> u64 {
-    // SAFETY: a constant of the object, written before it was loaded.
-    let offsets = unsafe { read_volatile(&raw const KERNEL_OFFSETS) };
-    if offsets.known == 0 || slot_avma == 0 {
+    if offset(&raw const KERNEL_OFFSETS.known) == 0 || slot_avma == 0 {
         return 0;
     }
     // SAFETY: the helper takes nothing.
     let task = unsafe { bpf_get_current_task() };
-    let utask = kernel_word(task, offsets.task_utask);
-    let mut search = HiddenReturn {
-        instance: kernel_word(utask, offsets.utask_return_instances),
-        slot_avma,
-        return_avma: 0,
-        offsets,
-    };
+    let utask = kernel_word(task, offset(&raw const KERNEL_OFFSETS.task_utask));
+    let instances = offset(&raw const KERNEL_OFFSETS.utask_return_instances);
+    let mut search =
+        HiddenReturn { instance: kernel_word(utask, instances), slot_avma, return_avma: 0 };
     // SAFETY: the callback is given what it expects, which outlives the loop.
     unsafe {
         bpf_loop(
@@ -653,7 +646,13 @@ struct HiddenReturn {
     instance: u64,
     slot_avma: u64,
     return_avma: u64,
-    offsets: KernelOffsets,
+}
+
+/// One of the [`KERNEL_OFFSETS`]. Not all of them, as there is little room on the BPF stack.
+#[inline(always)]
+fn offset(place: *const u32) -> u32 {
+    // SAFETY: part of a constant of the object, written before it was loaded.
+    unsafe { read_volatile(place) }
 }
 
 /// 1 ends the loop.
@@ -668,10 +667,13 @@ unsafe extern "C" fn look_at_instance(_index: u32, search: *mut HiddenReturn) ->
         return 1;
     }
     // Of several at one place, made by tail calls, the outermost holds the address.
-    if kernel_word(search.instance, search.offsets.instance_stack) == search.slot_avma {
-        search.return_avma = kernel_word(search.instance, search.offsets.instance_return);
+    if kernel_word(search.instance, offset(&raw const KERNEL_OFFSETS.instance_stack))
+        == search.slot_avma
+    {
+        search.return_avma =
+            kernel_word(search.instance, offset(&raw const KERNEL_OFFSETS.instance_return));
     }
-    search.instance = kernel_word(search.instance, search.offsets.instance_next);
+    search.instance = kernel_word(search.instance, offset(&raw const KERNEL_OFFSETS.instance_next));
     0
 }
 

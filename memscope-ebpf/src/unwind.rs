@@ -45,6 +45,31 @@ impl Word {
     }
 }
 
+/// What a word of the target's memory is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFor {
+    /// The step.
+    Step,
+    /// Because it is the caller's `rbp`, which nothing may ever depend on.
+    CallerBp,
+}
+
+/// Whether a step by this rule depends on `rbp`.
+#[must_use]
+#[inline(always)]
+pub fn depends_on_bp(rule: &Rule) -> bool {
+    matches!(rule.cfa, CFA_BP | CFA_DEREF_BP | CFA_NONE)
+        || rule.rbp == SAVED_AT_BP
+        || rule.rbx == SAVED_AT_BP
+}
+
+/// Whether a step by this rule depends on what `rbx` was where the walk began.
+#[must_use]
+#[inline(always)]
+pub fn depends_on_first_bx(frame: &Frame, rule: &Rule) -> bool {
+    rule.cfa == CFA_BX && frame.bx.place == Saved::VALUE
+}
+
 /// Positions in what the kernel pushes for a signal handler, from where the stack
 /// pointer is when the handler has returned: `struct ucontext`, `uc_mcontext` at 40
 /// (arch/x86/include/uapi/asm/sigcontext.h, struct sigcontext_64).
@@ -68,7 +93,7 @@ mod ucontext {
 /// [`CFA_SIGNAL`] all comes from the `ucontext`; the handler may have had a stack of its
 /// own, so there is no order between the two stack pointers.
 #[inline(always)]
-pub fn step(frame: &mut Frame, rule: &Rule, read: impl FnMut(u64) -> Word) -> u16 {
+pub fn step(frame: &mut Frame, rule: &Rule, read: impl FnMut(u64, ReadFor) -> Word) -> u16 {
     if is_plain(rule) { plain_step(frame, rule, read) } else { any_step(frame, rule, read) }
 }
 
@@ -81,7 +106,7 @@ fn is_plain(rule: &Rule) -> bool {
 
 /// As [`any_step`], with less to ask: this is where the time goes.
 #[inline(always)]
-fn plain_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -> u16 {
+fn plain_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64, ReadFor) -> Word) -> u16 {
     let base = if rule.cfa == CFA_SP { frame.sp_avma } else { frame.bp };
     let cfa_avma = base.wrapping_add(rule.cfa_offset as i64 as u64);
     if cfa_avma <= frame.sp_avma {
@@ -89,13 +114,14 @@ fn plain_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word)
     }
     let mut caller_bp = frame.bp;
     if rule.rbp == SAVED_AT_CFA {
-        let word = read(cfa_avma.wrapping_add(rule.rbp_offset as i64 as u64));
+        let bp_slot_avma = cfa_avma.wrapping_add(rule.rbp_offset as i64 as u64);
+        let word = read(bp_slot_avma, ReadFor::CallerBp);
         if !word.is_read {
             return OUTCOME_STACK_UNREADABLE;
         }
         caller_bp = word.value;
     }
-    let return_address = read(cfa_avma.wrapping_sub(8));
+    let return_address = read(cfa_avma.wrapping_sub(8), ReadFor::Step);
     if !return_address.is_read {
         return OUTCOME_STACK_UNREADABLE;
     }
@@ -114,7 +140,7 @@ fn plain_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word)
 }
 
 #[inline(always)]
-fn any_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -> u16 {
+fn any_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64, ReadFor) -> Word) -> u16 {
     let (by_frame_pointer, by_signal) = (rule.cfa == CFA_NONE, rule.cfa == CFA_SIGNAL);
     let base = base_of(frame, rule);
     if base.outcome != 0 {
@@ -122,7 +148,7 @@ fn any_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -
     }
     let mut cfa_avma = base.word;
     if base.is_slot {
-        let word = read(base.word);
+        let word = read(base.word, ReadFor::Step);
         if !word.is_read {
             return OUTCOME_STACK_UNREADABLE;
         }
@@ -136,17 +162,15 @@ fn any_step(frame: &mut Frame, rule: &Rule, mut read: impl FnMut(u64) -> Word) -
     let mut caller_bp = frame.bp;
     // The lower word first, so that one window of the stack holds both.
     if bp_slot_avma != 0 {
-        let word = read(bp_slot_avma);
+        let word = read(bp_slot_avma, ReadFor::CallerBp);
         if !word.is_read {
             return unreadable(by_frame_pointer);
         }
         caller_bp = word.value;
     }
-    let return_address = read(if by_signal {
-        frame.sp_avma.wrapping_add(ucontext::PC)
-    } else {
-        cfa_avma.wrapping_sub(8)
-    });
+    let return_slot_avma =
+        if by_signal { frame.sp_avma.wrapping_add(ucontext::PC) } else { cfa_avma.wrapping_sub(8) };
+    let return_address = read(return_slot_avma, ReadFor::Step);
     if !return_address.is_read {
         return unreadable(by_frame_pointer);
     }

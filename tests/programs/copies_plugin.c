@@ -1,6 +1,7 @@
 /*
  * A library for copies.c. Its constructor allocates at once, through functions with frames of different kinds: small, large,
- * of a size that only runtime knows, realigned, and with a register pushed.
+ * of a size that only runtime knows, realigned, and with a register pushed. The large one has pages that nobody has
+ * ever touched.
  */
 #include "common.h"
 #include <alloca.h>
@@ -17,7 +18,7 @@ SEPARATE static void *copies_small(size_t size)
 
 SEPARATE static void *copies_large(size_t size)
 {
-    volatile char space[5000];
+    volatile char space[20000];
     space[size % sizeof space] = 1;
     void *block = copies_small(size);
     KEEP(space);

@@ -31,7 +31,7 @@ impl Memory {
     }
 
     fn step(&self, frame: &mut Frame, rule: &Rule) -> u16 {
-        step(frame, rule, |avma| self.read(avma))
+        step(frame, rule, |avma, _| self.read(avma))
     }
 }
 
@@ -238,7 +238,7 @@ fn the_short_way_leads_where_the_long_way_does() {
         let memory = Memory::of(&words);
         let (mut by_step, mut by_long_way) = (from, from);
         let outcome = memory.step(&mut by_step, &rule);
-        let expected = any_step(&mut by_long_way, &rule, |avma| memory.read(avma));
+        let expected = any_step(&mut by_long_way, &rule, |avma, _| memory.read(avma));
         assert_eq!(outcome, expected, "{rule:?} {from:?}");
         // What is not known has no value.
         by_step.r10.word = by_long_way.r10.word;
@@ -249,10 +249,81 @@ fn the_short_way_leads_where_the_long_way_does() {
     assert!(plain > 10_000 && gone > 2_000, "{gone} of {plain}");
 }
 
+/// Walks are recognised by what is said to matter, see `memo`.
+#[test]
+fn a_step_depends_on_nothing_but_what_it_says() {
+    let mut random = 11_u64;
+    let mut next = |below: u64| {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(11);
+        (random >> 33) % below
+    };
+    let (mut without_bp, mut without_bx, mut saved) = (0, 0, 0);
+    for _ in 0..200_000 {
+        let offset = |from: u64| (from as i32 - 8) * 8;
+        let rule = Rule {
+            cfa: next(u64::from(CFA_UNSUPPORTED) + 1) as u8,
+            rbp: next(3) as u8,
+            rbx: next(3) as u8,
+            addend_words: next(4) as u8,
+            cfa_offset: offset(next(32)),
+            rbp_offset: offset(next(16)),
+            rbx_offset: offset(next(16)),
+        };
+        let places =
+            [Saved::value(SP + next(64) * 8), Saved::at(SP + next(64) * 8), Saved::unknown()];
+        let from = Frame {
+            bp: SP + next(64) * 8,
+            bx: places[next(3) as usize],
+            r10: places[next(3) as usize],
+            ..frame()
+        };
+        let words: Vec<(u64, u64)> =
+            (0..96).map(|word| (SP - 128 + word * 8, SP + next(64) * 8)).collect();
+        let memory = Memory::of(&words);
+        let mut caller_bp_avma = 0;
+        let mut walked = from;
+        let outcome = step(&mut walked, &rule, |avma, read_for| {
+            if read_for == ReadFor::CallerBp {
+                caller_bp_avma = avma;
+            }
+            memory.read(avma)
+        });
+        let went_to = |memory: &Memory, mut from: Frame| {
+            let outcome = memory.step(&mut from, &rule);
+            (outcome, from.pc_avma, from.sp_avma, from.returns)
+        };
+        let expected = (outcome, walked.pc_avma, walked.sp_avma, walked.returns);
+        if !depends_on_bp(&rule) {
+            without_bp += 1;
+            let other = Frame { bp: SP + next(64) * 8, ..from };
+            assert_eq!(went_to(&memory, other), expected, "{rule:?} {from:?}");
+            let mut other_walked = other;
+            memory.step(&mut other_walked, &rule);
+            assert_eq!(other_walked.bx, walked.bx, "{rule:?} {from:?}");
+        }
+        if !depends_on_first_bx(&from, &rule) && from.bx.place == Saved::VALUE {
+            without_bx += 1;
+            let other = Frame { bx: Saved::value(SP + next(64) * 8), ..from };
+            assert_eq!(went_to(&memory, other), expected, "{rule:?} {from:?}");
+        }
+        let is_read_otherwise = caller_bp_avma == walked.sp_avma.wrapping_sub(8);
+        if caller_bp_avma != 0 && outcome == 0 && !is_read_otherwise && rule.cfa <= CFA_BP {
+            saved += 1;
+            let mut other = words.clone();
+            other
+                .iter_mut()
+                .filter(|(avma, _)| *avma == caller_bp_avma)
+                .for_each(|word| word.1 ^= 8);
+            assert_eq!(went_to(&Memory::of(&other), from), expected, "{rule:?} {from:?}");
+        }
+    }
+    assert!(without_bp > 10_000 && without_bx > 10_000 && saved > 5_000);
+}
+
 /// Registers can hold anything.
 #[test]
 fn no_value_overflows() {
-    let everywhere = |value| move |_avma| Word::read(value);
+    let everywhere = |value| move |_avma, _| Word::read(value);
     let values = [0, 1, 7, 8, SP, i64::MAX as u64, 1 << 63, u64::MAX - 7, u64::MAX];
     for cfa in 0..=CFA_UNSUPPORTED {
         for offset in [0, 8, -8, i32::MAX, i32::MIN] {

@@ -7,9 +7,9 @@ use memscope_common::record::{
     KIND_PROCESS_EXIT, KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION,
     KIND_SMALL_FREE, KIND_SMALL_FREE_INTERNAL, KIND_STACK, KIND_STACK_COPY, KIND_THREAD_EXIT,
     KIND_THREAD_NUMBER, Loss, MAX_COPY_PARTS, MAX_FRAMES, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
-    MappingChange, PageFault, ProcessBegin, ProcessExec, ProcessExit, ReallocationBegin,
-    ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, SmallAllocation, SmallFree, StackCopy,
-    StackHeader, ThreadExit, ThreadNumber, copied_place,
+    MappingChange, PART_UNREADABLE, PageFault, ProcessBegin, ProcessExec, ProcessExit,
+    ReallocationBegin, ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, SmallAllocation, SmallFree,
+    StackCopy, StackHeader, ThreadExit, ThreadNumber, copied_place,
 };
 use zerocopy::FromBytes;
 
@@ -232,11 +232,13 @@ impl KnownParts {
         Arc::clone(&known.bytes)
     }
 
-    /// A part that was not sent. Without bytes if it is not known: another CPU has sent it, or
-    /// another part for its place, at the same moment.
+    /// A part that was not sent. Without bytes if it could not be read, or is not known: another CPU has
+    /// sent it, or another part for its place, at the same moment.
     fn recall(&mut self, target: u16, part_avma: u64, hash: u64) -> Arc<[u8]> {
         match self.place(target, part_avma) {
-            Some(known) if known.hash == hash => Arc::clone(&known.bytes),
+            Some(known) if known.hash == hash && hash != PART_UNREADABLE => {
+                Arc::clone(&known.bytes)
+            }
             _ => Arc::default(),
         }
     }

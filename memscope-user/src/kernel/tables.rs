@@ -25,7 +25,7 @@ use memscope_common::{
     },
 };
 use rustc_hash::{FxHashMap, FxHashSet};
-use zerocopy::IntoBytes as _;
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{KernelError, plain::Plain, take_map, targets::Given};
 use crate::{model::ModuleId, unwind::UnwindTable};
@@ -334,6 +334,9 @@ impl KernelTables {
             );
             elements.truncate(MAX_SPACE_MAPPINGS as usize);
         }
+        if self.is_published(target, epoch, &elements) {
+            return Ok(());
+        }
         let count = elements.len() as u32;
         let mut lists = self.lists.remove(&target).unwrap_or_default();
         self.retired.extend(lists.previous.take());
@@ -365,6 +368,22 @@ impl KernelTables {
         lists.previous = lists.current.replace(List { range, generation, word });
         self.lists.insert(target, lists);
         Ok(())
+    }
+
+    /// Whether a target's stacks are walked by this list already. Another one would end walks that are under way, and all
+    /// that is remembered of its rules and walks.
+    fn is_published(&self, target: u16, epoch: &Epoch, elements: &[Mapping]) -> bool {
+        let current = self.lists.get(&target).and_then(|lists| lists.current.as_ref());
+        let Some(List { range, word, .. }) = current else { return false };
+        let list = range.start as usize * size_of::<Mapping>()..;
+        let known =
+            self.mappings.get(list).and_then(|list| MappingList::read_from_prefix(list).ok());
+        known.is_some_and(|(head, rest)| {
+            (head.image, head.removals) == (epoch.image, epoch.removals)
+                && head.count as usize == elements.len()
+                && rest.starts_with(elements.as_bytes())
+                && self.space(target).is_some_and(|space| space.load(Ordering::Acquire) == *word)
+        })
     }
 
     fn space(&self, target: u16) -> Option<&AtomicU64> {

@@ -206,7 +206,7 @@ impl Recording {
             };
             let distance = if rule.cfa == CFA_SIGNAL { 1 } else { 1 - frame.returns };
             frames.push(frame.pc_avma + distance);
-            let outcome = step(&mut frame, &rule, |avma| self.word(avma));
+            let outcome = step(&mut frame, &rule, |avma, _| self.word(avma));
             if outcome != 0 {
                 return (frames, outcome);
             }

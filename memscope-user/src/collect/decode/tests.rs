@@ -358,6 +358,21 @@ fn a_part_that_is_not_known_is_empty_and_never_another() {
 }
 
 #[test]
+fn a_part_that_could_not_be_read_is_empty_and_what_is_behind_it_is_not() {
+    let mut decoder = Decoder::default();
+    let unreadable = PART_UNREADABLE as u8;
+    // Nothing is known of its place yet, and then something is.
+    for first in [unreadable, 2] {
+        let copy =
+            copy_of_parts(0x7010, [1, first, 3, 4], if first == 2 { 0b1111 } else { 0b1101 });
+        let second = Some(first).filter(|first| *first != unreadable);
+        assert_eq!(parts_of(&mut decoder, &copy).1, [Some(1), second, Some(3), Some(4)]);
+    }
+    let copy = copy_of_parts(0x7010, [1, unreadable, 3, 4], 0);
+    assert_eq!(parts_of(&mut decoder, &copy).1, [Some(1), None, Some(3), Some(4)]);
+}
+
+#[test]
 fn a_copy_is_as_long_as_it_says() {
     let mut whole = copy_of_parts(0x7010, [1, 2, 3, 4], 0b0101);
     let is_refused = |bytes: &[u8]| {
