@@ -17,7 +17,7 @@ pub use late::Probing;
 use target::{Early, Target, note_allocator};
 
 use super::{
-    address_space::{AddressSpace, CodeRange, Observation, ProcessView, WalkedCopy},
+    address_space::{AddressSpace, CodeRange, Content, Observation, ProcessView, WalkedCopy},
     decode::{Allocation, CopiedStack, Free, OfImage, Record, StackFrames, is_fork, parent_of},
     stacks::{FoundStack, StackTable},
 };
@@ -276,6 +276,8 @@ impl<V: ProcessView> Collector<V> {
         mut give: impl FnMut(Item),
     ) {
         define_module(&mut self.known_modules, &range, &mut give);
+        // Compilers of generated code map all the time.
+        let can_be_late = range.content != Content::NoAllocator;
         match self.targets.get_mut(&target) {
             None => self.keep_early(target, Early::Mapped(time_ns, range)),
             Some(state) if state.has_ended() => {}
@@ -283,7 +285,9 @@ impl<V: ProcessView> Collector<V> {
                 if state.map(time_ns, range) {
                     give(Item::Process(state.process.clone()));
                 }
-                self.judge(target, &mut give);
+                if can_be_late {
+                    self.judge(target, &mut give);
+                }
             }
         }
     }
