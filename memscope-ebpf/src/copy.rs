@@ -176,7 +176,7 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
         let record = &raw mut (*new).record;
         let first_part = (&raw mut (*record).bytes).cast::<u8>();
         let part_at = |part: usize| first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
-        read_parts(index, new, &copy);
+        read_parts(index, new, &copy, part_at);
         let part_count = read_volatile(&raw const (*new).part_count);
         write_volatile(&raw mut (*new).sent_count, 0);
         (*record).parts.sent = 0;
@@ -218,23 +218,27 @@ extern "C" fn fill_and_send(index: u32) -> u32 {
     1
 }
 
-/// Reads the parts that can be read, and says what they contain.
+/// Reads the parts that can be read to their places, and says what they contain.
 ///
 /// # Safety
 ///
-/// `new` is the room at `index`, and this program's.
+/// `new` is the room at `index`, and this program's; `part_at` gives places in it.
 #[inline(always)]
-unsafe fn read_parts(index: u32, new: *mut NewCopy, copy: &StackCopy) {
-    // SAFETY: as the caller says. Parts lie in the array of bytes; the helper checks the addresses it is given.
+unsafe fn read_parts(
+    index: u32,
+    new: *mut NewCopy,
+    copy: &StackCopy,
+    part_at: impl Fn(usize) -> *mut c_void,
+) {
+    // SAFETY: as the caller says; the helper checks the addresses it is given.
     unsafe {
         let record = &raw mut (*new).record;
-        let first_part = (&raw mut (*record).bytes).cast::<u8>();
         write_volatile(&raw mut (*new).part_count, 0);
         let mut unreadable_page = 0;
         for part in 0..MAX_COPY_PARTS {
             let from_avma = copy.part_avma(part);
             let page = from_avma / PAGE_BYTES;
-            let to = first_part.add(part * COPY_PART_BYTES).cast::<c_void>();
+            let to = part_at(part);
             // A function's frame can have pages that were never touched, and the stack goes on behind them.
             if page == unreadable_page
                 || read_user_bytes(to, COPY_PART_BYTES as u32, from_avma as *const c_void) != 0

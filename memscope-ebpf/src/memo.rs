@@ -60,8 +60,8 @@ pub(crate) struct Begin {
 }
 
 /// The number of the stack of such a walk, in the upper half; or 0, and in the lower half where the walk is to be noted, for
-/// [`noted_in`]. Never inlined, as a program and the functions that it is in may take up 512 bytes of stack together
-/// (`MAX_BPF_STACK`; `check_max_stack_depth`, kernel/bpf/verifier.c): what is needed here is not needed in the walk.
+/// [`noted_in`]. Never inlined: a program and the functions that it is calling may take up 512 bytes of stack together
+/// (`MAX_BPF_STACK`; `check_max_stack_depth`, kernel/bpf/verifier.c), and what is needed here is not needed in the walk.
 #[inline(never)]
 pub(crate) fn remembered(begin: &Begin, thread: &mut ThreadState) -> u64 {
     let Some(room) = Room::read(begin, thread.top_words) else { return 0 };
@@ -187,9 +187,9 @@ fn claim(index: u32) -> Option<*mut WalkMemo> {
 /// the address of the code.
 const SLOT_BITS: u32 = 16;
 
-/// The place of such a walk's memo: by where it begins, and by who has called the functions there, as far as it is known where that lies. One function is
-/// called by many, and walks that begin alike mostly differ soon. This only finds a memo: if it is not the right one, its
-/// words are others.
+/// The place of such a walk's memo: by where it begins, and by who has called the functions there, as far as it is known
+/// where that lies. One function is called by many, and walks that begin alike mostly differ soon. This only finds a
+/// memo: if it is not the right one, its words are others.
 #[inline(always)]
 fn index_of(begin: &Begin, room: &Room) -> u32 {
     let mut hash = mix(mix(begin.seed, begin.pc_avma), begin.sp_avma);

@@ -210,6 +210,20 @@ fn a_step_that_leads_nowhere_says_why() {
     assert_stops(&[], frame(), &rule(CFA_DEREF_BP, 0), OUTCOME_STACK_UNREADABLE);
 }
 
+/// A rule of any kind, also of those that there are not.
+fn any_rule(next: &mut impl FnMut(u64) -> u64) -> Rule {
+    let offset = |random: u64| (random as i32 - 8) * 8;
+    Rule {
+        cfa: next(12) as u8,
+        rbp: next(3) as u8,
+        rbx: next(3) as u8,
+        addend_words: next(4) as u8,
+        cfa_offset: offset(next(32)),
+        rbp_offset: offset(next(16)),
+        rbx_offset: offset(next(16)),
+    }
+}
+
 /// There are two ways to take the most frequent steps.
 #[test]
 fn the_short_way_leads_where_the_long_way_does() {
@@ -217,16 +231,7 @@ fn the_short_way_leads_where_the_long_way_does() {
     let (mut plain, mut gone) = (0, 0);
     for _ in 0..200_000 {
         let mut next = |limit| random(&mut state) % limit;
-        let offset = |random: u64| (random as i32 - 8) * 8;
-        let rule = Rule {
-            cfa: next(12) as u8,
-            rbp: next(3) as u8,
-            rbx: next(3) as u8,
-            addend_words: next(4) as u8,
-            cfa_offset: offset(next(32)),
-            rbp_offset: offset(next(16)),
-            rbx_offset: offset(next(16)),
-        };
+        let rule = any_rule(&mut next);
         let from = Frame { bp: SP + next(64) * 8, ..frame() };
         let mut words = Vec::new();
         for word in 0..64 {
@@ -252,23 +257,11 @@ fn the_short_way_leads_where_the_long_way_does() {
 /// Walks are recognised by what is said to matter, see `memo`.
 #[test]
 fn a_step_depends_on_nothing_but_what_it_says() {
-    let mut random = 11_u64;
-    let mut next = |below: u64| {
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(11);
-        (random >> 33) % below
-    };
+    let mut state = 0x9abc_def1_1234_5678;
     let (mut without_bp, mut without_bx, mut saved) = (0, 0, 0);
     for _ in 0..200_000 {
-        let offset = |from: u64| (from as i32 - 8) * 8;
-        let rule = Rule {
-            cfa: next(u64::from(CFA_UNSUPPORTED) + 1) as u8,
-            rbp: next(3) as u8,
-            rbx: next(3) as u8,
-            addend_words: next(4) as u8,
-            cfa_offset: offset(next(32)),
-            rbp_offset: offset(next(16)),
-            rbx_offset: offset(next(16)),
-        };
+        let mut next = |limit| random(&mut state) % limit;
+        let rule = any_rule(&mut next);
         let places =
             [Saved::value(SP + next(64) * 8), Saved::at(SP + next(64) * 8), Saved::unknown()];
         let from = Frame {

@@ -220,12 +220,12 @@ impl<V: ProcessView> Collector<V> {
         self.end(exit.header.target, exit.header.time_ns, status, give);
     }
 
+    /// A target has exited, unless that was said before.
     fn end(&mut self, target: u16, time_ns: u64, status: Option<i32>, give: &mut impl FnMut(Item)) {
-        let Some(target) = self.targets.get_mut(&target) else { return };
-        if !target.has_ended() {
-            target.judge_image(&self.known_probes, give);
-        }
-        target.end(time_ns, status).into_iter().for_each(give);
+        let target = self.targets.get_mut(&target).filter(|target| !target.has_ended());
+        let Some(target) = target else { return };
+        target.judge_image(&self.known_probes, give);
+        give(target.end(time_ns, status));
     }
 
     /// A target has exited; nothing of it will come any more.

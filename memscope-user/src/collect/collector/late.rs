@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     collect::address_space::{Content, Use},
-    model::{Item, ModuleId},
+    model::{Item, ModuleId, Process},
 };
 
 /// How allocators are probed.
@@ -64,8 +64,7 @@ impl<V: ProcessView> Collector<V> {
     /// An allocator was probed for a target after it could already use it.
     pub fn probed_late(&mut self, target: u16, mut give: impl FnMut(Item)) {
         if let Some(target) = self.targets.get_mut(&target) {
-            target.process.probed_late = true;
-            give(Item::Process(target.process.clone()));
+            mark(&mut target.process, &mut give);
         }
     }
 
@@ -129,11 +128,8 @@ impl Target {
             let mut earlier = self.earlier.iter_mut().rev();
             earlier.find(|(since_ns, _)| *since_ns <= time_ns).map(|(_, process)| process)
         };
-        if let Some(process) = process
-            && !process.probed_late
-        {
-            process.probed_late = true;
-            give(Item::Process(process.clone()));
+        if let Some(process) = process {
+            mark(process, give);
         }
     }
 
@@ -141,9 +137,8 @@ impl Target {
     pub(super) fn judge_image(&mut self, probes: &Probes, give: &mut impl FnMut(Item)) {
         let until_ns = self.space.next_exec_ns();
         let is_known = self.space.has_mapped(self.image_since_ns, until_ns) && !self.is_unsure;
-        if !is_known && self.recorded_since_ns(probes).is_some() && !self.process.probed_late {
-            self.process.probed_late = true;
-            give(Item::Process(self.process.clone()));
+        if !is_known && self.recorded_since_ns(probes).is_some() {
+            mark(&mut self.process, give);
         }
     }
 
@@ -160,5 +155,13 @@ impl Target {
     /// It has ended, and all is known of it that will be.
     pub(super) fn judge_whole(&mut self, probes: &Probes, give: &mut impl FnMut(Item)) {
         self.judge(probes, u64::MAX, give);
+    }
+}
+
+/// Says that an image is late, unless that was said before.
+fn mark(process: &mut Process, give: &mut impl FnMut(Item)) {
+    if !process.probed_late {
+        process.probed_late = true;
+        give(Item::Process(process.clone()));
     }
 }

@@ -90,14 +90,11 @@ impl Target {
         self.outdated = true;
     }
 
-    /// It has exited, unless that was said before.
-    pub(super) fn end(&mut self, time_ns: u64, status: Option<i32>) -> Option<Item> {
-        if self.has_ended() {
-            return None;
-        }
+    /// It has exited; what is to be told of it.
+    pub(super) fn end(&mut self, time_ns: u64, status: Option<i32>) -> Item {
         self.ended_ns = Some(time_ns);
         let reason = EndReason::Exit(status);
-        Some(Item::ProcessEnd(ProcessEnd { process: self.process.id, time_ns, reason }))
+        Item::ProcessEnd(ProcessEnd { process: self.process.id, time_ns, reason })
     }
 
     /// What it had mapped does not matter any more.

@@ -393,10 +393,8 @@ pub(super) enum Notice {
     AllocatorMapped(u16, ModuleId),
     /// The probes of this target are gone.
     ProbesGone(u16),
-    /// Code of this target has come or gone.
+    /// Code of this target has come or gone, or it executes another program.
     CodeChanged(u16),
-    /// This target executes another program, since this moment.
-    Executed(u16, u64),
     /// The kernel side follows a process by itself.
     Begun {
         /// The target.
@@ -405,8 +403,6 @@ pub(super) enum Notice {
         parent: Option<u16>,
         /// Whether it is a copy of that.
         is_copy: bool,
-        /// Since when.
-        time_ns: u64,
     },
     /// This target has ended.
     Ended(u16),

@@ -451,12 +451,11 @@ fn resume_if_room(resumer: Option<&Resumer>, ring: &EventRing, stop: bool) -> bo
 fn notice_of(record: &Record) -> Option<Notice> {
     Some(match record {
         Record::CodeChanged(record) => Notice::CodeChanged(record.header.target),
-        Record::Exec(record) => Notice::Executed(record.header.target, record.header.time_ns),
+        Record::Exec(record) => Notice::CodeChanged(record.header.target),
         Record::ProcessBegin(record) => Notice::Begun {
             target: record.header.target,
             is_copy: is_fork(record),
             parent: parent_of(record),
-            time_ns: record.header.time_ns,
         },
         Record::ProcessExit(record) => Notice::Ended(record.header.target),
         _ => return None,

@@ -54,9 +54,8 @@ struct Target {
     attached: FxHashSet<ModuleId>,
     /// How many files are probed from which blocks come.
     allocators: usize,
-    /// Since when it may have used what it has mapped now: since it was begun, or the program that
-    /// it executes. None while it is held.
-    runs_since_ns: Option<u64>,
+    /// Whether it may use what it has mapped: not while it is held, or not recorded yet.
+    runs: bool,
 }
 
 /// How a process has come to be traced.
@@ -80,8 +79,8 @@ pub(super) struct Session {
     /// Those that have not ended.
     targets: FxHashMap<u16, Target>,
     scope: ProbeScope,
-    /// What is probed, since when.
-    probed_since_ns: FxHashMap<ModuleId, u64>,
+    /// What is probed: of all processes, or of one at least.
+    probed: FxHashSet<ModuleId>,
     /// Memscope's own file, which is never probed.
     own: Option<FileIdentity>,
     tables: Tables,
@@ -143,7 +142,7 @@ impl Session {
             processes,
             targets: FxHashMap::default(),
             scope: how.scope,
-            probed_since_ns: FxHashMap::default(),
+            probed: FxHashSet::default(),
             own: TargetProcess::own_file(),
             tables: Tables::new(cache),
             guard,
@@ -250,7 +249,7 @@ impl Session {
     fn runs(&mut self, target: u16) -> anyhow::Result<()> {
         let now_ns = monotonic_ns();
         if let Some(state) = self.targets.get_mut(&target) {
-            state.runs_since_ns = Some(now_ns);
+            state.runs = true;
         }
         self.tell(Control::Runs(target, now_ns))
     }
@@ -293,13 +292,7 @@ impl Session {
         }))?;
         self.keep(
             index,
-            Target {
-                process,
-                exit,
-                attached: FxHashSet::default(),
-                allocators: 0,
-                runs_since_ns: None,
-            },
+            Target { process, exit, attached: FxHashSet::default(), allocators: 0, runs: false },
         )?;
         Ok(Some(index))
     }
@@ -314,13 +307,7 @@ impl Session {
     }
 
     /// The kernel side has begun to follow a process.
-    fn begun(
-        &mut self,
-        target: u16,
-        parent: Option<u16>,
-        is_copy: bool,
-        time_ns: u64,
-    ) -> anyhow::Result<()> {
+    fn begun(&mut self, target: u16, parent: Option<u16>, is_copy: bool) -> anyhow::Result<()> {
         let Some(process) = self.processes.get(target) else { return Ok(()) };
         if parent.is_none() {
             // A child has inherited it.
@@ -332,8 +319,7 @@ impl Session {
         let (attached, allocators) =
             parent.map(|parent| (parent.attached.clone(), parent.allocators)).unwrap_or_default();
         let exit = None;
-        let runs_since_ns = Some(time_ns);
-        self.keep(target, Target { process, exit, attached, allocators, runs_since_ns })?;
+        self.keep(target, Target { process, exit, attached, allocators, runs: true })?;
         if is_whole {
             // It has what its parent has, its tables too.
             return Ok(());
@@ -344,7 +330,7 @@ impl Session {
     /// Probes what is not probed yet in a target; how many modules that were.
     pub(super) fn attach_new_modules(&mut self, target: u16) -> anyhow::Result<usize> {
         let Some(state) = self.targets.get(&target) else { return Ok(0) };
-        let (process, runs_since_ns) = (Arc::clone(&state.process), state.runs_since_ns);
+        let (process, runs) = (Arc::clone(&state.process), state.runs);
         let seen = mappings_of(&process)?;
         let mut new: Vec<Arc<LoadedModule>> =
             probed_modules_of(&self.modules, &process, &seen.mappings);
@@ -358,15 +344,16 @@ impl Session {
         }
         let mut is_late = false;
         for module in &new {
-            let probed_since_ns = self.probe(target, &process, module)?;
+            self.probe(target, &process, module)?;
             if let Some(state) = self.targets.get_mut(&target) {
                 state.attached.insert(module.module.id);
                 state.allocators += usize::from(module.is_allocator());
             }
-            is_late |= self.kernel.observes() == Observes::Allocations
+            // Where files are probed the collector finds who is late.
+            is_late |= runs
+                && self.kernel.observes() == Observes::Allocations
                 && self.scope == ProbeScope::Targets
-                && module.is_allocator()
-                && runs_since_ns.is_some_and(|runs_since_ns| probed_since_ns > runs_since_ns);
+                && module.is_allocator();
         }
         let single = self.targets.get(&target).is_some_and(|state| state.allocators == 1);
         self.kernel.set_single_allocator(target, single);
@@ -380,7 +367,7 @@ impl Session {
     /// for the next process that uses it.
     fn allocator_mapped(&mut self, target: u16, module: ModuleId) -> anyhow::Result<()> {
         let attached = self.attach_new_modules(target).map(drop);
-        if self.scope != ProbeScope::Host || self.probed_since_ns.contains_key(&module) {
+        if self.scope != ProbeScope::Host || self.probed.contains(&module) {
             return attached;
         }
         let module = lock(&self.modules).module(module).filter(|module| !module.is_file(self.own));
@@ -390,30 +377,29 @@ impl Session {
         attached
     }
 
-    /// Has a file's probes attached for a target; since when they are.
+    /// Has a file's probes attached for a target, or for all.
     fn probe(
         &mut self,
         target: u16,
         process: &TargetProcess,
         module: &LoadedModule,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<()> {
         let id = module.module.id;
-        let known = self.probed_since_ns.get(&id).copied();
-        if known.is_none() && self.kernel.observes() == Observes::Allocations {
+        let is_known = self.probed.contains(&id);
+        if is_known && self.scope == ProbeScope::Host {
+            return Ok(());
+        }
+        if !is_known && self.kernel.observes() == Observes::Allocations {
             for (probe, owner) in module.definitions() {
                 self.tell(Control::DefineProbe(probe, owner))?;
             }
         }
-        if let Some(since_ns) = known.filter(|_| self.scope == ProbeScope::Host) {
-            return Ok(since_ns);
-        }
         self.attach_module(target, process, module)?;
-        let now_ns = monotonic_ns();
-        self.probed_since_ns.insert(id, now_ns);
+        self.probed.insert(id);
         if self.scope == ProbeScope::Host {
-            self.tell(Control::FileProbed(id, now_ns))?;
+            self.tell(Control::FileProbed(id, monotonic_ns()))?;
         }
-        Ok(now_ns)
+        Ok(())
     }
 
     /// Has the libraries probed that memscope has itself, above all the C library: most programs that are to be traced
@@ -439,12 +425,6 @@ impl Session {
                 Notice::Allocators(target) => self.attach_new_modules(target).map(drop),
                 Notice::AllocatorMapped(target, module) => self.allocator_mapped(target, module),
                 Notice::CodeChanged(target) => self.bring_tables(target),
-                Notice::Executed(target, time_ns) => {
-                    if let Some(state) = self.targets.get_mut(&target) {
-                        state.runs_since_ns = Some(time_ns);
-                    }
-                    self.bring_tables(target)
-                }
                 Notice::ProbesGone(target) => {
                     if let Some(state) = self.targets.get_mut(&target) {
                         state.attached.clear();
@@ -453,9 +433,7 @@ impl Session {
                     self.kernel.forget_probes(target);
                     self.attach_new_modules(target).map(drop)
                 }
-                Notice::Begun { target, parent, is_copy, time_ns } => {
-                    self.begun(target, parent, is_copy, time_ns)
-                }
+                Notice::Begun { target, parent, is_copy } => self.begun(target, parent, is_copy),
                 Notice::Ended(target) => {
                     // Of a process that was named the status may be known better.
                     if self.targets.get(&target).is_some_and(|state| state.exit.is_none()) {
