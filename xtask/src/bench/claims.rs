@@ -142,6 +142,27 @@ const COMPARISONS: &[Comparison] = &[
     },
 ];
 
+impl Bound {
+    fn holds(self, measured: Spread) -> bool {
+        match self {
+            Self::AtMost(limit) => measured.median <= limit,
+            Self::AtLeast(limit) => measured.median >= limit,
+        }
+    }
+}
+
+impl Comparison {
+    /// The same two, if memscope did nothing in its probes.
+    fn with_floor(&self) -> Option<(&'static str, &'static str)> {
+        match (self.tracer, self.base) {
+            (FULL, FLOOR) => None,
+            (FULL, base) => Some((FLOOR, base)),
+            (tracer, FULL) => Some((tracer, FLOOR)),
+            _ => None,
+        }
+    }
+}
+
 /// A claim on one workload.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Verdict {
@@ -153,17 +174,20 @@ pub(super) struct Verdict {
     pub(super) measured: Option<Spread>,
     /// The same by the program's processor time, which others on the machine hardly change. None where it is no time.
     pub(super) by_processor_time: Option<Spread>,
+    /// What would be measured if memscope's programs did nothing. None where it is compared with another tracer of probes.
+    pub(super) of_the_floor: Option<Spread>,
     pub(super) bound: Bound,
 }
 
 impl Verdict {
     /// By the median.
     pub(super) fn holds(&self) -> Option<bool> {
-        let median = self.measured?.median;
-        Some(match self.bound {
-            Bound::AtMost(limit) => median <= limit,
-            Bound::AtLeast(limit) => median >= limit,
-        })
+        self.measured.map(|measured| self.bound.holds(measured))
+    }
+
+    /// Whether no tracer by probes could hold it here.
+    pub(super) fn is_below_the_floor(&self) -> bool {
+        self.of_the_floor.is_some_and(|floor| !self.bound.holds(floor))
     }
 }
 
@@ -179,6 +203,9 @@ pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
                 what: format!("{tracer} / {base}"),
                 measured: results.slowdown(name, tracer, base),
                 by_processor_time: results.ratio(name, tracer, base, Run::cpu_ns_per_unit),
+                of_the_floor: comparison
+                    .with_floor()
+                    .and_then(|(tracer, base)| results.slowdown(name, tracer, base)),
                 bound: comparison.bound,
             });
         }
@@ -221,6 +248,7 @@ fn of_the_worst(
         what: what.to_owned(),
         measured: worst.map(|(_, spread)| *spread),
         by_processor_time: None,
+        of_the_floor: None,
         bound,
     }
 }
@@ -274,11 +302,24 @@ mod tests {
         assert_eq!(holds("1.5 × heaptrack's slowdown", "stl"), Some(true));
         assert_eq!(holds("than DHAT", "stl"), Some(false));
         assert_eq!(holds("than massif", "stl"), None);
+        let is_below = |claim| found(&verdicts, claim, "pairs").is_below_the_floor();
+        assert!(!is_below("naive bpftrace"), "5999 is more than 6 times 900");
+        assert!(!is_below("within 1.25"));
+        assert!(!is_below("without stacks"), "the floor is not compared with itself");
         assert!(
             verdicts
                 .iter()
                 .all(|verdict| !verdict.claim.contains("real") || verdict.workload != "pairs")
         );
+    }
+
+    #[test]
+    fn what_the_floor_cannot_hold_is_below_it() {
+        let runs = [(FULL, 1500.0), (FLOOR, 1001.0), (DHAT, 800.0)];
+        let runs = runs.map(|(tracer, cost)| run("pairs", tracer, 1, cost)).to_vec();
+        let verdicts = verdicts(&results(runs));
+        let verdict = found(&verdicts, "within 1.25", "pairs");
+        assert_eq!((verdict.holds(), verdict.is_below_the_floor()), (Some(false), true));
     }
 
     #[test]
