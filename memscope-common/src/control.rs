@@ -272,8 +272,10 @@ const _: () = assert!(size_of::<Slot>() == 32);
 pub struct CpuRing {
     /// How many slots were taken.
     pub head: u64,
+    /// 1 if this CPU has lost records since it has last told of it.
+    pub has_untold_losses: u64,
     /// Zero.
-    pub padding: [u64; 7],
+    pub padding: [u64; 6],
     /// How many were read, as the collector says.
     pub tail: u64,
     /// Zero.
@@ -316,6 +318,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
 /// bit  50      an exception can leave it: its return is seen at its `ret` instructions
+/// bit  52      its module can free blocks again that were freed, and no probe tells when
 /// ```
 ///
 /// It does not say whose hit it is: a probe can be that of many processes.
@@ -389,6 +392,20 @@ impl Cookie {
     #[inline(always)]
     pub const fn can_throw(self) -> bool {
         self.0 >> 50 & 1 != 0
+    }
+
+    /// The same, of a function whose module can free blocks again without notice.
+    #[must_use]
+    pub const fn of_freeing_again_unnoticed(self) -> Self {
+        Self(self.0 | 1 << 52)
+    }
+
+    /// Whether the function's module can, in threads that nothing has told the end of, free blocks again that
+    /// were freed already.
+    #[must_use]
+    #[inline(always)]
+    pub const fn frees_again_unnoticed(self) -> bool {
+        self.0 >> 52 & 1 != 0
     }
 
     /// The same, of a function of this allocator.
@@ -495,13 +512,13 @@ pub const MEMO_WORDS: usize = 128;
 /// how much it is.
 pub const TOP_WORDS: usize = 64;
 /// See above.
-pub const MAX_TOP_WORDS: usize = 512;
+pub const MAX_TOP_WORDS: usize = 1536;
 /// Pieces of the stack beyond it in which words of a memo lie, at most.
 pub const MEMO_WINDOWS: usize = 4;
 /// From this distance on the next word is in another piece.
-pub const MEMO_GAP_WORDS: usize = 256;
+pub const MEMO_GAP_WORDS: usize = 448;
 /// How long all that is together can be.
-pub const MEMO_ROOM_WORDS: usize = 1024;
+pub const MEMO_ROOM_WORDS: usize = 2048;
 /// Functions whose callers tell walks apart that begin alike.
 pub const MEMO_CALLERS: usize = 3;
 
@@ -652,7 +669,9 @@ pub struct ThreadState {
     /// When the thread has entered `mremap` last.
     pub remap_began_ns: u64,
     /// 1 if it has asked for blocks that were not drawn since the last one that was.
-    pub allocated_since: u64,
+    pub allocated_since: u32,
+    /// 1 if it ends: from now on the C library may free blocks again that it has freed already.
+    pub ends: u32,
     /// How many words of its stack are read at once, see [`TOP_WORDS`].
     pub top_words: u64,
 }

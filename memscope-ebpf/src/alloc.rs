@@ -1,6 +1,10 @@
 //! Pairs the entry and the return of allocator functions.
 
-use core::ptr::{read_volatile, write_volatile};
+use core::{
+    arch::asm,
+    mem::offset_of,
+    ptr::{read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -31,9 +35,9 @@ use memscope_ebpf::{
 
 use crate::{
     cost, emit,
-    hit::{self, Hit},
+    hit::{self, Hit, Spot},
     maps::{ALLOCATOR_CALLS, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS},
-    overflow, sample, session,
+    overflow, sample, session, settings,
     stack::{self, CallerRegisters},
     threads,
 };
@@ -47,15 +51,18 @@ use crate::{
 /// to one that is probed: where a probe is, the return address is on top of the stack, which it
 /// is not behind a call.
 #[inline(always)]
-pub(crate) fn is_return(context: &ProbeContext, state: Option<*mut ThreadState>) -> bool {
-    let avma = instruction(context);
-    if hit::cookie_near(avma) == Some(Cookie(0)) {
+pub(crate) fn is_return(
+    context: &ProbeContext,
+    state: Option<*mut ThreadState>,
+    spot: &Spot,
+) -> bool {
+    if spot.cookie == Some(Cookie(0)) {
         return true;
     }
     if let Some(state) = state {
         // SAFETY: this thread's own map value.
         let (cookie, entry_avma) = unsafe { ((*state).cookie, (*state).entry_avma) };
-        if cookie == 0 && entry_avma == avma {
+        if cookie == 0 && entry_avma == spot.avma {
             return false;
         }
     }
@@ -64,22 +71,48 @@ pub(crate) fn is_return(context: &ProbeContext, state: Option<*mut ThreadState>)
 
 /// Where the program runs.
 #[inline(always)]
-fn instruction(context: &ProbeContext) -> u64 {
-    // Volatile, as in `argument`.
+pub(crate) fn spot_of(context: &ProbeContext) -> Spot {
+    // Volatile, as in `later_argument`.
     // SAFETY: the context of a uprobe is the thread's registers.
-    unsafe { read_volatile(&raw const (*context.regs).rip) }
+    Spot::at(unsafe { read_volatile(&raw const (*context.regs).rip) })
 }
 
 /// Value of an argument; 0 for one that the function does not have.
 #[inline(always)]
 fn argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
+    match index {
+        // Most are the first, or none.
+        0 => first_argument(context),
+        NO_ARGUMENT => 0,
+        _ => later_argument(context, index),
+    }
+}
+
+/// In inline assembly, which LLVM does not merge with the loads of the others.
+#[inline(always)]
+fn first_argument(context: &ProbeContext) -> u64 {
+    let value: u64;
+    // SAFETY: the context of a uprobe is the thread's registers.
+    unsafe {
+        asm!(
+            "{value} = *(u64 *)({registers} + {place})",
+            value = out(reg) value,
+            registers = in(reg) context.regs,
+            place = const offset_of!(pt_regs, rdi),
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    value
+}
+
+#[inline(always)]
+fn later_argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
     let registers = context.regs;
     // Volatile, because LLVM would merge the loads into one at a computed distance from
     // the context, which the verifier refuses ("dereference of modified ctx", 6.18).
     // SAFETY: the context of a uprobe is the thread's registers.
     let values = unsafe {
         [
-            read_volatile(&raw const (*registers).rdi),
             read_volatile(&raw const (*registers).rsi),
             read_volatile(&raw const (*registers).rdx),
             read_volatile(&raw const (*registers).rcx),
@@ -88,12 +121,11 @@ fn argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
         ]
     };
     match index {
-        0 => values[0],
-        1 => values[1],
-        2 => values[2],
-        3 => values[3],
-        4 => values[4],
-        5 => values[5],
+        1 => values[0],
+        2 => values[1],
+        3 => values[2],
+        4 => values[3],
+        5 => values[4],
         _ => 0,
     }
 }
@@ -138,11 +170,12 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     context: &ProbeContext,
     target: u16,
     known: Option<*mut ThreadState>,
+    spot: &Spot,
 ) -> Option<()> {
-    let entry_avma = instruction(context);
-    let hit = Hit::at_entry(context.as_ptr(), target, entry_avma)?;
+    let entry_avma = spot.avma;
+    let hit = Hit::at_entry(context.as_ptr(), target, spot)?;
     cost::at_entry(hit.cookie, context.regs);
-    if !hit.enabled() {
+    if !hit.modes().0 {
         return None;
     }
     let Some(state) = threads::known_or_made(known, context.as_ptr()) else {
@@ -171,10 +204,10 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     state.entry_avma = entry_avma;
     note_arguments(context, state, &hit, sp_avma);
     let mut allocated_since = 0;
-    if emit::settings().samples != 0 {
-        allocated_since = state.allocated_since as u32;
+    if settings::samples() != 0 {
+        allocated_since = state.allocated_since;
         state.follow = sample::decide(state, hit.index, state.size_bytes, state.block_avma);
-        let is_single = hit.has_single_allocator();
+        let is_single = hit.modes().1;
         if state.follow == FOLLOW_NOTHING && is_single && hit.cookie.is_leaf() {
             return None;
         }
@@ -231,7 +264,8 @@ fn note_caller(context: &ProbeContext, state: &mut ThreadState, hit: &Hit) {
     let registers = unsafe { &*context.regs };
     let sp_avma = state.sp_avma.wrapping_add(8);
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
-    state.stack = u64::from(stack_of(state, registers, (return_avma, sp_avma), header));
+    state.stack =
+        u64::from(stack_of(state, registers, (return_avma, sp_avma), header, hit.removals));
 }
 
 /// An instruction by which a function returns that can throw.
@@ -329,12 +363,12 @@ pub(crate) fn returned(
     }
     let address_avma = result_of(state, registers)?;
     let header = to_be_recorded(state, &hit, address_avma)?;
-    // Volatile, as in `argument`.
+    // Volatile, as in `later_argument`.
     // SAFETY: as in `entered`.
     let caller = unsafe {
         (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
     };
-    let stack = stack_of(state, registers, caller, header);
+    let stack = stack_of(state, registers, caller, header, hit.removals);
     record(state, &hit, header, address_avma, stack)
 }
 
@@ -342,7 +376,7 @@ pub(crate) fn returned(
 /// record's header.
 #[inline(always)]
 fn to_be_recorded(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<Header> {
-    let samples = emit::settings().samples != 0;
+    let samples = settings::samples() != 0;
     if samples && !keep_account(state, hit.index, address_avma) {
         return None;
     }
@@ -397,7 +431,7 @@ fn keep_account(state: &ThreadState, target: u16, address_avma: u64) -> bool {
 /// Mean distance of samples when the call's block was drawn; 0 if every block is recorded.
 #[inline(always)]
 fn interval_of(state: &ThreadState) -> u64 {
-    if emit::settings().samples == 0 { 0 } else { state.interval_bytes }
+    if settings::samples() == 0 { 0 } else { state.interval_bytes }
 }
 
 /// Return of a reallocation of a block that was drawn, whose new block was not: all that is
@@ -447,13 +481,14 @@ fn stack_of(
     registers: &pt_regs,
     (return_avma, sp_avma): (u64, u64),
     header: Header,
+    removals: u32,
 ) -> u32 {
-    if emit::settings().caller_only != 0 {
-        return stack::capture_caller(state, return_avma, header);
+    if settings::caller_only() != 0 {
+        return stack::capture_caller(state, return_avma, header, removals);
     }
     // SAFETY: the context of a uprobe.
     let caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
-    stack::capture(state, &caller, header)
+    stack::capture(state, &caller, header, removals)
 }
 
 /// In as few words as it fits in.
@@ -501,7 +536,7 @@ fn send_allocation(
 /// a sample, and all calls are counted anyhow.
 #[inline(always)]
 fn count_lost(header: Header, address_avma: u64, size_bytes: u64, stack: u32) {
-    if address_avma != 0 && emit::settings().samples == 0 {
+    if address_avma != 0 && settings::samples() == 0 {
         let key = OverflowKey { target: header.target, image: header.image, stack };
         overflow::count(key, size_bytes);
     }
@@ -561,16 +596,17 @@ fn is_left(state: &ThreadState) -> bool {
 #[inline(always)]
 pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let known = threads::find(context.as_ptr());
-    let hit = Hit::at_entry(context.as_ptr(), hit::target_of(known)?, instruction(context))?;
+    let hit = Hit::at_entry(context.as_ptr(), hit::target_of(known)?, &spot_of(context))?;
     cost::at_entry(hit.cookie, context.regs);
-    if !hit.enabled() {
+    let (is_enabled, has_single_allocator) = hit.modes();
+    if !is_enabled {
         return None;
     }
     let address_avma = argument(context, hit.cookie.arguments().block);
     if address_avma == 0 {
         return None;
     }
-    if emit::settings().samples != 0 && !sample::forget(hit.index, address_avma) {
+    if settings::samples() != 0 && !sample::forget(hit.index, address_avma) {
         sample::drop_free();
         return None;
     }
@@ -578,26 +614,30 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     let registers = unsafe { &*context.regs };
     let sp_avma = registers.rsp;
     let mut time_ns = emit::now_ns();
-    let (mut number, mut is_known, mut allocated_since) = (0, false, 0);
+    let (mut number, mut allocated_since) = (0, 0);
+    let mut may_be_freed_again = true;
     // Without a state, for want of room, there is no outer call to be nested in.
     if let Some(state) = threads::known_or_made(known, context.as_ptr()) {
         // SAFETY: as in `entered`.
         let state = unsafe { &mut *state };
         let is_nested = !matches!(place_of(context, state, &hit, sp_avma), Place::Outermost);
-        if is_nested || is_handed_on(state, &hit, address_avma, sp_avma) {
+        let may_hand_on = !(hit.cookie.is_leaf() && has_single_allocator);
+        if is_nested || is_handed_on(state, &hit, may_hand_on, address_avma, sp_avma) {
             emit::count(COUNTER_NESTED);
             let outer = if is_nested { state.cookie } else { state.freed_cookie };
             note_allocators(Cookie(outer), &hit);
             return None;
         }
         state.target_plus_1 = u64::from(hit.index) + 1;
-        is_known = state.allocated_block_avma == address_avma;
+        // Not what this thread has just got, and only where the C library can be at it.
+        may_be_freed_again = state.allocated_block_avma != address_avma
+            && (state.ends != 0 || hit.cookie.frees_again_unnoticed());
         state.allocated_block_avma = 0;
-        allocated_since = state.allocated_since;
+        allocated_since = u64::from(state.allocated_since);
         number = number_of(state, &hit, &mut time_ns);
     }
-    // Who frees matters only for blocks that nobody knows, and this thread has just got it.
-    let is_internal = !is_known && is_called_by_module(&hit, registers.rip, sp_avma);
+    // To ask costs as much as all the rest.
+    let is_internal = may_be_freed_again && is_called_by_module(&hit, registers.rip, sp_avma);
     if number != 0 && address_avma < MAX_SMALL_AVMA {
         let kind = if is_internal { KIND_SMALL_FREE_INTERNAL } else { KIND_SMALL_FREE };
         let probe = u64::from(hit.cookie.probe());
@@ -620,12 +660,29 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// The thread ends: what it frees from now on, it may have freed already.
+#[inline(always)]
+pub(crate) fn thread_ends(context: &ProbeContext) -> Option<()> {
+    let known = threads::find(context.as_ptr());
+    let target = hit::target_of(known)?;
+    // SAFETY: as in `entered`.
+    let state = unsafe { &mut *threads::known_or_made(known, context.as_ptr())? };
+    state.target_plus_1 = u64::from(target) + 1;
+    state.ends = 1;
+    Some(())
+}
+
 /// Whether a free is part of the one before, which has handed its block on. Its end is not probed,
 /// which would cost as much again; so it is told by the block and by the stack. Else it is noted, if
 /// it can hand its block on itself.
 #[inline(always)]
-fn is_handed_on(state: &mut ThreadState, hit: &Hit, block_avma: u64, sp_avma: u64) -> bool {
-    let may_hand_on = !(hit.cookie.is_leaf() && hit.has_single_allocator());
+fn is_handed_on(
+    state: &mut ThreadState,
+    hit: &Hit,
+    may_hand_on: bool,
+    block_avma: u64,
+    sp_avma: u64,
+) -> bool {
     if !may_hand_on && state.freed_block_avma != block_avma {
         emit::clear(&mut state.freed_block_avma);
         return false;

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use memscope_common::control::{Cookie, CostCounters, MAX_TIMED_NS, TIMED_RUNS_LOG2};
 
-use crate::{emit, hit, maps::COSTS};
+use crate::{emit, hit, maps::COSTS, settings};
 
 /// Two bits of `cs` that are 0 in the kernel.
 const USER_MODE: u64 = 3;
@@ -26,7 +26,7 @@ const SYS_URETPROBE: u64 = 335;
 /// A program begins: when, if this run is timed, else 0.
 #[inline(always)]
 pub(crate) fn begin() -> u64 {
-    if emit::settings().counts_cost == 0 {
+    if settings::counts_cost() == 0 {
         return 0;
     }
     let Some(cpu) = COSTS.get_ptr_mut(0) else { return 0 };
@@ -49,7 +49,7 @@ fn is_timed(run: u64) -> bool {
 /// The program ends.
 #[inline(always)]
 pub(crate) fn end(begun_ns: u64) {
-    if emit::settings().counts_cost == 0 || begun_ns == 0 {
+    if settings::counts_cost() == 0 || begun_ns == 0 {
         return;
     }
     let taken_ns = emit::now_ns().wrapping_sub(begun_ns).min(MAX_TIMED_NS);
@@ -131,7 +131,7 @@ fn is_behind_hit(cpu: *const CostCounters, rip: u64) -> bool {
 
 #[inline(always)]
 fn count(add: impl FnOnce(*mut CostCounters)) {
-    if emit::settings().counts_cost != 0
+    if settings::counts_cost() != 0
         && let Some(cpu) = COSTS.get_ptr_mut(0)
     {
         add(cpu);

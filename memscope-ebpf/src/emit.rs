@@ -11,39 +11,16 @@ use core::{
 };
 use memscope_common::{
     control::{
-        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, CpuCounters, SPARE_SLOTS, Settings,
+        COUNTER_ATTEMPTED, COUNTER_COUNT, COUNTER_LOST_STACK, CpuCounters, CpuRing, SPARE_SLOTS,
         StackRecord,
     },
     record::{Header, KIND_LOSS, Loss, MAX_FRAMES, StackHeader},
 };
 
-use crate::maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS};
-
-/// Written by the loader.
-#[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    caller_only: 0,
-    slots_log2: 0,
-    samples: 0,
-    seed: 0,
-    pauses: 0,
-    counts_cost: 0,
-    follows: 0,
-    selects: 0,
+use crate::{
+    maps::{CONSUMER, COUNTERS, CPU_RINGS, EVENTS, SLOTS},
+    settings,
 };
-
-/// The same place in the kernel's memory for all programs.
-#[inline(always)]
-pub(crate) fn settings_place() -> *const Settings {
-    &raw const SETTINGS
-}
-
-/// What was asked for.
-#[inline(always)]
-pub(crate) fn settings() -> Settings {
-    // SAFETY: a constant of the object, written before it was loaded.
-    unsafe { read_volatile(&raw const SETTINGS) }
-}
 
 /// The clock of all records.
 #[inline(always)]
@@ -89,6 +66,12 @@ pub(crate) fn clear(word: &mut u64) {
 }
 
 #[inline(always)]
+fn cpu_ring() -> Option<*mut CpuRing> {
+    // SAFETY: the helper takes nothing.
+    CPU_RINGS.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
+}
+
+#[inline(always)]
 fn counters() -> Option<*mut CpuCounters> {
     COUNTERS.get_ptr_mut(0)
 }
@@ -121,6 +104,10 @@ pub(crate) fn lose(cause: u32) {
 #[inline(always)]
 fn note_loss(cpu: *mut CpuCounters, cause: u32) {
     count_on(cpu, cause);
+    if let Some(ring) = cpu_ring() {
+        // SAFETY: an element of an array map, whose words are written whole.
+        unsafe { write_volatile(&raw mut (*ring).has_untold_losses, 1) };
+    }
     // SAFETY: `cpu` points to this CPU's map value.
     unsafe {
         if (*cpu).untold_losses == 0 {
@@ -161,19 +148,24 @@ fn send_waking<T: 'static>(record: T, cause: u32, wake_up: impl FnOnce() -> u64)
 /// this is where most of an event's cost would be.
 #[inline(always)]
 pub(crate) fn send_small(words: [u64; 3], cause: u32) -> bool {
-    let Some(counters) = counters() else { return false };
-    tell_losses(counters);
     // SAFETY: the helper takes nothing.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let slots_log2 = settings().slots_log2 & 31;
+    let slots_log2 = settings::slots_log2() & 31;
     let Some(ring) = CPU_RINGS.get_ptr_mut(cpu) else { return false };
     // SAFETY: an element of an array map, whose words are read and written whole.
-    let (taken, read) =
-        unsafe { (read_volatile(&raw const (*ring).head), read_volatile(&raw const (*ring).tail)) };
+    let (taken, read, has_untold_losses) = unsafe {
+        (
+            read_volatile(&raw const (*ring).head),
+            read_volatile(&raw const (*ring).tail),
+            read_volatile(&raw const (*ring).has_untold_losses),
+        )
+    };
+    if has_untold_losses != 0 {
+        tell_losses_of_cpu();
+    }
     let waiting = taken.wrapping_sub(read);
     if waiting + SPARE_SLOTS >= 1 << slots_log2 {
-        count_on(counters, COUNTER_ATTEMPTED);
-        note_loss(counters, cause);
+        lose(cause);
         return false;
     }
     // Another task can have come between; each gets a slot of its own.
@@ -275,6 +267,15 @@ pub(crate) fn send_bytes(bytes: &[u8], cause: u32) -> bool {
     true
 }
 
+/// The same as [`tell_losses`]. Never inlined, as it is rare.
+#[inline(never)]
+fn tell_losses_of_cpu() -> u32 {
+    counters().map_or(0, |cpu| {
+        tell_losses(cpu);
+        1
+    })
+}
+
 /// Puts a marker into the stream where records of this CPU are missing.
 #[inline(always)]
 fn tell_losses(cpu: *mut CpuCounters) {
@@ -285,6 +286,11 @@ fn tell_losses(cpu: *mut CpuCounters) {
     let Some(mut place) = EVENTS.reserve::<Loss>(0) else {
         return;
     };
+    // Before they are taken: what is lost from now on is told of the next time.
+    if let Some(ring) = cpu_ring() {
+        // SAFETY: as in `note_loss`.
+        unsafe { write_volatile(&raw mut (*ring).has_untold_losses, 0) };
+    }
     // SAFETY: as above.
     let (first_lost_ns, lost_count) =
         unsafe { ((*cpu).first_untold_loss_ns, exchange(&raw mut (*cpu).untold_losses, 0)) };

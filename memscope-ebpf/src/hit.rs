@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid};
 use memscope_common::{
-    control::{Cookie, PROCESS_TARGET, Target, ThreadState, UNKNOWN_COOKIE, known_cookie_index},
+    control::{Cookie, PROCESS_TARGET, ThreadState, UNKNOWN_COOKIE, known_cookie_index},
     record::Header,
 };
 
@@ -16,48 +16,54 @@ pub(crate) struct Hit {
     /// Index of the target.
     pub(crate) index: u16,
     pub(crate) image: u32,
+    /// What had been unmapped before, when it was last looked.
+    pub(crate) removals: u32,
+}
+
+/// Where a program runs.
+pub(crate) struct Spot {
+    pub(crate) avma: u64,
+    /// What is known of probes there.
+    pub(crate) cookie: Option<Cookie>,
+}
+
+impl Spot {
+    #[inline(always)]
+    pub(crate) fn at(avma: u64) -> Self {
+        Self { avma, cookie: cookie_near(avma) }
+    }
 }
 
 impl Hit {
-    /// At the entry of a function, at this address.
+    /// At the entry of a function.
     #[inline(always)]
-    pub(crate) fn at_entry(context: *mut c_void, index: u16, avma: u64) -> Option<Self> {
+    pub(crate) fn at_entry(context: *mut c_void, index: u16, spot: &Spot) -> Option<Self> {
         // SAFETY: the helper reads the cookie of the link that called this program.
         let ask = || Cookie(unsafe { bpf_get_attach_cookie(context) });
-        let known =
-            cookie_near(avma).filter(|cookie| !matches!(*cookie, Cookie(0) | UNKNOWN_COOKIE));
+        let known = spot.cookie.filter(|cookie| !matches!(*cookie, Cookie(0) | UNKNOWN_COOKIE));
         Self::of(known.unwrap_or_else(ask), index)
     }
 
     #[inline(always)]
     pub(crate) fn of(cookie: Cookie, index: u16) -> Option<Self> {
-        let image = EPOCHS.get(u32::from(index))?.image;
-        Some(Self { cookie, index, image })
+        let epoch = EPOCHS.get(u32::from(index))?;
+        Some(Self { cookie, index, image: epoch.image, removals: epoch.removals })
     }
 
-    /// A word of the target's control block. Looked up each time, which is no call: programs have
-    /// little room to keep a pointer in.
+    /// Whether calls are recorded, and whether all blocks come from one module.
     #[inline(always)]
-    fn says(&self, word: impl FnOnce(*const Target) -> u32) -> bool {
-        TARGETS.get_ptr(u32::from(self.index)).is_some_and(|target| word(target) != 0)
-    }
-
-    #[inline(always)]
-    pub(crate) fn enabled(&self) -> bool {
+    pub(crate) fn modes(&self) -> (bool, bool) {
         // SAFETY: points to an element of an array map, which is never removed.
-        self.says(|target| unsafe { (*target).enabled })
-    }
-
-    #[inline(always)]
-    pub(crate) fn has_single_allocator(&self) -> bool {
-        // SAFETY: as in `enabled`.
-        self.says(|target| unsafe { (*target).single_allocator })
+        TARGETS.get_ptr(u32::from(self.index)).map_or((false, false), |target| unsafe {
+            ((*target).enabled != 0, (*target).single_allocator != 0)
+        })
     }
 
     #[inline(always)]
     pub(crate) fn may_stop(&self) -> bool {
-        // SAFETY: as in `enabled`.
-        self.says(|target| unsafe { (*target).may_stop })
+        let target = TARGETS.get_ptr(u32::from(self.index));
+        // SAFETY: as in `modes`.
+        target.is_some_and(|target| unsafe { (*target).may_stop } != 0)
     }
 
     #[inline(always)]
@@ -104,6 +110,6 @@ pub(crate) fn current_target() -> Option<u16> {
 /// comes to lie. A cookie is here only while no other probe has the same place: then no other can
 /// be hit at such an address. The collector sees to that before it attaches one.
 #[inline(always)]
-pub(crate) fn cookie_near(avma: u64) -> Option<Cookie> {
+fn cookie_near(avma: u64) -> Option<Cookie> {
     COOKIES.get(known_cookie_index(avma)).map(|cookie| Cookie(*cookie))
 }

@@ -19,6 +19,7 @@ mod process;
 mod sample;
 mod sent;
 mod session;
+mod settings;
 mod stack;
 mod threads;
 
@@ -56,14 +57,15 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
     let Some(target) = hit::target_of(state) else { return 1 };
     let begun_ns = cost::begin();
     let entry = ProbeContext::new(context);
-    let result = if alloc::is_return(&entry, state) {
+    let spot = alloc::spot_of(&entry);
+    let result = if alloc::is_return(&entry, state, &spot) {
         // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
         // SAFETY: this thread's own map value.
         let entered = state.map_or(0, |state| unsafe { (*state).cookie });
         alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
         0
     } else {
-        u32::from(alloc::entered::<false>(&entry, target, state).is_none())
+        u32::from(alloc::entered::<false>(&entry, target, state, &spot).is_none())
     };
     cost::end(begun_ns);
     result
@@ -75,7 +77,7 @@ fn allocation_entered(context: ProbeContext) -> u32 {
     let state = threads::find(context.as_ptr());
     let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered::<false>(&context, target, state);
+    alloc::entered::<false>(&context, target, state, &alloc::spot_of(&context));
     cost::end(begun_ns);
     0
 }
@@ -98,7 +100,7 @@ fn throwing_entered(context: ProbeContext) -> u32 {
     let state = threads::find(context.as_ptr());
     let Some(target) = hit::target_of(state) else { return 0 };
     let begun_ns = cost::begin();
-    alloc::entered::<true>(&context, target, state);
+    alloc::entered::<true>(&context, target, state, &alloc::spot_of(&context));
     cost::end(begun_ns);
     0
 }
@@ -123,6 +125,13 @@ fn exception_thrown(context: ProbeContext) -> u32 {
 #[uprobe]
 fn exception_caught(context: ProbeContext) -> u32 {
     alloc::caught(&context);
+    0
+}
+
+/// Entry of what the C library calls as a thread ends.
+#[uprobe]
+fn thread_ending(context: ProbeContext) -> u32 {
+    alloc::thread_ends(&context);
     0
 }
 

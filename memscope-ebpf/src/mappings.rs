@@ -19,7 +19,7 @@ use memscope_common::{
 };
 use memscope_ebpf::{hugetlb_bytes, is_error, rounded_up};
 
-use crate::{emit, process, stack::CallerRegisters, threads};
+use crate::{emit, process, settings, stack::CallerRegisters, threads};
 
 /// include/uapi/asm-generic/mman-common.h, include/uapi/linux/mman.h
 const MAP_TYPE: u64 = 0xf;
@@ -80,7 +80,7 @@ impl Call {
         let caller = unsafe { CallerRegisters::of_task(self.registers, true) };
         let mut header = self.header();
         // Where blocks are sampled, calls without one are not followed to their end.
-        let flags = if emit::settings().samples != 0 {
+        let flags = if settings::samples() != 0 {
             MAPPING_BY_UNKNOWN
         } else if state.cookie != 0 && caller.sp_avma < state.sp_avma {
             header.probe = Cookie(state.cookie).probe();

@@ -342,7 +342,8 @@ pub(crate) fn note(memo: *mut WalkMemo, avma: u64, value: u64) {
 fn place_of(memo: &mut WalkMemo, avma: u64) -> u64 {
     const NOWHERE: u64 = MEMO_ROOM_WORDS as u64;
     let from_end = avma.wrapping_sub(memo.begin[1]);
-    if from_end & 7 == 0 && from_end >> 3 < MAX_TOP_WORDS as u64 {
+    let most = (memo.top_words + MEMO_GAP_WORDS as u64).min(MAX_TOP_WORDS as u64);
+    if from_end & 7 == 0 && from_end >> 3 < most {
         memo.top_words = memo.top_words.max((from_end >> 3) + 1);
         return from_end >> 3;
     }

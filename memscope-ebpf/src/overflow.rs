@@ -12,6 +12,7 @@ use crate::{
     emit,
     hit::Hit,
     maps::{CPU_RINGS, EVENTS, OVERFLOWS, PAUSED},
+    settings,
 };
 
 /// Counts an allocation whose record was lost, so that the sums of its stack stay exact.
@@ -44,7 +45,7 @@ const STOP: u32 = 19;
 /// stopped, or will have been told to stop before it is told to go on.
 #[inline(always)]
 pub(crate) fn pause_if_needed(hit: &Hit) {
-    if emit::settings().pauses == 0 || !hit.may_stop() || !is_half_full() {
+    if settings::pauses() == 0 || !hit.may_stop() || !is_half_full() {
         return;
     }
     // SAFETY: the helper sends a signal to the current process, which is one that is traced.
@@ -71,5 +72,5 @@ fn is_half_full() -> bool {
     let waiting = unsafe {
         read_volatile(&raw const (*ring).head).wrapping_sub(read_volatile(&raw const (*ring).tail))
     };
-    waiting > 1 << (emit::settings().slots_log2 & 31) >> 1
+    waiting > 1 << (settings::slots_log2() & 31) >> 1
 }

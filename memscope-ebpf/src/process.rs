@@ -30,7 +30,7 @@ use crate::{
     maps::{
         COMMS, EPOCHS, GROUPS, NEW_TARGET, NUMBER_OF_TARGETS, NUMBERS, PROCESSES, SPACES, TARGETS,
     },
-    pages, threads,
+    pages, settings, threads,
 };
 
 /// Written by the loader.
@@ -132,7 +132,7 @@ pub(crate) fn header(kind: u8, target: u32, epoch: *const Epoch) -> Header {
 /// `sched_process_fork`, on the parent's thread; the child has run nothing yet.
 #[inline(always)]
 pub(crate) fn fork(context: &BtfTracePointContext) -> Option<()> {
-    if emit::settings().follows == 0 {
+    if settings::follows() == 0 {
         return None;
     }
     let parent = word_of(current_process())?;
@@ -279,7 +279,7 @@ fn tell_exit(target: u32, wait_status: u32) -> Option<()> {
 /// Whether the program that was just executed is one to be traced.
 #[inline(always)]
 fn is_selected() -> bool {
-    let selects = emit::settings().selects;
+    let selects = settings::selects();
     // SAFETY: an element of an array map, which is never removed.
     let is_on = NEW_TARGET.get_ptr(0).is_some_and(|new| unsafe { (*new).enabled } != 0);
     if selects == 0 || !is_on || is_excluded() {
@@ -292,7 +292,7 @@ fn is_selected() -> bool {
 
 #[inline(always)]
 fn is_excluded() -> bool {
-    emit::settings().selects & EXCLUDE_COMM != 0 && comm_means(COMM_EXCLUDED)
+    settings::selects() & EXCLUDE_COMM != 0 && comm_means(COMM_EXCLUDED)
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use memscope_ebpf::{gap_bytes, next_random, random_seed};
 use crate::{
     emit,
     maps::{EXACT, GAPS, NUMBER_OF_SEEDS, NUMBERS, SAMPLED, SAMPLING},
+    settings,
 };
 
 /// What of a call is recorded: `FOLLOW_` bits. `block_avma` is the block given to it, or 0. If
@@ -31,7 +32,7 @@ pub(crate) fn decide(
     let gives_none = block_avma != 0 && size_bytes == 0;
     let is_new = !gives_none && is_drawn(state, size_bytes);
     if !gives_none {
-        state.allocated_since = u64::from(!is_new);
+        state.allocated_since = u32::from(!is_new);
     }
     let new = if is_new { FOLLOW_NEW } else { FOLLOW_NOTHING };
     new | if is_old { FOLLOW_OLD } else { FOLLOW_NOTHING }
@@ -73,13 +74,13 @@ fn is_drawn(state: &mut ThreadState, size_bytes: u64) -> bool {
 #[inline(always)]
 fn seed() -> u64 {
     let before = NUMBERS.get_ptr_mut(NUMBER_OF_SEEDS).map_or(0, emit::next);
-    random_seed(emit::settings().seed, before)
+    random_seed(settings::seed(), before)
 }
 
 /// Whether nothing of the call under way would have been recorded.
 #[inline(always)]
 pub(crate) fn is_unrecorded(state: &ThreadState) -> bool {
-    emit::settings().samples != 0 && state.follow == FOLLOW_NOTHING
+    settings::samples() != 0 && state.follow == FOLLOW_NOTHING
 }
 
 /// Counts a call that asks for a block.
@@ -128,7 +129,7 @@ pub(crate) fn remember(target: u16, address_avma: u64) -> bool {
 /// The window that the targets are observed in.
 #[inline(always)]
 fn window() -> u32 {
-    if emit::settings().counts_cost == 0 {
+    if settings::counts_cost() == 0 {
         return 0;
     }
     // SAFETY: an element of an array map, whose words are read whole.

@@ -45,7 +45,7 @@ use crate::{
     copy, emit,
     maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
     memo::{self, Begin},
-    sent, threads,
+    sent, settings, threads,
 };
 
 /// Written by the loader.
@@ -131,10 +131,11 @@ impl CallerRegisters {
     /// The number of the stack.
     #[inline(always)]
     pub(crate) fn stack(&self, thread: &mut ThreadState, header: Header) -> u32 {
-        if emit::settings().caller_only != 0 {
-            capture_caller(thread, self.return_avma, header)
+        let removals = removals_of(&header);
+        if settings::caller_only() != 0 {
+            capture_caller(thread, self.return_avma, header, removals)
         } else {
-            capture(thread, self, header)
+            capture(thread, self, header, removals)
         }
     }
 }
@@ -163,8 +164,7 @@ struct Space {
 
 impl Space {
     #[inline(always)]
-    fn of(header: &Header) -> Option<Self> {
-        let removals = removals_of(header);
+    fn of(header: &Header, removals: u32) -> Option<Self> {
         let place = SPACES.get_ptr(u32::from(header.target))?;
         // SAFETY: points to an element of an array map, which is never removed.
         let word = unsafe { read_volatile(place) };
@@ -184,8 +184,13 @@ fn removals_of(header: &Header) -> u32 {
 
 /// Walks, sends the frames if they were not sent before, and gives the stack's number.
 #[inline(always)]
-pub(crate) fn capture(thread: &mut ThreadState, caller: &CallerRegisters, header: Header) -> u32 {
-    let Some(space) = Space::of(&header) else { return 0 };
+pub(crate) fn capture(
+    thread: &mut ThreadState,
+    caller: &CallerRegisters,
+    header: Header,
+    removals: u32,
+) -> u32 {
+    let Some(space) = Space::of(&header, removals) else { return 0 };
     let begin = Begin {
         pc_avma: caller.return_avma,
         sp_avma: caller.sp_avma,
@@ -269,8 +274,13 @@ fn walk_and_announce(
 
 /// Notes the caller only.
 #[inline(always)]
-pub(crate) fn capture_caller(thread: &mut ThreadState, return_avma: u64, header: Header) -> u32 {
-    let identity = mix(stack_seed(header.target, header.image, removals_of(&header)), return_avma);
+pub(crate) fn capture_caller(
+    thread: &mut ThreadState,
+    return_avma: u64,
+    header: Header,
+    removals: u32,
+) -> u32 {
+    let identity = mix(stack_seed(header.target, header.image, removals), return_avma);
     let found = StackHeader {
         header: Header { kind: KIND_STACK, ..header },
         stack: 0,

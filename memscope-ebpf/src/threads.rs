@@ -27,6 +27,7 @@ use crate::{
     maps::{MOVED_THREADS, NEW_WALK, THREADS, WALKS},
     pages,
     sample::is_unrecorded,
+    settings,
 };
 
 /// Places that a new thread tries to get.
@@ -47,7 +48,7 @@ fn identity_of(registers: *const c_void) -> u64 {
         asm!(
             "{0} -= {1}",
             inout(reg) identity,
-            in(reg) emit::settings_place(),
+            in(reg) settings::place(),
             options(pure, nomem, nostack, preserves_flags)
         );
     }
@@ -60,21 +61,11 @@ fn first_place(identity: u64) -> u32 {
     (identity.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MAX_THREADS.trailing_zeros())) as u32
 }
 
+/// Whose a state is.
 #[inline(always)]
-fn owner_of(place: u32) -> Option<*mut u64> {
-    // SAFETY: an element of an array map, which is never removed.
-    THREADS.get_ptr_mut(place).map(|state| unsafe { &raw mut (*state).owner })
-}
-
-/// The place of a thread's state, or [`NOWHERE`].
-#[inline(always)]
-fn place_of(identity: u64) -> u32 {
-    let first = first_place(identity);
-    match owner_of(first) {
-        // SAFETY: an element of an array map; the word is read and written whole.
-        Some(owner) if unsafe { read_volatile(owner) } == identity => first,
-        _ => moved_place(identity),
-    }
+fn owner_of(state: *mut ThreadState) -> *mut u64 {
+    // SAFETY: a place in an element of an array map, which is never removed.
+    unsafe { &raw mut (*state).owner }
 }
 
 /// Never inlined, as it is rare.
@@ -87,7 +78,17 @@ fn moved_place(identity: u64) -> u32 {
 /// State of the current thread, if it has any.
 #[inline(always)]
 pub(crate) fn find(registers: *const c_void) -> Option<*mut ThreadState> {
-    THREADS.get_ptr_mut(place_of(identity_of(registers)))
+    state_of(identity_of(registers))
+}
+
+#[inline(always)]
+fn state_of(identity: u64) -> Option<*mut ThreadState> {
+    let first = THREADS.get_ptr_mut(first_place(identity))?;
+    // SAFETY: the word is read and written whole.
+    if unsafe { read_volatile(owner_of(first)) } == identity {
+        return Some(first);
+    }
+    THREADS.get_ptr_mut(moved_place(identity))
 }
 
 /// State of the current thread, made if none was found.
@@ -131,7 +132,7 @@ fn make(identity: u64) -> u32 {
     let first = first_place(identity);
     for attempt in 0..PLACES_TRIED {
         let place = first.wrapping_add(attempt * NEXT_PLACE) & (MAX_THREADS - 1);
-        let Some(owner) = owner_of(place) else { break };
+        let Some(owner) = THREADS.get_ptr_mut(place).map(owner_of) else { break };
         if !claim(owner, identity) {
             continue;
         }
@@ -176,8 +177,7 @@ pub(crate) fn walk_state(thread: &ThreadState) -> Option<*mut WalkState> {
 #[inline(always)]
 pub(crate) fn forget(context: &BtfTracePointContext) {
     let identity = identity_of(task_registers().cast::<c_void>());
-    let place = place_of(identity);
-    let Some(state) = THREADS.get_ptr_mut(place) else { return };
+    let Some(state) = state_of(identity) else { return };
     // SAFETY: this thread's own state, here and in the next.
     if unsafe { (*state).cookie } != 0 && !is_unrecorded(unsafe { &*state }) {
         emit::lose(COUNTER_RETURN_NOT_SEEN);

@@ -37,7 +37,7 @@ use super::{
     plain::Plain,
     probe_programs::{
         self, CATCH, CODE_CHANGED, ENTRY, EXIT, FREE, Prepared, ProbePoints, ProbePrograms, RETURN,
-        SESSION, THROW, THROWING,
+        SESSION, THREAD_END, THROW, THROWING,
     },
     ring::{self, EventRing, RingMaps},
     sampling::SamplingMaps,
@@ -554,7 +554,7 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 }
 
 fn load_for_perf_events(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH] {
+    for name in [ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH, THREAD_END] {
         let program: &mut UProbe = program(ebpf, name)?;
         program.load().map_err(|source| KernelError::Program { program: name, source })?;
     }
@@ -567,10 +567,10 @@ fn multi_links_are_for_processes() -> bool {
     super::features::kernel_is_at_least(6, 10)
 }
 
-/// The programs of functions that make and end blocks. What ends blocks is attached first, and
-/// the return before the entry: an entry that is seen must find its return probed.
-pub(super) const OF_BLOCKS: [&str; 8] =
-    [FREE, THROW, CATCH, EXIT, RETURN, SESSION, ENTRY, THROWING];
+/// The programs of functions that make and end blocks. What ends blocks is attached first, behind what tells how such a
+/// call is meant, and the return before the entry: an entry that is seen must find its return probed.
+pub(super) const OF_BLOCKS: [&str; 9] =
+    [THREAD_END, FREE, THROW, CATCH, EXIT, RETURN, SESSION, ENTRY, THROWING];
 
 /// Whether a program runs on a function.
 fn runs(name: &str, function: &AllocatorFunction) -> bool {
@@ -581,6 +581,7 @@ fn runs(name: &str, function: &AllocatorFunction) -> bool {
         FunctionKind::ChangesCode => name == CODE_CHANGED,
         FunctionKind::Throws => name == THROW,
         FunctionKind::Catches => name == CATCH,
+        FunctionKind::EndsThread => name == THREAD_END,
         FunctionKind::Exits => name == EXIT,
     }
 }
@@ -608,6 +609,8 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     let cookie = Cookie::new(id.0 as u16, arguments).of_allocator(probe.allocator);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
+    let cookie =
+        if probe.frees_again_unnoticed { cookie.of_freeing_again_unnoticed() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
 }
 

@@ -47,6 +47,8 @@ pub(super) const EXIT: &str = "throwing_exited";
 pub(super) const THROW: &str = "exception_thrown";
 /// Entry of what handlers of exceptions call.
 pub(super) const CATCH: &str = "exception_caught";
+/// Entry of what the C library calls as a thread ends.
+pub(super) const THREAD_END: &str = "thread_ending";
 /// Entry of what the dynamic loader calls.
 pub(super) const CODE_CHANGED: &str = "code_changed";
 
@@ -128,9 +130,11 @@ impl<'a> Prepared<'a> {
     /// Loads what this way of attaching runs.
     pub(super) fn load(&self, method: AttachMethod) -> Result<ProbePrograms, KernelError> {
         let names: &[&'static str] = match method {
-            AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH],
+            AttachMethod::Session => {
+                &[SESSION, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH, THREAD_END]
+            }
             AttachMethod::Multi => {
-                &[ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH]
+                &[ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH, THREAD_END]
             }
             AttachMethod::PerfEvent => &[],
         };

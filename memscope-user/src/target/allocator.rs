@@ -21,6 +21,9 @@ pub enum FunctionKind {
     Throws,
     /// Begins each handler of a C++ exception: probed at entry.
     Catches,
+    /// Called by a thread that ends, before the C library frees blocks again that the thread has
+    /// freed already: probed at entry.
+    EndsThread,
     /// No function, but an instruction by which one returns that can throw.
     Exits,
 }
@@ -117,6 +120,14 @@ pub(super) const LOADER_FUNCTION: AllocatorFunction =
 pub(super) const EXCEPTION_FUNCTIONS: [AllocatorFunction; 2] = [
     plain("__cxa_allocate_exception", FunctionKind::Throws),
     plain("__cxa_begin_catch", FunctionKind::Catches),
+];
+
+/// Called by glibc in each thread that ends, the second to empty the thread's cache by calling `free`, which is there since
+/// 2.26 (`start_thread`, nptl/pthread_create.c). As a library it exports the first one since 2.18; in a static program the
+/// first is there if something is to be destroyed, and the second always.
+pub(super) const THREAD_END_FUNCTIONS: [AllocatorFunction; 2] = [
+    plain("__call_tls_dtors", FunctionKind::EndsThread),
+    plain("__libc_thread_freeres", FunctionKind::EndsThread),
 ];
 
 /// Stands for where a function returns.

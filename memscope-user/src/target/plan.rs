@@ -6,7 +6,7 @@ use super::{
     ExitObstacle,
     allocator::{
         AllocatorFunction, EXCEPTION_FUNCTIONS, EXIT, FunctionKind, LOADER_FUNCTION, Naming, Row,
-        find,
+        THREAD_END_FUNCTIONS, find,
     },
     module::{FunctionCode, ModuleFacts},
     site::{
@@ -18,11 +18,13 @@ use super::{
 /// Whether a probe may be wanted on a function of this name.
 #[must_use]
 pub fn is_of_interest(name: &str) -> bool {
-    name == LOADER_FUNCTION.name || exception_function(name).is_some() || find(name).is_some()
+    name == LOADER_FUNCTION.name || notice_of(name).is_some() || find(name).is_some()
 }
 
-fn exception_function(name: &str) -> Option<AllocatorFunction> {
-    EXCEPTION_FUNCTIONS.into_iter().find(|function| function.name == name)
+/// A function that neither gives nor ends blocks, but tells something of calls that do.
+fn notice_of(name: &str) -> Option<AllocatorFunction> {
+    let mut notices = EXCEPTION_FUNCTIONS.into_iter().chain(THREAD_END_FUNCTIONS);
+    notices.find(|function| function.name == name)
 }
 
 /// Which allocator a function is of, where that is known.
@@ -46,6 +48,9 @@ pub struct PlannedProbe {
     pub code_file_offsets: (u64, u64),
     /// How it was chosen.
     pub site: ProbeSite,
+    /// Whether its module can free blocks again that were freed already, as glibc does at a thread's end, and no probe
+    /// tells when: then any call that the module makes itself can be of that kind.
+    pub frees_again_unnoticed: bool,
     /// Which allocator the function is of, if that is known.
     pub owner: Option<Owner>,
     /// The number that this allocator was given; 0 for none.
@@ -60,6 +65,7 @@ pub struct PlannedProbe {
 #[must_use]
 pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
     let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
+    let frees_again_unnoticed = frees_again_unnoticed(facts);
     for (found, function, owner) in wanted(facts) {
         let exits = facts.exits.get(&found.file_offset);
         let exits = exits.and_then(|exits| exits.as_ref().ok()).map_or(&[][..], Vec::as_slice);
@@ -76,7 +82,15 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
             let code_file_offsets = code.map_or((file_offset, file_offset), |segment| {
                 (segment.file_offset, segment.file_offset.saturating_add(segment.length_bytes))
             });
-            PlannedProbe { function, file_offset, code_file_offsets, site, owner, allocator: 0 }
+            PlannedProbe {
+                function,
+                file_offset,
+                code_file_offsets,
+                site,
+                frees_again_unnoticed,
+                owner,
+                allocator: 0,
+            }
         };
         if function.can_throw {
             for exit in exits {
@@ -96,11 +110,21 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         | FunctionKind::ChangesCode
         | FunctionKind::Throws
         | FunctionKind::Catches
+        | FunctionKind::EndsThread
         | FunctionKind::Exits => 0,
         FunctionKind::Allocates if probe.function.block.is_some() => 1,
         FunctionKind::Allocates => 2,
     });
     probes
+}
+
+/// Only the C library does so, at a thread's end. Of functions that were described it is not known whose they are.
+fn frees_again_unnoticed(facts: &ModuleFacts) -> bool {
+    let may_be_c_library = facts.is_c_library || !facts.described.is_empty();
+    let tells_end = |found: &FunctionCode| {
+        notice_of(&found.name).is_some_and(|notice| notice.kind == FunctionKind::EndsThread)
+    };
+    may_be_c_library && !facts.functions.iter().any(tells_end)
 }
 
 /// Functions that would be probed, if it could be said where they return.
@@ -144,16 +168,14 @@ fn wanted(facts: &ModuleFacts) -> Vec<(&FunctionCode, AllocatorFunction, Option<
         let is_leaf = function.is_leaf && !has_own_names;
         (found, AllocatorFunction { is_leaf, ..*function }, owner)
     });
-    let of_exceptions = facts
-        .functions
-        .iter()
-        .filter_map(|found| Some((found, exception_function(&found.name)?, None)));
+    let notices =
+        facts.functions.iter().filter_map(|found| Some((found, notice_of(&found.name)?, None)));
     // First, so that a description counts more than the table.
     let described = facts
         .described
         .iter()
         .map(|found| (&found.code, found.function, found.allocator.map(Owner::Described)));
-    described.chain(functions).chain(of_exceptions).collect()
+    described.chain(functions).chain(notices).collect()
 }
 
 /// Whose the functions of the table are in a module. Of names that anybody may define it is not
@@ -407,6 +429,29 @@ mod tests {
         assert_eq!(entries, ["_Znwm", "_Znam"]);
         let unseen = [("_ZnwmSt11align_val_t", ExitObstacle::JumpsAnywhere(0x410))];
         assert_eq!(unseen_functions(&facts), unseen);
+    }
+
+    #[test]
+    fn the_end_of_threads_is_probed_before_frees_where_the_c_library_tells_it() {
+        let facts = |names: &[&str], is_c_library| ModuleFacts {
+            functions: (0x100..)
+                .step_by(0x100)
+                .zip(names)
+                .map(|(at, name)| function(name, at))
+                .collect(),
+            is_c_library,
+            ..ModuleFacts::default()
+        };
+        let unnoticed = |facts: &ModuleFacts| {
+            plan_probes(facts, OLD_KERNEL).iter().any(|probe| probe.frees_again_unnoticed)
+        };
+        let told = facts(&["__call_tls_dtors", "free", "malloc"], true);
+        assert_eq!(names(&told), ["__call_tls_dtors", "free", "malloc"]);
+        assert!(!unnoticed(&told));
+        let untold = facts(&["free", "malloc"], true);
+        assert!(unnoticed(&untold), "an old one, or one in a static program");
+        let another = facts(&["free", "malloc", "mallocx"], false);
+        assert!(!unnoticed(&another), "jemalloc empties its caches otherwise");
     }
 
     #[test]

@@ -67,6 +67,27 @@ fn several_processes_are_recorded_side_by_side() {
     }
 }
 
+/// The C library frees them in its own code, as it does with the cached blocks of a thread that ends: those are no frees.
+#[test]
+fn what_a_thread_closes_before_it_ends_is_freed() {
+    for variant in [Variant::Default, Variant::Static] {
+        let program = programs::build("threads_close.c", variant);
+        let mut program = TestProgram::spawn(Command::new(program).args(["8", "wait"]));
+        let pid = program.wait_ready();
+        let scratch = Scratch::new();
+        let memscope = scratch.attach(&["--strict"], &[pid]);
+        program.go();
+        let (figures, _) = program.finish();
+        assert_sound(&scratch, memscope);
+        let export = scratch.export();
+        export.assert_complete();
+        let closed = figures.number("closed");
+        assert_eq!(export.total("unknown_frees"), closed, "{variant:?}");
+        let internal = export.total("allocator_internal_frees");
+        assert!(internal >= closed, "{variant:?}: {internal}");
+    }
+}
+
 #[test]
 fn blocks_from_before_the_attach_count_as_unknown_frees() {
     let mut server = start("server.c", &["2", "1000", "1000"]);

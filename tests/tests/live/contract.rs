@@ -105,6 +105,22 @@ fn the_allocators_own_frees_at_a_threads_end_are_no_frees() {
     assert!(internal >= figures.number("cached"), "{internal}");
 }
 
+/// The C library's threads free some more of its own in it.
+#[test]
+fn the_same_of_a_static_program() {
+    let program = programs::build("threads_exit.c", Variant::Static);
+    let scratch = Scratch::new();
+    let finished = run(&mut scratch.trace_program(&[], program, &["8", "200"]));
+    finished.assert_code(0);
+    let (figures, export) = (Figures::parse(&finished.stdout), scratch.export());
+    export.assert_complete();
+    let (frees, cached) = (export.total("frees"), figures.number("cached"));
+    assert!((cached..cached + 16).contains(&frees), "{frees}");
+    assert_eq!(export.total("unknown_frees"), 0);
+    let internal = export.total("allocator_internal_frees");
+    assert!(internal >= cached, "{internal}");
+}
+
 #[test]
 fn a_block_freed_next_is_temporary() {
     let (figures, export) = trace("pairs.c", &["20000"]);
