@@ -315,10 +315,14 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot
 /// bits 32..40  number of its allocator, 0 if that is not known
+/// bits 40..44  number of the register that holds the block, see bit 53
+/// bits 44..48  number of the condition without which it does not, see bit 54
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
 /// bit  50      an exception can leave it: its return is seen at its `ret` instructions
 /// bit  52      its module can free blocks again that were freed, and no probe tells when
+/// bit  53      the probed instruction is in the midst of it, and the block that the call gives is known
+/// bit  54      the same, if the condition of the jump that it is holds
 /// ```
 ///
 /// It does not say whose hit it is: a probe can be that of many processes.
@@ -408,6 +412,39 @@ impl Cookie {
         self.0 >> 52 & 1 != 0
     }
 
+    /// The same, at an instruction where the block is in this register, if this condition holds.
+    #[must_use]
+    pub const fn of_giving(self, register: u8, condition: Option<u8>) -> Self {
+        let given = (register as u64 & 0xf) << 40 | 1 << 53;
+        let condition = match condition {
+            Some(condition) => (condition as u64 & 0xf) << 44 | 1 << 54,
+            None => 0,
+        };
+        Self(self.0 | given | condition)
+    }
+
+    /// Whether the block that a call gives is known at the probed instruction, so that nothing of its return is
+    /// of interest.
+    #[must_use]
+    #[inline(always)]
+    pub const fn gives_at_once(self) -> bool {
+        self.0 >> 53 & 1 != 0
+    }
+
+    /// The number of the register that it is in.
+    #[must_use]
+    #[inline(always)]
+    pub const fn register(self) -> u8 {
+        (self.0 >> 40) as u8 & 0xf
+    }
+
+    /// The number of the condition without which the call goes another way; none if there is none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn condition(self) -> Option<u8> {
+        if self.0 >> 54 & 1 == 0 { None } else { Some((self.0 >> 44) as u8 & 0xf) }
+    }
+
     /// The same, of a function of this allocator.
     #[must_use]
     pub const fn of_allocator(self, number: u8) -> Self {
@@ -475,33 +512,37 @@ pub const fn known_cookie_index(offset_or_avma: u64) -> u32 {
 pub const COUNTER_ATTEMPTED: u32 = 0;
 /// Probe hits inside another allocator call, which are no events.
 pub const COUNTER_NESTED: u32 = 1;
+/// Calls that were recorded by a single hit, as what they gave was known before they returned.
+pub const COUNTER_GIVEN_AT_ONCE: u32 = 2;
+/// Hits where that would have been known, of calls that went another way: they are hit again there.
+pub const COUNTER_PASSED_BY: u32 = 3;
 /// First counter of a cause of loss.
-pub const COUNTER_FIRST_LOSS: u32 = 2;
+pub const COUNTER_FIRST_LOSS: u32 = 4;
 /// No room in the ring buffer for an allocation.
-pub const COUNTER_LOST_ALLOCATION: u32 = 2;
+pub const COUNTER_LOST_ALLOCATION: u32 = 4;
 /// No room in the ring buffer for a free.
-pub const COUNTER_LOST_FREE: u32 = 3;
+pub const COUNTER_LOST_FREE: u32 = 5;
 /// No room in the ring buffer for the begin or end of a reallocation.
-pub const COUNTER_LOST_REALLOCATION: u32 = 4;
+pub const COUNTER_LOST_REALLOCATION: u32 = 6;
 /// No room in the ring buffer for the frames of a stack, or its copy; frames are sent
 /// again when next seen.
-pub const COUNTER_LOST_STACK: u32 = 5;
+pub const COUNTER_LOST_STACK: u32 = 7;
 /// No room in the ring buffer for an exec, thread exit or change of code.
-pub const COUNTER_LOST_PROCESS: u32 = 6;
+pub const COUNTER_LOST_PROCESS: u32 = 8;
 /// The table of threads is full: the call cannot be followed to its return.
-pub const COUNTER_THREAD_TABLE_FULL: u32 = 7;
+pub const COUNTER_THREAD_TABLE_FULL: u32 = 9;
 /// A call was entered and its return never seen (longjmp, thread killed inside).
-pub const COUNTER_RETURN_NOT_SEEN: u32 = 8;
+pub const COUNTER_RETURN_NOT_SEEN: u32 = 10;
 /// The result of a call could not be read from the target's memory.
-pub const COUNTER_RESULT_UNREADABLE: u32 = 9;
+pub const COUNTER_RESULT_UNREADABLE: u32 = 11;
 /// No room to remember a block that was drawn: it is not recorded.
-pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 10;
+pub const COUNTER_SAMPLE_TABLE_FULL: u32 = 12;
 /// No room in the ring buffer for a page fault.
-pub const COUNTER_LOST_PAGE_FAULT: u32 = 11;
+pub const COUNTER_LOST_PAGE_FAULT: u32 = 13;
 /// No room in the ring buffer for a change of what is mapped.
-pub const COUNTER_LOST_MAPPING: u32 = 12;
+pub const COUNTER_LOST_MAPPING: u32 = 14;
 /// How many counters there are.
-pub const COUNTER_COUNT: u32 = 13;
+pub const COUNTER_COUNT: u32 = 15;
 
 /// Words read at once from a target's stack.
 pub const WINDOW_WORDS: usize = 64;
@@ -597,6 +638,8 @@ pub struct MemoWindow {
 pub struct MemoRoom {
     /// 1 while a thread uses it.
     pub busy: u64,
+    /// The word of the stack below them, where it was read too.
+    pub below: u64,
     /// The words; the second half is not used, but verifiers do not see that pieces end before it.
     pub words: [u64; 2 * MEMO_ROOM_WORDS],
 }

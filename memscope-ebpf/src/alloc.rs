@@ -3,7 +3,7 @@
 use core::{
     arch::asm,
     mem::offset_of,
-    ptr::{read_volatile, write_volatile},
+    ptr::{self, read_volatile, write_volatile},
 };
 
 use aya_ebpf::{
@@ -15,10 +15,11 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        ArgumentIndex, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_PROCESS,
-        COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
-        COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING,
-        FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState, allocator_call_bit,
+        ArgumentIndex, COUNTER_GIVEN_AT_ONCE, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
+        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_PASSED_BY,
+        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie,
+        FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState,
+        allocator_call_bit,
     },
     record::{
         Allocation, AllocatorCall, Free, Header, KIND_ALLOCATION, KIND_ALLOCATOR_CALL, KIND_FREE,
@@ -29,8 +30,8 @@ use memscope_common::{
     },
 };
 use memscope_ebpf::{
-    Entry, FreeCall, classify_entry, is_caught_outside, is_exit_of, is_internal_call, is_return_of,
-    product_bytes,
+    Entry, FreeCall, classify_entry, condition_holds, is_caught_outside, is_exit_of,
+    is_internal_call, is_return_of, product_bytes,
 };
 
 use crate::{
@@ -38,7 +39,7 @@ use crate::{
     hit::{self, Hit, Spot},
     maps::{ALLOCATOR_CALLS, NUMBER_OF_THREADS, NUMBERS, SURROUNDINGS},
     overflow, sample, session, settings,
-    stack::{self, CallerRegisters},
+    stack::{self, CallerRegisters, return_address},
     threads,
 };
 
@@ -163,18 +164,21 @@ fn new_number(state: &mut ThreadState, header: Header) -> u64 {
     state.number
 }
 
-/// Entry of a function that returns a block, in a target, with the thread's state, if it has any.
-/// None if its return is of no interest.
+/// Entry of a function that returns a block, in a target, with the thread's state, if it has any. The thread's state then; none
+/// if no more of the call is of interest.
 #[inline(always)]
 pub(crate) fn entered<const CAN_THROW: bool>(
     context: &ProbeContext,
     target: u16,
     known: Option<*mut ThreadState>,
     spot: &Spot,
-) -> Option<()> {
+) -> Option<*mut ThreadState> {
     let entry_avma = spot.avma;
     let hit = Hit::at_entry(context.as_ptr(), target, spot)?;
     cost::at_entry(hit.cookie, context.regs);
+    if !CAN_THROW && is_passed_by(context, hit.cookie) {
+        return None;
+    }
     if !hit.modes().0 {
         return None;
     }
@@ -199,7 +203,7 @@ pub(crate) fn entered<const CAN_THROW: bool>(
         state.entry_avma = entry_avma;
         state.cookie = hit.cookie.0;
         emit::clear(&mut state.return_avma);
-        return Some(());
+        return Some(ptr::from_mut(state));
     }
     state.entry_avma = entry_avma;
     note_arguments(context, state, &hit, sp_avma);
@@ -231,7 +235,60 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     if CAN_THROW {
         note_caller(context, state, &hit);
     }
-    Some(())
+    Some(ptr::from_mut(state))
+}
+
+/// The cookie of the call under way; 0 if there is none.
+#[inline(always)]
+pub(crate) fn entered_cookie(state: Option<*mut ThreadState>) -> Cookie {
+    // SAFETY: this thread's own map value.
+    Cookie(state.map_or(0, |state| unsafe { (*state).cookie }))
+}
+
+/// Whether a call that could be given its block here goes another way, where it is hit again.
+#[inline(always)]
+fn is_passed_by(context: &ProbeContext, cookie: Cookie) -> bool {
+    let Some(condition) = cookie.condition() else { return false };
+    // Volatile, as in `later_argument`.
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let flags = unsafe { read_volatile(&raw const (*context.regs).eflags) };
+    let is_passed_by = !condition_holds(condition, flags);
+    if is_passed_by {
+        emit::count(COUNTER_PASSED_BY);
+    }
+    is_passed_by
+}
+
+/// What is in one of the registers that are not the caller's, by its number.
+#[inline(always)]
+fn block_in_register(registers: *const pt_regs, register: u8) -> u64 {
+    // Volatile, as in `later_argument`.
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let values = unsafe {
+        [
+            read_volatile(&raw const (*registers).rax),
+            read_volatile(&raw const (*registers).rcx),
+            read_volatile(&raw const (*registers).rdx),
+            read_volatile(&raw const (*registers).rsi),
+            read_volatile(&raw const (*registers).rdi),
+            read_volatile(&raw const (*registers).r8),
+            read_volatile(&raw const (*registers).r9),
+            read_volatile(&raw const (*registers).r10),
+            read_volatile(&raw const (*registers).r11),
+        ]
+    };
+    match register {
+        0 => values[0],
+        1 => values[1],
+        2 => values[2],
+        6 => values[3],
+        7 => values[4],
+        8 => values[5],
+        9 => values[6],
+        10 => values[7],
+        11 => values[8],
+        _ => 0,
+    }
 }
 
 /// Notes what a call is given.
@@ -262,10 +319,9 @@ fn note_caller(context: &ProbeContext, state: &mut ThreadState, hit: &Hit) {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    let sp_avma = state.sp_avma.wrapping_add(8);
+    let caller = Caller { return_avma, is_unread: false, sp_avma: state.sp_avma.wrapping_add(8) };
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
-    state.stack =
-        u64::from(stack_of(state, registers, (return_avma, sp_avma), header, hit.removals));
+    state.stack = u64::from(stack_of(state, registers, &caller, header, hit.removals));
 }
 
 /// An instruction by which a function returns that can throw.
@@ -340,35 +396,58 @@ fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()
     record(state, hit, header, address_avma, stack)
 }
 
-/// Return of a function that returns a block. Not asked whether recording is on:
-/// a call that was entered while it was on is followed to its end.
+/// Where a call returns to.
+struct Caller {
+    return_avma: u64,
+    /// Whether it lies on the stack still, and is not known here.
+    is_unread: bool,
+    /// The stack pointer after the return.
+    sp_avma: u64,
+}
+
+/// The block of a call is known: at its return, or, if it `gives_at_once`, right after [`entered`]. Nothing
+/// that ends a block is between such a place and the return, and who has its address now has got it from nobody else. Not asked
+/// whether recording is on: a call that was entered while it was on is followed to its end.
 #[inline(always)]
 pub(crate) fn returned(
     context: &RetProbeContext,
     state: Option<*mut ThreadState>,
     cookie: Cookie,
+    gives_at_once: bool,
 ) -> Option<()> {
     // SAFETY: as in `entered`. Of a process that is not traced no thread has any.
     let state = unsafe { &mut *state? };
     let hit = Hit::of(cookie, hit::target_of(Some(state))?)?;
-    cost::at_return(context.regs);
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
-        return None;
+    if !gives_at_once {
+        cost::at_return(context.regs);
+        if !is_return_of(Cookie(state.cookie), state.sp_avma, hit.cookie, registers.rsp) {
+            return None;
+        }
     }
     state.cookie = 0;
     if sample::is_unrecorded(state) {
         return None;
     }
-    let address_avma = result_of(state, registers)?;
-    let header = to_be_recorded(state, &hit, address_avma)?;
-    // Volatile, as in `later_argument`.
-    // SAFETY: as in `entered`.
-    let caller = unsafe {
-        (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
+    let address_avma = if gives_at_once {
+        block_in_register(context.regs, hit.cookie.register())
+    } else {
+        result_of(state, registers)?
     };
-    let stack = stack_of(state, registers, caller, header, hit.removals);
+    let header = to_be_recorded(state, &hit, address_avma)?;
+    let caller = if gives_at_once {
+        emit::count(COUNTER_GIVEN_AT_ONCE);
+        Caller { return_avma: 0, is_unread: true, sp_avma: state.sp_avma.wrapping_add(8) }
+    } else {
+        // Volatile, as in `later_argument`.
+        // SAFETY: as in `entered`.
+        let (return_avma, sp_avma) = unsafe {
+            (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
+        };
+        Caller { return_avma, is_unread: false, sp_avma }
+    };
+    let stack = stack_of(state, registers, &caller, header, hit.removals);
     record(state, &hit, header, address_avma, stack)
 }
 
@@ -479,16 +558,19 @@ fn result_of(state: &ThreadState, registers: &pt_regs) -> Option<u64> {
 fn stack_of(
     state: &mut ThreadState,
     registers: &pt_regs,
-    (return_avma, sp_avma): (u64, u64),
+    caller: &Caller,
     header: Header,
     removals: u32,
 ) -> u32 {
+    let &Caller { return_avma, is_unread, sp_avma } = caller;
     if settings::caller_only() != 0 {
+        let return_avma =
+            if is_unread { return_address(sp_avma.wrapping_sub(8)) } else { return_avma };
         return stack::capture_caller(state, return_avma, header, removals);
     }
     // SAFETY: the context of a uprobe.
-    let caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
-    stack::capture(state, &caller, header, removals)
+    let mut caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
+    stack::capture(state, &mut caller, is_unread, header, removals)
 }
 
 /// In as few words as it fits in.
@@ -738,13 +820,6 @@ fn tell_allocators(outer: u8, inner: u8, header: Header) -> u32 {
     // SAFETY: as above.
     unsafe { write_volatile(word, known | bit) };
     1
-}
-
-/// Where a function returns to, at its entry; 0 if that cannot be read.
-#[inline(always)]
-fn return_address(sp_avma: u64) -> u64 {
-    // SAFETY: the helper checks the user address and fails on an unreadable one.
-    unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0)
 }
 
 /// Whether the probed function was called by code of its own module.

@@ -49,6 +49,15 @@ pub(crate) fn next(counter: *mut u64) -> u64 {
     value
 }
 
+/// The same value, of which LLVM knows nothing: so it makes no copies of what follows, one for each value, which the verifier
+/// would have to follow each.
+#[inline(always)]
+pub(crate) fn opaque(mut value: u64) -> u64 {
+    // SAFETY: it changes nothing. Not empty: two lines of the source cannot be at one instruction (`check_btf_line`).
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) }
+    value
+}
+
 /// Takes the value and leaves another one, as one step.
 #[inline(always)]
 pub(crate) fn exchange(place: *mut u64, mut value: u64) -> u64 {

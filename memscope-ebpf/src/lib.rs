@@ -129,6 +129,26 @@ pub const fn is_internal_call(
     return_avma.wrapping_sub(start_avma) < length_bytes
 }
 
+/// Whether a condition of conditional jumps holds, by its number (Intel SDM, volume 2, table B-10), for these flags (volume 1,
+/// 3.4.3).
+#[must_use]
+#[inline(always)]
+pub const fn condition_holds(condition: u8, flags: u64) -> bool {
+    let (carry, parity, zero) = (flags & 1, flags >> 2 & 1, flags >> 6 & 1);
+    let (sign, overflow) = (flags >> 7 & 1, flags >> 11 & 1);
+    let holds = match condition >> 1 {
+        0 => overflow,
+        1 => carry,
+        2 => zero,
+        3 => carry | zero,
+        4 => sign,
+        5 => parity,
+        6 => sign ^ overflow,
+        _ => zero | (sign ^ overflow),
+    };
+    holds != condition as u64 & 1
+}
+
 /// `size` times `count`; `u64::MAX` if that overflows, as no block can be so large.
 #[must_use]
 #[inline(always)]
@@ -293,7 +313,7 @@ pub const fn counted_pages(before: i64, now: i64, changed: i64, batch: i64) -> C
 mod tests {
     use super::*;
     use memscope_common::control::{
-        ALLOCATOR_CALL_WORDS, Arguments, NO_ARGUMENT, allocator_call_bit,
+        ALLOCATOR_CALL_WORDS, Arguments, NO_ARGUMENT, UNKNOWN_COOKIE, allocator_call_bit,
     };
 
     fn cookie(probe: u16) -> Cookie {
@@ -417,6 +437,45 @@ mod tests {
         assert!(!is_return_of(cookie(1), 0x7000, cookie(1), 0x7000), "of an inner call");
         assert!(!is_return_of(cookie(1), 0x7000, cookie(2), 0x7008), "of a tail call");
         assert!(!is_return_of(Cookie(0), 0x7000, Cookie(0), 0x7008), "none is under way");
+    }
+
+    #[test]
+    fn conditions_are_those_of_the_flags() {
+        let (carry, zero, sign, overflow) = (1, 1 << 6, 1 << 7, 1 << 11);
+        // o, b, e, be, s, p, l, le: each with flags for which it holds, and for which it does not.
+        for (condition, holds, does_not) in [
+            (0, overflow, carry),
+            (2, carry, zero),
+            (4, zero, carry),
+            (6, zero, sign),
+            (6, carry, overflow),
+            (8, sign, overflow),
+            (10, 1 << 2, zero),
+            (12, sign, sign | overflow),
+            (14, zero, sign | overflow),
+            (14, overflow, 0),
+        ] {
+            // With flags that no jump asks for.
+            let (holds, does_not) = (holds | 0x200, does_not | 0x202);
+            assert!(condition_holds(condition, holds) && !condition_holds(condition, does_not));
+            let contrary = condition | 1;
+            assert!(!condition_holds(contrary, holds) && condition_holds(contrary, does_not));
+        }
+    }
+
+    #[test]
+    fn cookies_say_where_a_block_is_known() {
+        let cookie = cookie(7);
+        assert!(!cookie.gives_at_once());
+        let always = cookie.of_giving(11, None);
+        assert_eq!((always.register(), always.condition()), (11, None));
+        let with = cookie.of_allocator(255).of_giving(2, Some(5));
+        assert_eq!((with.register(), with.condition()), (2, Some(5)));
+        assert_eq!(
+            (with.allocator(), with.probe(), with.arguments()),
+            (255, 7, cookie.arguments())
+        );
+        assert!(with.gives_at_once() && with != UNKNOWN_COOKIE);
     }
 
     #[test]

@@ -58,15 +58,18 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
     let begun_ns = cost::begin();
     let entry = ProbeContext::new(context);
     let spot = alloc::spot_of(&entry);
-    let result = if alloc::is_return(&entry, state, &spot) {
-        // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
-        // SAFETY: this thread's own map value.
-        let entered = state.map_or(0, |state| unsafe { (*state).cookie });
-        alloc::returned(&RetProbeContext::new(context), state, Cookie(entered));
-        0
-    } else {
-        u32::from(alloc::entered::<false>(&entry, target, state, &spot).is_none())
-    };
+    let is_return = alloc::is_return(&entry, state, &spot);
+    let followed =
+        if is_return { state } else { alloc::entered::<false>(&entry, target, state, &spot) };
+    // Of which call, the stack pointer tells: a session sees no returns but of outermost ones.
+    let cookie = alloc::entered_cookie(followed);
+    let ends = is_return || cookie.gives_at_once();
+    let gives_at_once = emit::opaque(u64::from(!is_return)) != 0;
+    if emit::opaque(u64::from(ends)) != 0 {
+        alloc::returned(&RetProbeContext::new(context), followed, cookie, gives_at_once);
+    }
+    // What it says at a return, nobody asks. Alike on both ways, so that the verifier need not follow all of it twice.
+    let result = u32::from(ends || followed.is_none());
     cost::end(begun_ns);
     result
 }
@@ -88,7 +91,7 @@ fn allocation_returned(context: RetProbeContext) -> u32 {
     let begun_ns = cost::begin();
     // SAFETY: the helper reads the cookie of the link that called this program.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
-    alloc::returned(&context, threads::find(context.as_ptr()), cookie);
+    alloc::returned(&context, threads::find(context.as_ptr()), cookie, false);
     cost::end(begun_ns);
     0
 }

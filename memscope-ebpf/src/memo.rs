@@ -51,6 +51,8 @@ const WORDS_AT_ONCE: usize = 8;
 
 /// Where a walk begins, as in [`WalkMemo::begin`] and [`WalkMemo::registers`].
 pub(crate) struct Begin {
+    /// 1 if the return address, where it begins, is to be read with the stack.
+    pub(crate) is_unread: u64,
     pub(crate) pc_avma: u64,
     pub(crate) sp_avma: u64,
     pub(crate) rbp: u64,
@@ -63,7 +65,7 @@ pub(crate) struct Begin {
 /// [`noted_in`]. Never inlined: a program and the functions that it is calling may take up 512 bytes of stack together
 /// (`MAX_BPF_STACK`; `check_max_stack_depth`, kernel/bpf/verifier.c), and what is needed here is not needed in the walk.
 #[inline(never)]
-pub(crate) fn remembered(begin: &Begin, thread: &mut ThreadState) -> u64 {
+pub(crate) fn remembered(begin: &mut Begin, thread: &mut ThreadState) -> u64 {
     let Some(room) = Room::read(begin, thread.top_words) else { return 0 };
     let index = index_of(begin, &room);
     let Some(memo) = claim(index) else {
@@ -105,7 +107,7 @@ impl Room {
     /// Reads so many words of the stack; none if that fails or the room is in use, by a program that was interrupted or one
     /// on another CPU.
     #[inline(always)]
-    fn read(begin: &Begin, words: u64) -> Option<Self> {
+    fn read(begin: &mut Begin, words: u64) -> Option<Self> {
         // SAFETY: the helper takes nothing.
         let index = unsafe { bpf_get_smp_processor_id() } & (MEMO_ROOMS - 1);
         let place = MEMO_ROOM.get_ptr_mut(index)?;
@@ -115,6 +117,9 @@ impl Room {
         }
         let words = words.clamp(TOP_WORDS as u64, MAX_TOP_WORDS as u64);
         let room = Self { place, words };
+        if begin.is_unread != 0 {
+            return room.with_return(begin);
+        }
         if room.read_top(begin, words) {
             return Some(room);
         }
@@ -127,9 +132,38 @@ impl Room {
         None
     }
 
+    /// As it, with the return address.
+    #[inline(always)]
+    fn with_return(self, begin: &mut Begin) -> Option<Self> {
+        for words in [self.words, TOP_WORDS as u64] {
+            let room = Self { words, ..self };
+            begin.pc_avma = room.read_top_and_return(begin.sp_avma);
+            if begin.pc_avma != 0 {
+                return Some(room);
+            }
+        }
+        self.release();
+        None
+    }
+
     #[inline(always)]
     fn read_top(&self, begin: &Begin, words: u64) -> bool {
         self.read_into(0, words, begin.sp_avma)
+    }
+
+    /// Reads the end of the stack and the word below it, which is the return address; 0 if that fails, as near the begin of a
+    /// stack, where there may be less.
+    #[inline(always)]
+    fn read_top_and_return(&self, sp_avma: u64) -> u64 {
+        let bytes = ((self.words.wrapping_sub(1) & (MEMO_ROOM_WORDS as u64 - 1)) + 2) * 8;
+        let start_avma = sp_avma.wrapping_sub(8);
+        // SAFETY: the helper checks the user address; behind the word there is room for all the others. It is claimed.
+        unsafe {
+            let word = &raw mut (*self.place).below;
+            let failed =
+                read_user_bytes(word.cast::<c_void>(), bytes as u32, start_avma as *const c_void);
+            if failed == 0 { read_volatile(word) } else { 0 }
+        }
     }
 
     /// Reads a piece of the stack to a place in the room.

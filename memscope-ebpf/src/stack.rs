@@ -63,6 +63,13 @@ static KERNEL_OFFSETS: KernelOffsets = KernelOffsets {
 /// (`MAX_URETPROBE_DEPTH`, kernel/events/uprobes.c).
 const MAX_RETURN_INSTANCES: u32 = 64;
 
+/// Where a function returns to, at its entry; 0 if that cannot be read.
+#[inline(always)]
+pub(crate) fn return_address(sp_avma: u64) -> u64 {
+    // SAFETY: the helper checks the user address and fails on an unreadable one.
+    unsafe { bpf_probe_read_user(sp_avma as *const u64) }.unwrap_or(0)
+}
+
 /// Registers of the caller, just after the call returned to it, or of a thread where it was
 /// interrupted.
 pub(crate) struct CallerRegisters {
@@ -130,12 +137,12 @@ impl CallerRegisters {
 
     /// The number of the stack.
     #[inline(always)]
-    pub(crate) fn stack(&self, thread: &mut ThreadState, header: Header) -> u32 {
+    pub(crate) fn stack(&mut self, thread: &mut ThreadState, header: Header) -> u32 {
         let removals = removals_of(&header);
         if settings::caller_only() != 0 {
             capture_caller(thread, self.return_avma, header, removals)
         } else {
-            capture(thread, self, header, removals)
+            capture(thread, self, false, header, removals)
         }
     }
 }
@@ -182,16 +189,19 @@ fn removals_of(header: &Header) -> u32 {
     }
 }
 
-/// Walks, sends the frames if they were not sent before, and gives the stack's number.
+/// Walks, sends the frames if they were not sent before, and gives the stack's number. `is_unread`: the caller's return
+/// address is not known yet, and lies below the stack pointer.
 #[inline(always)]
 pub(crate) fn capture(
     thread: &mut ThreadState,
-    caller: &CallerRegisters,
+    caller: &mut CallerRegisters,
+    is_unread: bool,
     header: Header,
     removals: u32,
 ) -> u32 {
     let Some(space) = Space::of(&header, removals) else { return 0 };
-    let begin = Begin {
+    let mut begin = Begin {
+        is_unread: is_unread.into(),
         pc_avma: caller.return_avma,
         sp_avma: caller.sp_avma,
         rbp: caller.rbp,
@@ -199,9 +209,13 @@ pub(crate) fn capture(
         space: space.word,
         seed: space.seed,
     };
-    let remembered = memo::remembered(&begin, thread);
+    let remembered = memo::remembered(&mut begin, thread);
     if remembered >> 32 != 0 {
         return (remembered >> 32) as u32;
+    }
+    if is_unread {
+        // Once more, if it was before: verifiers would follow the walk from one and from the other.
+        caller.return_avma = return_address(caller.sp_avma.wrapping_sub(8));
     }
     let noted_in = memo::noted_in(remembered as u32);
     let number = walk_and_announce(thread, caller, header, &space, noted_in);

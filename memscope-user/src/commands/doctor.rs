@@ -18,11 +18,11 @@ use crate::{
         Kernel, KernelConfig, KernelError, MeasuredHits, Selection, features, held_map_bytes,
         kernel_and_arch, missing_capabilities,
     },
-    model::{MappingMethod, Observes, OnOverflow, StackMode},
+    model::{AttachMethod, MappingMethod, Observes, OnOverflow, StackMode},
     reports::counted,
     target::{
-        CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, TargetError,
-        TargetProcess, other_root,
+        CodeMapping, Descriptions, FileIdentity, MappedFile, ModuleFacts, Search, SiteRules,
+        TargetError, TargetProcess, other_root,
     },
     text::{bytes, count, harmless},
     unwind::{TableCache, Tables},
@@ -99,8 +99,9 @@ pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
     let hits = HitDiagnosis::of(&measured, in_use);
+    let rules = SiteRules::of_this_kernel(in_use.unwrap_or(AttachMethod::PerfEvent));
     let mut process =
-        options.pid.map(|pid| diagnose_process(pid, &hits, &descriptions)).transpose()?;
+        options.pid.map(|pid| diagnose_process(pid, rules, &hits, &descriptions)).transpose()?;
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
     // The kernel side is still loaded: its maps are the only ones held.
     let map_bytes = loaded.as_ref().ok().and_then(|_kernel| held_map_bytes());
@@ -207,6 +208,7 @@ fn program_states(kernel: &Kernel) -> Vec<ProgramState> {
 
 fn diagnose_process(
     pid: u32,
+    rules: SiteRules,
     hits: &[HitDiagnosis],
     descriptions: &Descriptions,
 ) -> Result<ProcessDiagnosis, TargetError> {
@@ -215,9 +217,9 @@ fn diagnose_process(
     let mut files = Vec::new();
     let mut allocators = Vec::new();
     for (file, facts) in code_files(&process, &mappings, descriptions) {
-        let allocator = facts
-            .as_ref()
-            .and_then(|facts| AllocatorDiagnosis::of(&file.path, facts, sites::in_use(hits)));
+        let allocator = facts.as_ref().and_then(|facts| {
+            AllocatorDiagnosis::of(&file.path, facts, rules, sites::in_use(hits))
+        });
         allocators.extend(allocator);
         files.push((file, facts.is_some()));
     }

@@ -17,11 +17,12 @@ use memmap2::MmapOptions;
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
-        COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS,
-        COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_RESULT_UNREADABLE,
-        COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie,
-        CpuCounters, MAX_THREADS, NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
+        Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_GIVEN_AT_ONCE,
+        COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT,
+        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
+        COUNTER_PASSED_BY, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
+        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
+        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -50,7 +51,7 @@ use crate::{
     model::{
         AttachMethod, Counters, LossCause, MappingMethod, Observes, OnOverflow, ProbeId, StackMode,
     },
-    target::{AllocatorFunction, FunctionKind, PlannedProbe},
+    target::{FunctionKind, PlannedProbe},
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -310,7 +311,7 @@ impl Kernel {
         for (id, probe) in request.probes {
             let cookie = cookie_of(*id, probe);
             for name in programs {
-                if *name == SESSION || !runs(name, &probe.function) {
+                if *name == SESSION || !runs(name, probe) {
                     continue;
                 }
                 self.attach_perf_event(name, request, probe.file_offset, cookie).map_err(
@@ -387,15 +388,17 @@ impl Kernel {
             (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
             (LossCause::RingFullMapping, COUNTER_LOST_MAPPING),
         ];
-        // A call is hit at its entry and at its return, if that is seen.
+        // A call is hit at its entry and at its return, if that is seen, or once in between.
         let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
+        let at_calls = (2 * calls).saturating_sub(sum(COUNTER_GIVEN_AT_ONCE));
+        let aside = sum(COUNTER_NESTED) + sum(COUNTER_PASSED_BY);
         let entered_only = sum(COUNTER_THREAD_TABLE_FULL) + sum(COUNTER_RETURN_NOT_SEEN);
         let frees = received.frees + sum(COUNTER_LOST_FREE);
         Ok(Counters {
             attempted: received.slots_taken + sum(COUNTER_ATTEMPTED),
             recorded: received.records,
             nested: sum(COUNTER_NESTED),
-            hits: 2 * calls + entered_only + frees + sum(COUNTER_NESTED),
+            hits: at_calls + entered_only + frees + aside,
             malformed: 0,
             in_flight: 0,
             lost: lost.into_iter().map(|(cause, counter)| (cause, sum(counter))).collect(),
@@ -573,9 +576,10 @@ pub(super) const OF_BLOCKS: [&str; 9] =
     [THREAD_END, FREE, THROW, CATCH, EXIT, RETURN, SESSION, ENTRY, THROWING];
 
 /// Whether a program runs on a function.
-fn runs(name: &str, function: &AllocatorFunction) -> bool {
-    match function.kind {
-        FunctionKind::Allocates if function.can_throw => name == THROWING,
+fn runs(name: &str, probe: &PlannedProbe) -> bool {
+    match probe.function.kind {
+        FunctionKind::Allocates if probe.function.can_throw => name == THROWING,
+        FunctionKind::Allocates if probe.site.given.is_some() => name == SESSION,
         FunctionKind::Allocates => [SESSION, ENTRY, RETURN].contains(&name),
         FunctionKind::Frees => name == FREE,
         FunctionKind::ChangesCode => name == CODE_CHANGED,
@@ -589,7 +593,7 @@ fn runs(name: &str, function: &AllocatorFunction) -> bool {
 fn points_of(request: &AttachRequest<'_>, name: &str) -> ProbePoints {
     let mut points = ProbePoints::default();
     for (id, probe) in request.probes {
-        if runs(name, &probe.function) {
+        if runs(name, probe) {
             points.file_offsets.push(probe.file_offset);
             points.cookies.push(cookie_of(*id, probe).0);
         }
@@ -609,6 +613,10 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     let cookie = Cookie::new(id.0 as u16, arguments).of_allocator(probe.allocator);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
+    let cookie = match probe.site.given {
+        Some(given) => cookie.of_giving(given.register, given.condition),
+        None => cookie,
+    };
     let cookie =
         if probe.frees_again_unnoticed { cookie.of_freeing_again_unnoticed() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }

@@ -36,6 +36,6 @@ pub(crate) use separate::{
     DebugFile, ElfFacts, Wanted, hexadecimal, open_in_directory, open_in_root,
 };
 pub use site::{
-    ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, SiteReason, choose_site,
-    instruction_text,
+    ArgumentPlaces, ArgumentSet, EmulatedForms, Given, ProbeNeed, ProbeSite, SiteReason, SiteRules,
+    choose_site, choose_sites, instruction_text,
 };

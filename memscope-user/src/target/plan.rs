@@ -10,7 +10,7 @@ use super::{
     },
     module::{FunctionCode, ModuleFacts},
     site::{
-        ArgumentPlaces, ArgumentSet, EmulatedForms, ProbeNeed, ProbeSite, choose_site,
+        ArgumentPlaces, ArgumentSet, ProbeNeed, ProbeSite, SiteRules, choose_site, choose_sites,
         first_transfer,
     },
 };
@@ -57,14 +57,14 @@ pub struct PlannedProbe {
     pub allocator: u8,
 }
 
-/// One probe for each function of interest that the module defines; a function with
-/// several names (glibc's `memalign` and `aligned_alloc`) gets one.
+/// The probes of each function of interest that the module defines, most often one; a function with
+/// several names (glibc's `memalign` and `aligned_alloc`) is probed once.
 ///
 /// In the order in which they must be attached: what ends blocks first, so that no
 /// block is seen to begin whose end would be missed.
 #[must_use]
-pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProbe> {
-    let mut by_offset: BTreeMap<u64, PlannedProbe> = BTreeMap::new();
+pub fn plan_probes(facts: &ModuleFacts, rules: SiteRules) -> Vec<PlannedProbe> {
+    let mut by_offset: BTreeMap<u64, Vec<PlannedProbe>> = BTreeMap::new();
     let frees_again_unnoticed = frees_again_unnoticed(facts);
     for (found, function, owner) in wanted(facts) {
         let exits = facts.exits.get(&found.file_offset);
@@ -73,10 +73,6 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         if function.can_throw && exits.is_empty() {
             continue;
         }
-        let site = choose_site(&found.code, need_of(&function), forms);
-        let Some(file_offset) = found.file_offset.checked_add(site.offset) else {
-            continue;
-        };
         let planned = |function, file_offset, site, owner| {
             let code = facts.code.iter().find(|segment| segment.contains_file_offset(file_offset));
             let code_file_offsets = code.map_or((file_offset, file_offset), |segment| {
@@ -94,17 +90,20 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         };
         if function.can_throw {
             for exit in exits {
-                by_offset.entry(*exit).or_insert(planned(EXIT, *exit, ProbeSite::EXIT, None));
+                let probe = planned(EXIT, *exit, ProbeSite::EXIT, None);
+                by_offset.entry(*exit).or_insert_with(|| vec![probe]);
             }
         }
-        by_offset.entry(found.file_offset).or_insert(planned(
-            found_at(function, site.places),
-            file_offset,
-            site,
-            owner,
-        ));
+        by_offset.entry(found.file_offset).or_insert_with(|| {
+            let sites = sites_of(&function, &found.code, rules).into_iter();
+            let probes = sites.filter_map(|site| {
+                let file_offset = found.file_offset.checked_add(site.offset)?;
+                Some(planned(found_at(function, site.places), file_offset, site, owner))
+            });
+            probes.collect()
+        });
     }
-    let mut probes: Vec<PlannedProbe> = by_offset.into_values().collect();
+    let mut probes: Vec<PlannedProbe> = by_offset.into_values().flatten().collect();
     probes.sort_by_key(|probe| match probe.function.kind {
         FunctionKind::Frees
         | FunctionKind::ChangesCode
@@ -116,6 +115,20 @@ pub fn plan_probes(facts: &ModuleFacts, forms: EmulatedForms) -> Vec<PlannedProb
         FunctionKind::Allocates => 2,
     });
     probes
+}
+
+fn sites_of(function: &AllocatorFunction, code: &[u8], rules: SiteRules) -> Vec<ProbeSite> {
+    let need = need_of(function);
+    let gives_in_register = rules.at_once
+        && function.kind == FunctionKind::Allocates
+        && function.block.is_none()
+        && function.result_slot.is_none()
+        && !function.can_throw;
+    if gives_in_register {
+        choose_sites(code, need, rules.forms)
+    } else {
+        vec![choose_site(code, need, rules.forms)]
+    }
 }
 
 /// Only the C library does so, at a thread's end. Of functions that were described it is not known whose they are.
@@ -234,9 +247,10 @@ fn found_at(function: AllocatorFunction, places: ArgumentPlaces) -> AllocatorFun
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::module::DescribedCode;
+    use crate::target::{module::DescribedCode, site::EmulatedForms};
 
-    const OLD_KERNEL: EmulatedForms = EmulatedForms { long_nops: false };
+    const OLD_KERNEL: SiteRules =
+        SiteRules { forms: EmulatedForms { long_nops: false }, at_once: true };
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
         FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55], is_local: false }

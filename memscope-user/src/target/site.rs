@@ -10,13 +10,17 @@ mod emulated;
 mod path;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter as _, GasFormatter, Instruction};
 
 pub use self::{
     arguments::{ArgumentPlaces, ArgumentSet},
     emulated::EmulatedForms,
+    ways::Given,
 };
+use crate::model::AttachMethod;
+
 use self::{
     arguments::{Arguments, Effects},
     path::Path,
@@ -32,6 +36,24 @@ pub struct ProbeNeed {
     pub block: Option<u8>,
 }
 
+/// What decides about sites besides the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteRules {
+    /// What the kernel emulates.
+    pub forms: EmulatedForms,
+    /// Whether a call can be told by one probe, where the block that it gives is known before it returns.
+    pub at_once: bool,
+}
+
+impl SiteRules {
+    /// Those of the running kernel, for programs attached so. Only a session's does what is to be done at a call's return at
+    /// other places as well: else that would be one more program, which Linux 6.1 takes a second to verify.
+    #[must_use]
+    pub fn of_this_kernel(method: AttachMethod) -> Self {
+        Self { forms: EmulatedForms::of_this_kernel(), at_once: method == AttachMethod::Session }
+    }
+}
+
 /// Where to probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSite {
@@ -43,6 +65,8 @@ pub struct ProbeSite {
     pub reason: SiteReason,
     /// In which registers the needed arguments are there.
     pub places: ArgumentPlaces,
+    /// The block that the call gives, if it is known there.
+    pub given: Option<Given>,
 }
 
 impl ProbeSite {
@@ -52,6 +76,7 @@ impl ProbeSite {
         emulated: false,
         reason: SiteReason::Exit,
         places: ArgumentPlaces::AS_PASSED,
+        given: None,
     };
 }
 
@@ -78,6 +103,10 @@ pub enum SiteReason {
     NoneNear,
     /// A function returns there that can have no return probe.
     Exit,
+    /// What the call gives is known there, so that its return needs no probe.
+    BlockKnown,
+    /// A call that gives no block at once goes on there.
+    LeadsOn,
 }
 
 impl SiteReason {
@@ -99,6 +128,8 @@ impl SiteReason {
             Self::EnteredOtherwise => "the function jumps to where the probe would be",
             Self::NoneNear => "no emulated instruction near the entry",
             Self::Exit => "it returns there",
+            Self::BlockKnown => "emulated, and the block is known there already",
+            Self::LeadsOn => "emulated, and calls go on there that give no block at once",
         }
     }
 }
@@ -132,7 +163,7 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
                 _ if is_behind_test => SiteReason::BehindNullTest,
                 _ => SiteReason::NothingBefore,
             };
-            chosen = Some(ProbeSite { offset, emulated: true, reason, places });
+            chosen = Some(ProbeSite { offset, emulated: true, reason, places, given: None });
             if is_behind_test || need.block.is_none() {
                 break reason;
             }
@@ -157,7 +188,25 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
         emulated: false,
         reason: obstacle,
         places: ArgumentPlaces::AS_PASSED,
+        given: None,
     })
+}
+
+/// Chooses the sites of a function that gives a block in `rax` and needs no other one: several, if
+/// what some calls give is known before they return, which spares these their return probe. Each call passes one.
+#[must_use]
+pub fn choose_sites(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Vec<ProbeSite> {
+    let Some(places) = ways::choose_places(code, need, forms) else {
+        return vec![choose_site(code, need, forms)];
+    };
+    let site = |place: ways::Place| ProbeSite {
+        offset: place.offset,
+        emulated: true,
+        reason: if place.given.is_some() { SiteReason::BlockKnown } else { SiteReason::LeadsOn },
+        places: place.places,
+        given: place.given,
+    };
+    places.into_iter().map(site).collect()
 }
 
 /// What keeps a probe from sitting behind an instruction.

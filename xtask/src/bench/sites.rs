@@ -10,9 +10,6 @@ use serde::Deserialize;
 
 use crate::process::output;
 
-/// Functions that end blocks. memscope wants nothing at their return.
-const ENDING: &[&str] = &["free"];
-
 /// The probed instructions of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sites {
@@ -23,9 +20,9 @@ pub(super) struct Sites {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SiteFile {
     pub(super) path: PathBuf,
-    /// Of functions whose return is probed as well.
-    beginning: Vec<u64>,
-    ending: Vec<u64>,
+    /// Where the call's return is probed as well.
+    with_return: Vec<u64>,
+    alone: Vec<u64>,
 }
 
 #[derive(Deserialize)]
@@ -46,8 +43,8 @@ struct Allocator {
 
 #[derive(Deserialize)]
 struct Probe {
-    function: String,
     file_offset: u64,
+    returns: bool,
 }
 
 impl Sites {
@@ -61,10 +58,8 @@ impl Sites {
         let diagnosis: Diagnosis =
             serde_json::from_str(diagnosis).context("memscope doctor printed no such JSON")?;
         let files = diagnosis.process.allocators.into_iter().map(|allocator| {
-            let (ending, beginning): (Vec<_>, Vec<_>) = allocator
-                .probes
-                .into_iter()
-                .partition(|probe| ENDING.contains(&probe.function.as_str()));
+            let (with_return, alone): (Vec<_>, Vec<_>) =
+                allocator.probes.into_iter().partition(|probe| probe.returns);
             let offsets = |probes: Vec<Probe>| {
                 let mut offsets: Vec<_> = probes.iter().map(|probe| probe.file_offset).collect();
                 offsets.sort_unstable();
@@ -73,12 +68,12 @@ impl Sites {
             };
             SiteFile {
                 path: allocator.path,
-                beginning: offsets(beginning),
-                ending: offsets(ending),
+                with_return: offsets(with_return),
+                alone: offsets(alone),
             }
         });
         let files: Vec<_> = files.collect();
-        if !files.iter().any(|file| !file.beginning.is_empty() && !file.ending.is_empty()) {
+        if !files.iter().any(|file| !file.with_return.is_empty() && !file.alone.is_empty()) {
             bail!("memscope would probe no allocator in this process");
         }
         Ok(Self { files })
@@ -141,19 +136,19 @@ const WAYS: &[(&str, Attach)] = &[
     }),
     ("perf events", |file, pid, returns| {
         let probe = |at_return| move |&file_offset| FloorProbe { file_offset, at_return };
-        let mut probes: Vec<_> = file.beginning.iter().map(probe(false)).collect();
+        let mut probes: Vec<_> = file.with_return.iter().map(probe(false)).collect();
         if returns == Returns::Probed {
-            probes.extend(file.beginning.iter().map(probe(true)));
+            probes.extend(file.with_return.iter().map(probe(true)));
         }
-        probes.extend(file.ending.iter().map(probe(false)));
+        probes.extend(file.alone.iter().map(probe(false)));
         Ok(vec![Floor::attach(pid, &file.path, &probes)?])
     }),
 ];
 
 fn multi(file: &SiteFile, pid: u32, beginning: &[MultiProbe]) -> io::Result<Vec<Floor>> {
-    let links = beginning.iter().map(|how| (*how, &file.beginning));
+    let links = beginning.iter().map(|how| (*how, &file.with_return));
     links
-        .chain([(MultiProbe::Instruction, &file.ending)])
+        .chain([(MultiProbe::Instruction, &file.alone)])
         .filter(|(_, offsets)| !offsets.is_empty())
         .map(|(how, offsets)| Floor::attach_multi(how, pid, &file.path, offsets))
         .collect()
@@ -164,13 +159,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_that_end_blocks_are_told_apart() {
+    fn calls_whose_return_is_not_probed_are_told_apart() {
         let diagnosis = r#"{"kernel": "6", "process": {"pid": 1, "allocators": [{"path": "/l/libc.so.6", "probes": [
-            {"function": "free", "file_offset": 9, "emulated": true},
-            {"function": "memalign", "file_offset": 5},
-            {"function": "aligned_alloc", "file_offset": 5},
-            {"function": "malloc", "file_offset": 3}]}]}}"#;
-        let file = SiteFile { path: "/l/libc.so.6".into(), beginning: vec![3, 5], ending: vec![9] };
+            {"function": "free", "file_offset": 9, "emulated": true, "returns": false},
+            {"function": "memalign", "file_offset": 5, "returns": true},
+            {"function": "aligned_alloc", "file_offset": 5, "returns": true},
+            {"function": "malloc", "file_offset": 3, "returns": true}]}]}}"#;
+        let path = "/l/libc.so.6".into();
+        let file = SiteFile { path, with_return: vec![3, 5], alone: vec![9] };
         assert_eq!(Sites::parse(diagnosis).unwrap(), Sites { files: vec![file] });
     }
 

@@ -6,8 +6,8 @@ use crate::{
     kernel::{HitCosts, MeasuredHits},
     model::AttachMethod,
     target::{
-        AllocatorFunction, EmulatedForms, FunctionKind, ModuleFacts, PlannedProbe,
-        instruction_text, plan_probes, unseen_functions,
+        AllocatorFunction, FunctionKind, ModuleFacts, PlannedProbe, SiteRules, instruction_text,
+        plan_probes, unseen_functions,
     },
     text::{duration_ns, harmless},
 };
@@ -94,6 +94,8 @@ struct ProbeDiagnosis {
     offset: u64,
     instruction: Option<String>,
     emulated: bool,
+    /// Whether the call's return is probed as well.
+    returns: bool,
     reason: &'static str,
     /// Of a call, with a program that does nothing; none if it could not be measured.
     cost_ns: Option<u64>,
@@ -101,8 +103,13 @@ struct ProbeDiagnosis {
 
 impl AllocatorDiagnosis {
     /// None if nothing of the file is probed.
-    pub(super) fn of(path: &str, facts: &ModuleFacts, costs: Option<HitCosts>) -> Option<Self> {
-        let probes: Vec<ProbeDiagnosis> = plan_probes(facts, EmulatedForms::of_this_kernel())
+    pub(super) fn of(
+        path: &str,
+        facts: &ModuleFacts,
+        rules: SiteRules,
+        costs: Option<HitCosts>,
+    ) -> Option<Self> {
+        let probes: Vec<ProbeDiagnosis> = plan_probes(facts, rules)
             .iter()
             .filter(|probe| probe.function.kind.is_of_blocks())
             .map(|probe| ProbeDiagnosis::of(probe, facts, costs))
@@ -136,7 +143,8 @@ impl ProbeDiagnosis {
         let offset = probe.site.offset;
         let start = probe.file_offset.saturating_sub(offset);
         let function = facts.function_at(start);
-        let with_return = kind == FunctionKind::Allocates && !can_throw;
+        let with_return =
+            kind == FunctionKind::Allocates && !can_throw && probe.site.given.is_none();
         let cost_of_call = |costs: HitCosts| {
             // Such a function's return is a stepped instruction.
             let at_exit_ns = if can_throw { costs.single_stepped_ns } else { 0.0 };
@@ -149,6 +157,7 @@ impl ProbeDiagnosis {
             instruction: function
                 .and_then(|function| instruction_text(&function.code, offset, start)),
             emulated: probe.site.emulated,
+            returns: with_return,
             reason: probe.site.reason.as_str(),
             cost_ns: costs.map(cost_of_call),
         }
@@ -170,8 +179,9 @@ impl ProbeDiagnosis {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::{ExitObstacle, FunctionCode};
+    use crate::target::{EmulatedForms, ExitObstacle, FunctionCode};
 
+    const RULES: SiteRules = SiteRules { forms: EmulatedForms { long_nops: false }, at_once: true };
     const COSTS: HitCosts = HitCosts {
         emulated_ns: 600.4,
         single_stepped_ns: 9000.0,
@@ -201,7 +211,8 @@ mod tests {
 
     #[test]
     fn each_function_is_shown_with_its_site_and_its_cost() {
-        let allocator = AllocatorDiagnosis::of("/lib/some.so", &facts(), Some(COSTS)).unwrap();
+        let allocator =
+            AllocatorDiagnosis::of("/lib/some.so", &facts(), RULES, Some(COSTS)).unwrap();
         assert_eq!(
             allocator.lines(),
             [
@@ -215,7 +226,8 @@ mod tests {
         throwing.functions[0].name = "_Znwm".to_owned();
         throwing.functions[2].name = "malloc".to_owned();
         throwing.exits.insert(0x100, Ok(vec![0x120]));
-        let throwing = AllocatorDiagnosis::of("/lib/some.so", &throwing, Some(COSTS)).unwrap();
+        let throwing =
+            AllocatorDiagnosis::of("/lib/some.so", &throwing, RULES, Some(COSTS)).unwrap();
         assert_eq!(
             throwing.lines()[2],
             "       _Znwm             9.60 µs  0x100: push %r12 (the entry is emulated)"
@@ -223,15 +235,18 @@ mod tests {
         let mut unseen = facts();
         unseen.functions[2].name = "_Znwm".to_owned();
         unseen.exits.insert(0x300, Err(ExitObstacle::JumpsAnywhere(0x1302)));
-        let unseen = AllocatorDiagnosis::of("/lib/some.so", &unseen, None).unwrap();
+        let unseen = AllocatorDiagnosis::of("/lib/some.so", &unseen, RULES, None).unwrap();
         assert_eq!(
             unseen.lines()[3],
             "       _Znwm            not recorded: the jump at 0x1302 goes where only the process knows"
         );
-        let unknown = AllocatorDiagnosis::of("/lib/some.so", &facts(), None).unwrap();
+        let unknown = AllocatorDiagnosis::of("/lib/some.so", &facts(), RULES, None).unwrap();
         assert_eq!(unknown.pair_ns, None);
         assert!(unknown.lines()[1].contains(" unknown  0x205"), "{:?}", unknown.lines());
-        assert_eq!(AllocatorDiagnosis::of("/lib/other.so", &ModuleFacts::default(), None), None);
+        assert_eq!(
+            AllocatorDiagnosis::of("/lib/other.so", &ModuleFacts::default(), RULES, None),
+            None
+        );
     }
 
     #[test]

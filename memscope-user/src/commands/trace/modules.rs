@@ -18,8 +18,8 @@ use crate::{
     model::{AllocatorId, Module, ModuleId, OwnerEvidence, Probe, ProbeId, ProbeOwner},
     symbols::SymbolSource,
     target::{
-        CodeMapping, CodeSegment, Descriptions, EmulatedForms, FileIdentity, FunctionKind,
-        MappedFile, ModuleFacts, Owner, PlannedProbe, Search, TargetError, TargetProcess,
+        CodeMapping, CodeSegment, Descriptions, FileIdentity, FunctionKind, MappedFile,
+        ModuleFacts, Owner, PlannedProbe, Search, SiteRules, TargetError, TargetProcess,
         other_root, plan_probes, unseen_functions,
     },
 };
@@ -138,8 +138,9 @@ enum ModuleKey {
 
 /// All files met so far. Shared by the thread that attaches and the one that collects;
 /// neither asks it on the path of events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ModuleCache {
+    rules: SiteRules,
     by_key: FxHashMap<ModuleKey, Arc<LoadedModule>>,
     by_id: Vec<Arc<LoadedModule>>,
     probe_count: u16,
@@ -160,6 +161,19 @@ pub(super) fn lock(modules: &SharedModules) -> MutexGuard<'_, ModuleCache> {
 }
 
 impl ModuleCache {
+    pub(super) fn new(rules: SiteRules) -> Self {
+        Self {
+            rules,
+            by_key: FxHashMap::default(),
+            by_id: Vec::new(),
+            probe_count: 0,
+            allocator_count: 0,
+            described_allocators: FxHashMap::default(),
+            descriptions: Descriptions::default(),
+            described: FxHashSet::default(),
+        }
+    }
+
     /// To be called before a file is looked into.
     pub(super) fn describe(&mut self, descriptions: Descriptions) {
         self.descriptions = descriptions;
@@ -236,7 +250,7 @@ impl ModuleCache {
         let loaded = Arc::new(LoadedModule {
             module: Arc::new(module),
             file,
-            probes: self.number(plan_probes(&facts, EmulatedForms::of_this_kernel())),
+            probes: self.number(plan_probes(&facts, self.rules)),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
             identity: match &mapping.file {
@@ -625,6 +639,7 @@ impl ProcessView for TargetView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::AttachMethod;
 
     /// The kernel's reports can be read before the record by which a process becomes a target.
     #[test]
@@ -654,7 +669,7 @@ mod tests {
         let mappings = me.code_mappings().unwrap();
         let own = mappings.iter().find(|mapping| matches!(mapping.file, MappedFile::File { .. }));
         let own = own.unwrap();
-        let mut cache = ModuleCache::default();
+        let mut cache = ModuleCache::new(SiteRules::of_this_kernel(AttachMethod::PerfEvent));
         let load =
             |cache: &mut ModuleCache, file| cache.load_opened(me.pid(), own, || file).unwrap();
         let unseen = load(&mut cache, None);

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -20,8 +20,8 @@ use super::{
     copies::FrameInfos,
     memory::MemoryReader,
     modules::{
-        LoadedModule, Notice, SharedModules, SharedProcesses, TargetView, lock, mappings_of,
-        observation_of, probed_modules_of,
+        LoadedModule, ModuleCache, Notice, SharedModules, SharedProcesses, TargetView, lock,
+        mappings_of, observation_of, probed_modules_of,
     },
     monotonic_ns,
     pause::{Guard, Resumer},
@@ -36,7 +36,7 @@ use crate::{
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
-    target::{Descriptions, FileIdentity, TargetError, TargetProcess},
+    target::{Descriptions, FileIdentity, SiteRules, TargetError, TargetProcess},
     unwind::{TableCache, Tables},
 };
 
@@ -113,7 +113,8 @@ impl Session {
         debuginfod: Option<Debuginfod>,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
-        let modules = SharedModules::default();
+        let rules = SiteRules::of_this_kernel(kernel.attach_method());
+        let modules = Arc::new(Mutex::new(ModuleCache::new(rules)));
         let processes = SharedProcesses::default();
         let (notices_sender, notices) = unbounded_channel();
         let view = TargetView {

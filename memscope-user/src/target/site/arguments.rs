@@ -76,7 +76,60 @@ impl Effects {
     }
 }
 
+/// What registers hold: values that are told apart, and nothing else of them.
+#[derive(Clone)]
+pub(super) struct Registers {
+    /// By the number of the register. At the entry each holds the value of its own number.
+    values: [u32; 16],
+    next: u32,
+}
+
+impl Registers {
+    pub(super) fn at_entry() -> Self {
+        let mut values = [0; 16];
+        for (value, number) in values.iter_mut().zip(0..) {
+            *value = number;
+        }
+        Self { values, next: 16 }
+    }
+
+    pub(super) fn in_register(&self, number: u8) -> Option<u32> {
+        self.values.get(usize::from(number)).copied()
+    }
+
+    /// A register with this value.
+    pub(super) fn holding(&self, value: u32) -> Option<u8> {
+        self.values.iter().position(|held| *held == value).map(|number| number as u8)
+    }
+
+    pub(super) fn is_as_at_entry(&self, register: Register) -> bool {
+        self.values.get(register.number()).is_some_and(|held| *held == register.number() as u32)
+    }
+
+    /// What an instruction changes.
+    pub(super) fn follow(&mut self, instruction: &Instruction, effects: &Effects) {
+        let moved = moved_register(instruction).and_then(|from| self.values.get(from.number()));
+        let moved = moved.copied();
+        for register in effects.written.iter().filter(|register| register.is_gpr64()) {
+            if let Some(value) = self.values.get_mut(register.number()) {
+                *value = moved.unwrap_or(self.next);
+                self.next = self.next.wrapping_add(1);
+            }
+        }
+    }
+}
+
+/// The whole register that an instruction copies to another one, if that is all it does.
+fn moved_register(instruction: &Instruction) -> Option<Register> {
+    let is_move = instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op0_register().is_gpr64();
+    is_move.then(|| instruction.op1_register()).filter(|from| from.is_gpr64())
+}
+
 /// Which register holds which argument, and what the flags tell of one.
+#[derive(Clone)]
 pub(super) struct Arguments {
     /// By the number of the register.
     held: [Option<u8>; 16],
@@ -138,8 +191,7 @@ impl Arguments {
             self.zero_flag_of =
                 (tests_itself || compares_to_zero).then(|| self.in_register(first)).flatten();
         }
-        let moved = instruction.mnemonic() == Mnemonic::Mov && of_registers && first.is_gpr64();
-        let moved = moved.then(|| self.in_register(second)).flatten();
+        let moved = moved_register(instruction).and_then(|from| self.in_register(from));
         for register in effects.written.iter().filter(|register| register.is_gpr64()) {
             if let Some(slot) = self.held.get_mut(register.number()) {
                 *slot = moved;

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::{
     SiteReason::{
-        ArgumentOverwritten, BehindNullTest, EmulatedEntry, EnteredOtherwise, MemoryWritten,
-        NoneNear, NothingBefore, PathEnds, StackPointerMoves,
+        ArgumentOverwritten, BehindNullTest, BlockKnown, EmulatedEntry, EnteredOtherwise,
+        MemoryWritten, NoneNear, NothingBefore, PathEnds, StackPointerMoves,
     },
     *,
 };
@@ -47,7 +47,7 @@ fn planned(name: &str, code: Vec<u8>, forms: EmulatedForms) -> PlannedProbe {
     let function =
         FunctionCode { name: name.to_owned(), file_offset: 0x1000, code, is_local: false };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
-    plan_probes(&facts, forms)[0]
+    plan_probes(&facts, SiteRules { forms, at_once: true })[0]
 }
 
 const LIBRARIES: &[Library] = &[
@@ -197,7 +197,7 @@ const LIBRARIES: &[Library] = &[
         name: "jemalloc-5.3.0-debian12",
         fixture: include_str!("fixtures/jemalloc-5.3.0-debian12.txt"),
         sites: &[
-            ("malloc", 7, NothingBefore),
+            ("malloc", 110, BlockKnown),
             ("calloc", 0, EmulatedEntry),
             ("realloc", 0, EmulatedEntry),
             ("free", 48, NothingBefore),
@@ -211,7 +211,7 @@ const LIBRARIES: &[Library] = &[
         name: "mimalloc-2.0.9-debian12",
         fixture: include_str!("fixtures/mimalloc-2.0.9-debian12.txt"),
         sites: &[
-            ("malloc", 21, NothingBefore),
+            ("malloc", 43, BlockKnown),
             ("calloc", 0, ArgumentOverwritten),
             ("realloc", 20, NothingBefore),
             ("reallocarray", 0, EmulatedEntry),
@@ -227,7 +227,7 @@ const LIBRARIES: &[Library] = &[
         name: "mimalloc-3.6.0-debian-sid",
         fixture: include_str!("fixtures/mimalloc-3.6.0-debian-sid.txt"),
         sites: &[
-            ("malloc", 22, NothingBefore),
+            ("malloc", 47, BlockKnown),
             ("calloc", 8, NothingBefore),
             ("realloc", 21, NothingBefore),
             ("reallocarray", 4, NothingBefore),
@@ -283,7 +283,8 @@ fn real_functions_are_probed_where_it_is_cheapest() {
                 let probe = planned(name, code.clone(), forms);
                 let what = format!("{name} of {}", library.name);
                 assert_eq!((probe.site.offset, probe.site.reason), (*offset, *reason), "{what}");
-                let emulated = matches!(reason, EmulatedEntry | NothingBefore | BehindNullTest);
+                let emulated =
+                    matches!(reason, EmulatedEntry | NothingBefore | BehindNullTest | BlockKnown);
                 assert_eq!(probe.site.emulated, emulated, "{what}");
                 assert_eq!(probe.file_offset, 0x1000 + offset, "{what}");
             }
@@ -308,6 +309,67 @@ fn arguments_are_found_where_they_have_been_moved() {
     );
     let posix_memalign = probe("glibc-2.43-debian-sid", "posix_memalign");
     assert_eq!((posix_memalign.size, posix_memalign.result_slot), (Some(2), Some(0)));
+}
+
+/// Offset, the register of the block, and the condition; or that the call leads on.
+type Shown = (u64, Option<(u8, Option<u8>)>);
+
+fn sites(code: &[u8], arguments: &[u8]) -> Vec<Shown> {
+    let need = ProbeNeed { arguments: ArgumentSet::of(arguments.iter().copied()), block: None };
+    let sites = choose_sites(code, need, OLD).into_iter();
+    sites
+        .map(|site| (site.offset, site.given.map(|given| (given.register, given.condition))))
+        .collect()
+}
+
+#[test]
+fn of_lists_of_free_blocks_the_first_is_known_before_it_is_given() {
+    let of = |name: &str| sites(&library(name).code_of("malloc"), &[0]);
+    let (not_equal, r11, rdx, rcx) = (Some(5), 11, 2, 1);
+    let code = library("jemalloc-5.3.0-debian12").code_of("malloc");
+    let rules = SiteRules { forms: OLD, at_once: false };
+    let function =
+        FunctionCode { name: "malloc".to_owned(), file_offset: 0x1000, code, is_local: false };
+    let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
+    let probes = plan_probes(&facts, rules);
+    let offsets: Vec<_> =
+        probes.iter().map(|probe| (probe.site.offset, probe.site.given)).collect();
+    assert_eq!(offsets, [(7, None)], "where programs cannot tell");
+    // Where the list has come to its low mark, there are some left or there are none.
+    let jemalloc = [(0x6e, Some((r11, not_equal))), (0xa0, None), (0xb0, Some((r11, not_equal)))];
+    assert_eq!(of("jemalloc-5.3.0-debian12"), jemalloc);
+    let mimalloc = [(0x2b, Some((rdx, not_equal))), (0x44, None), (0x52, None)];
+    assert_eq!(of("mimalloc-2.0.9-debian12"), mimalloc);
+    assert_eq!(of("mimalloc-3.6.0-debian-sid"), [(0x2f, Some((rcx, not_equal))), (0x5a, None)]);
+    for name in ["glibc-2.36-debian12", "musl-1.2.3-debian12", "tcmalloc-2.10-debian12"] {
+        let places = of(name);
+        assert!(matches!(places[..], [(_, None)]), "{name}: {places:?}");
+    }
+}
+
+#[test]
+fn each_way_passes_one_place_or_there_is_but_one_site() {
+    // mov (%rsi),%rcx; test %rcx,%rcx; je +4; mov %rcx,%rax; ret; jmp away
+    let list =
+        [0x48, 0x8b, 0x0e, 0x48, 0x85, 0xc9, 0x74, 4, 0x48, 0x89, 0xc8, 0xc3, 0xe9, 0, 1, 0, 0];
+    assert_eq!(sites(&list, &[0]), [(6, Some((1, Some(5)))), (12, None)]);
+    let with = |at: usize, bytes: &[u8]| [&list[..at], bytes, &list[at..]].concat();
+    // xor %edi,%edi at the begin: the size is gone
+    assert_eq!(sites(&with(0, &[0x31, 0xff]), &[0]), [(0, None)]);
+    assert_eq!(sites(&list[..8], &[0]), [(6, None)], "it ends in the midst");
+    // push %rbx at the begin: it leads on there
+    assert_eq!(sites(&with(0, &[0x53]), &[0]), [(0, None)]);
+    // mov (%rcx),%rbx behind the load: what is the caller's is gone
+    assert_eq!(sites(&with(3, &[0x48, 0x8b, 0x19]), &[0]), [(9, None)]);
+    // xor %eax,%eax; ret in place of the jump away: nothing tells what fails
+    let fails = [&list[..12], &[0x31, 0xc0, 0xc3]].concat();
+    assert_eq!(sites(&fails, &[0]), [(6, None)]);
+    // sub $8,%rsp in place of it: the kernel does not emulate that
+    let lowers = [&list[..12], &[0x48, 0x83, 0xec, 8]].concat();
+    assert_eq!(sites(&lowers, &[0]), [(6, None)]);
+    // jmp back to the test in place of it: round and round
+    let round = [&list[..12], &[0xeb, 0xf5]].concat();
+    assert_eq!(sites(&round, &[0]), [(0, None)]);
 }
 
 #[test]
@@ -407,6 +469,10 @@ proptest! {
             prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
             prop_assert!(site.emulated || site.offset == 0);
         }
+        for site in choose_sites(&code, need(None), EmulatedForms { long_nops }) {
+            prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
+            prop_assert!(site.given.is_none_or(|given| given.register < 16 && site.emulated));
+        }
     }
 
     #[test]
@@ -418,5 +484,15 @@ proptest! {
         let need = need(may_lack_block.then_some(0));
         let site = choose_site(&machine::assemble(&pieces), need, OLD);
         prop_assert_eq!(machine::objection(&pieces, &site, has_block, may_lack_block), None);
+    }
+
+    #[test]
+    fn a_machine_that_runs_the_code_passes_one_place(
+        pieces in prop::collection::vec(machine::piece(), 1..24),
+    ) {
+        let sites = choose_sites(&machine::assemble(&pieces), need(None), OLD);
+        if sites.iter().any(|site| site.given.is_some()) {
+            prop_assert_eq!(machine::objection_to_places(&pieces, &sites), None);
+        }
     }
 }

@@ -145,13 +145,72 @@ pub(super) fn objection(
             return Some("it is not reached");
         }
         // Back at the entry it is another call.
-        open.extend(after(&machine, piece, pieces.len()).into_iter().filter(|next| next.at != 0));
+        let next = after(&machine, piece, pieces.len()).into_iter().map(|(next, _)| next);
+        open.extend(next.filter(|next| next.at != 0));
     }
     None
 }
 
-/// The states that can follow.
-fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<Machine> {
+/// What is wrong with places that are to be probed in the entry's stead, on any way through the code.
+pub(super) fn objection_to_places(pieces: &[Piece], sites: &[ProbeSite]) -> Option<&'static str> {
+    let passed = [100, 101, 102, 103];
+    let mut registers = [9; 8];
+    for (register, value) in REGISTERS.into_iter().zip(passed) {
+        registers[usize::from(register)] = value;
+    }
+    let machine = Machine {
+        at: 0,
+        registers,
+        zero: None,
+        is_stack_moved: false,
+        is_memory_written: false,
+        hits: 0,
+    };
+    // What each has been told to give, if it was told.
+    let mut open = vec![(machine, None)];
+    for _step in 0..MAX_STEPS {
+        let Some((machine, told)) = open.pop() else { break };
+        let Some(piece) = pieces.get(machine.at) else { continue };
+        let here = start(pieces, machine.at) as u64;
+        let site = sites.iter().find(|site| site.offset == here);
+        let register = |number: u8| machine.registers[usize::from(number)];
+        let mut ends = vec![(machine.clone(), None)];
+        let leads_on = matches!(piece, Piece::Push(_) | Piece::LowerStack);
+        if !leads_on && !matches!(piece, Piece::Return) {
+            ends = after(&machine, piece, pieces.len());
+        }
+        for (next, condition) in ends {
+            let mut told: Option<Option<u64>> = told;
+            let wanted = |site: &ProbeSite| site.given.and_then(|given| given.condition);
+            let site = site.filter(|site| wanted(site).is_none_or(|it| Some(it) == condition));
+            if let Some(site) = site {
+                if told.is_some() {
+                    return Some("it is told twice");
+                }
+                let place = |argument: u8| REGISTERS[usize::from(site.places.of(argument))];
+                if (0..2).any(|argument| register(place(argument)) != passed[usize::from(argument)])
+                {
+                    return Some("an argument is elsewhere");
+                }
+                told = Some(site.given.map(|given| register(given.register)));
+            }
+            match (piece, told) {
+                (Piece::Return, None) => return Some("it returns and was not told"),
+                (Piece::Return, Some(Some(block))) if block != register(0) => {
+                    return Some("it gives another block");
+                }
+                (_, None | Some(Some(_))) if leads_on => return Some("it leads on unseen"),
+                (Piece::Return, _) => {}
+                _ if leads_on => {}
+                _ => open.push((next, told)),
+            }
+        }
+    }
+    None
+}
+
+/// The states that can follow, and the number of the condition that a jump then had.
+fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<(Machine, Option<u8>)> {
     let mut next = Machine { at: machine.at + 1, ..machine.clone() };
     let jumped = |to: usize| Machine { at: to % count, ..next.clone() };
     match *piece {
@@ -171,16 +230,18 @@ fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<Machine> {
             }
         }
         Piece::Store => next.is_memory_written = true,
-        Piece::Jump(to) => return vec![jumped(to)],
+        Piece::Jump(to) => return vec![(jumped(to), None)],
         Piece::JumpIfZero(if_zero, to) => {
+            let (zero, not_zero) = (Some(4), Some(5));
+            let (jumps, goes_on) = if if_zero { (zero, not_zero) } else { (not_zero, zero) };
             return match machine.zero {
-                Some(zero) if zero == if_zero => vec![jumped(to)],
-                Some(_) => vec![next],
-                None => vec![jumped(to), next],
+                Some(zero) if zero == if_zero => vec![(jumped(to), jumps)],
+                Some(_) => vec![(next, goes_on)],
+                None => vec![(jumped(to), jumps), (next, goes_on)],
             };
         }
-        Piece::JumpIfSign(to) => return vec![jumped(to), next],
+        Piece::JumpIfSign(to) => return vec![(jumped(to), Some(8)), (next, Some(9))],
         Piece::Return => return Vec::new(),
     }
-    vec![next]
+    vec![(next, None)]
 }
