@@ -549,8 +549,8 @@ pub const WINDOW_WORDS: usize = 64;
 
 /// Words of the stack that a [`WalkMemo`] can hold.
 pub const MEMO_WORDS: usize = 128;
-/// How much of the stack, from its end, is read at once, at least and at most. What it costs to read hardly depends on
-/// how much it is.
+/// How much of the stack, from its end, is read at once, at least and at most. To read once costs as much as to
+/// read half a thousand words more (`MEMO_GAP_WORDS`).
 pub const TOP_WORDS: usize = 64;
 /// See above.
 pub const MAX_TOP_WORDS: usize = 1536;

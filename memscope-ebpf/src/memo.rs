@@ -132,7 +132,7 @@ impl Room {
         None
     }
 
-    /// As it, with the return address.
+    /// As [`Self::read`], with the return address.
     #[inline(always)]
     fn with_return(self, begin: &mut Begin) -> Option<Self> {
         for words in [self.words, TOP_WORDS as u64] {

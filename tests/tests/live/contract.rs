@@ -107,7 +107,7 @@ fn the_allocators_own_frees_at_a_threads_end_are_no_frees() {
 
 /// The C library's threads free some more of its own in it.
 #[test]
-fn the_same_of_a_static_program() {
+fn the_allocators_own_frees_in_a_static_program_are_no_frees() {
     let program = programs::build("threads_exit.c", Variant::Static);
     let scratch = Scratch::new();
     let finished = run(&mut scratch.trace_program(&[], program, &["8", "200"]));

@@ -145,8 +145,8 @@ const WAYS: &[(&str, Attach)] = &[
     }),
 ];
 
-fn multi(file: &SiteFile, pid: u32, beginning: &[MultiProbe]) -> io::Result<Vec<Floor>> {
-    let links = beginning.iter().map(|how| (*how, &file.with_return));
+fn multi(file: &SiteFile, pid: u32, with_return: &[MultiProbe]) -> io::Result<Vec<Floor>> {
+    let links = with_return.iter().map(|how| (*how, &file.with_return));
     links
         .chain([(MultiProbe::Instruction, &file.alone)])
         .filter(|(_, offsets)| !offsets.is_empty())

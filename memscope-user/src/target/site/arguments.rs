@@ -131,26 +131,22 @@ fn moved_register(instruction: &Instruction) -> Option<Register> {
 /// Which register holds which argument, and what the flags tell of one.
 #[derive(Clone)]
 pub(super) struct Arguments {
-    /// By the number of the register.
-    held: [Option<u8>; 16],
+    /// An argument is the value that the register has at the entry by which it is passed.
+    pub(super) registers: Registers,
     /// The argument that is 0 exactly if the zero flag is set.
     zero_flag_of: Option<u8>,
 }
 
 impl Arguments {
     pub(super) fn at_entry() -> Self {
-        let mut held = [None; 16];
-        for (position, register) in (0..).zip(ARGUMENT_REGISTERS) {
-            if let Some(slot) = held.get_mut(register.number()) {
-                *slot = Some(position);
-            }
-        }
-        Self { held, zero_flag_of: None }
+        Self { registers: Registers::at_entry(), zero_flag_of: None }
     }
 
     fn in_register(&self, register: Register) -> Option<u8> {
-        let held = self.held.get(register.number()).copied().flatten();
-        held.filter(|_argument| register.is_gpr64())
+        let value = self.registers.in_register(u8::try_from(register.number()).ok()?)?;
+        let passed = |by: &Register| by.number() as u32 == value;
+        let argument = ARGUMENT_REGISTERS.iter().position(passed)?;
+        register.is_gpr64().then_some(argument as u8)
     }
 
     /// Where the needed arguments are; none if one of them is in no register that carries
@@ -191,11 +187,6 @@ impl Arguments {
             self.zero_flag_of =
                 (tests_itself || compares_to_zero).then(|| self.in_register(first)).flatten();
         }
-        let moved = moved_register(instruction).and_then(|from| self.in_register(from));
-        for register in effects.written.iter().filter(|register| register.is_gpr64()) {
-            if let Some(slot) = self.held.get_mut(register.number()) {
-                *slot = moved;
-            }
-        }
+        self.registers.follow(instruction, effects);
     }
 }

@@ -70,7 +70,6 @@ struct Step {
 struct Way {
     steps: Vec<Step>,
     next: u64,
-    registers: Registers,
     arguments: Arguments,
     /// What it gives if it returns.
     gives: Option<u32>,
@@ -130,13 +129,8 @@ fn passes_one(way: &Way, chosen: &BTreeMap<u64, Place>) -> bool {
 
 /// All ways from the entry; none if there are too many, if one goes round, or if it cannot be said where one goes.
 fn all_ways(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Option<Vec<Way>> {
-    let mut open = vec![Way {
-        steps: Vec::new(),
-        next: 0,
-        registers: Registers::at_entry(),
-        arguments: Arguments::at_entry(),
-        gives: None,
-    }];
+    let mut open =
+        vec![Way { steps: Vec::new(), next: 0, arguments: Arguments::at_entry(), gives: None }];
     let mut ended = Vec::new();
     while let Some(mut way) = open.pop() {
         if open.len() + ended.len() >= MAX_WAYS {
@@ -152,18 +146,17 @@ fn all_ways(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Option<Vec<Wa
             way.steps.push(Step {
                 offset: way.next,
                 is_emulated: forms.emulate(bytes),
-                registers: way.registers.clone(),
+                registers: way.arguments.registers.clone(),
                 places: way.arguments.places(need.arguments),
                 condition: None,
             });
             match instruction.flow_control() {
                 FlowControl::Next if !effects.moves_stack_pointer() => {
-                    way.registers.follow(&instruction, &effects);
                     way.arguments.follow(&instruction, &effects);
                     way.next = instruction.next_ip();
                 }
                 FlowControl::Return => {
-                    way.gives = way.registers.in_register(0);
+                    way.gives = way.arguments.registers.in_register(0);
                     break;
                 }
                 FlowControl::ConditionalBranch => {

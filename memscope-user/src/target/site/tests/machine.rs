@@ -100,6 +100,24 @@ struct Machine {
     hits: usize,
 }
 
+impl Machine {
+    /// With these arguments.
+    fn at_entry(passed: [u64; 4]) -> Self {
+        let mut registers = [9; 8];
+        for (register, value) in REGISTERS.into_iter().zip(passed) {
+            registers[usize::from(register)] = value;
+        }
+        Self {
+            at: 0,
+            registers,
+            zero: None,
+            is_stack_moved: false,
+            is_memory_written: false,
+            hits: 0,
+        }
+    }
+}
+
 /// What is wrong with a site, on any way through the code; nothing is wrong with the entry.
 pub(super) fn objection(
     pieces: &[Piece],
@@ -107,21 +125,9 @@ pub(super) fn objection(
     has_block: bool,
     may_lack_block: bool,
 ) -> Option<&'static str> {
-    let mut registers = [9; 8];
     let passed = [u64::from(has_block) * 100, 101, 102, 103];
-    for (register, value) in REGISTERS.into_iter().zip(passed) {
-        registers[usize::from(register)] = value;
-    }
-    let machine = Machine {
-        at: 0,
-        registers,
-        zero: None,
-        is_stack_moved: false,
-        is_memory_written: false,
-        hits: 0,
-    };
     let matters = has_block || !may_lack_block;
-    let mut open = vec![machine];
+    let mut open = vec![Machine::at_entry(passed)];
     for _step in 0..MAX_STEPS {
         let Some(mut machine) = open.pop() else { break };
         let Some(piece) = pieces.get(machine.at) else { continue };
@@ -154,20 +160,8 @@ pub(super) fn objection(
 /// What is wrong with places that are to be probed in the entry's stead, on any way through the code.
 pub(super) fn objection_to_places(pieces: &[Piece], sites: &[ProbeSite]) -> Option<&'static str> {
     let passed = [100, 101, 102, 103];
-    let mut registers = [9; 8];
-    for (register, value) in REGISTERS.into_iter().zip(passed) {
-        registers[usize::from(register)] = value;
-    }
-    let machine = Machine {
-        at: 0,
-        registers,
-        zero: None,
-        is_stack_moved: false,
-        is_memory_written: false,
-        hits: 0,
-    };
     // What each has been told to give, if it was told.
-    let mut open = vec![(machine, None)];
+    let mut open = vec![(Machine::at_entry(passed), None)];
     for _step in 0..MAX_STEPS {
         let Some((machine, told)) = open.pop() else { break };
         let Some(piece) = pieces.get(machine.at) else { continue };
