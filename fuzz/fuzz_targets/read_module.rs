@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::tempfile().expect("a temporary file can be made");
     file.write_all(bytes).expect("and written");
     if let Ok(facts) = ModuleFacts::read(&file, |_| true) {
-        let rules = SiteRules::of_this_kernel(AttachMethod::Session);
+        let rules = SiteRules::of_this_kernel(AttachMethod::Session, false);
         std::hint::black_box(plan_probes(&facts, rules));
     }
 });

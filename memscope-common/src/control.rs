@@ -1,6 +1,6 @@
 //! What the collector tells the eBPF programs, and what they count for it.
 
-use crate::record::RESIDENT_KINDS;
+use crate::{record::RESIDENT_KINDS, unwind::Rule};
 
 /// Most processes of a trace: entries of the map of [`Target`]s. No index is given twice, and 16
 /// bits have room for no more.
@@ -291,21 +291,28 @@ pub const SPARE_SLOTS: u64 = 16;
 pub const COPIES_PER_CPU: u32 = 2;
 
 /// Where the module of a probed function has its code, as seen from the probe: it tells calls
-/// that the module makes itself from those of the program.
+/// that the module makes itself from those of the program. And where the function's caller is.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSurroundings {
     /// Bytes of code before the probed instruction.
     pub before_bytes: u32,
     /// Bytes of code after its beginning.
     pub after_bytes: u32,
+    /// How the caller is found from there, where the probed instruction is in the midst of a function.
+    pub to_caller: Rule,
 }
-const _: () = assert!(size_of::<ProbeSurroundings>() == 8);
+const _: () = assert!(size_of::<ProbeSurroundings>() == 24);
 
-/// Position of an argument in a function call, 0 to 5, or [`NO_ARGUMENT`].
+/// Number of a register that holds an argument, see [`Cookie`], or [`NO_ARGUMENT`].
 pub type ArgumentIndex = u8;
 /// The function has no such argument.
 pub const NO_ARGUMENT: ArgumentIndex = 0xf;
+/// The first register that carries no arguments.
+pub const FIRST_KEPT: ArgumentIndex = 6;
+
+/// In a [`Cookie`], in place of a register that holds a block: there is none. It is the stack pointer's number.
+const NO_REGISTER: u8 = 4;
 
 /// What a probe needs to know about the function it sits on. It travels in the
 /// probe's 64-bit attach cookie, so that a hit needs no look-up:
@@ -315,7 +322,7 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bits 20..24  argument: count       bits 24..28  argument: block
 /// bits 28..32  argument: result slot
 /// bits 32..40  number of its allocator, 0 if that is not known
-/// bits 40..44  number of the register that holds the block, see bit 53
+/// bits 40..44  number of the register that holds the block, see bit 53; that of the stack pointer: there is none
 /// bits 44..48  number of the condition without which it does not, see bit 54
 /// bit  48      calls no other allocator function
 /// bit  49      the kernel steps through the probed instruction
@@ -323,7 +330,13 @@ pub const NO_ARGUMENT: ArgumentIndex = 0xf;
 /// bit  52      its module can free blocks again that were freed, and no probe tells when
 /// bit  53      the probed instruction is in the midst of it, and the block that the call gives is known
 /// bit  54      the same, if the condition of the jump that it is holds
+/// bit  55      it is in the midst of it, and notes what the call was given
+/// bit  56      with bit 53: what it was given was noted before
+/// bits 57..62  how many words below the return address the stack pointer is
 /// ```
+///
+/// An argument is in the register of this number among those that carry arguments or, from [`FIRST_KEPT`] on, those that
+/// functions leave as they are: `rbx`, `rbp` and `r12` to `r15`.
 ///
 /// It does not say whose hit it is: a probe can be that of many processes.
 ///
@@ -412,15 +425,59 @@ impl Cookie {
         self.0 >> 52 & 1 != 0
     }
 
-    /// The same, at an instruction where the block is in this register, if this condition holds.
+    /// The same, at an instruction where the block is in this register, or where it is known that there will be none, if this
+    /// condition holds.
     #[must_use]
-    pub const fn of_giving(self, register: u8, condition: Option<u8>) -> Self {
+    pub const fn of_giving(self, register: Option<u8>, condition: Option<u8>) -> Self {
+        let register = match register {
+            Some(register) => register,
+            None => NO_REGISTER,
+        };
         let given = (register as u64 & 0xf) << 40 | 1 << 53;
         let condition = match condition {
             Some(condition) => (condition as u64 & 0xf) << 44 | 1 << 54,
             None => 0,
         };
         Self(self.0 | given | condition)
+    }
+
+    /// The same, of a call that was noted before.
+    #[must_use]
+    pub const fn of_noted(self) -> Self {
+        Self(self.0 | 1 << 56)
+    }
+
+    /// The same, at an instruction that only notes what a call was given.
+    #[must_use]
+    pub const fn of_noting(self) -> Self {
+        Self(self.0 | 1 << 55)
+    }
+
+    /// The same, where the stack pointer is so far below the return address: less than 256 bytes.
+    #[must_use]
+    pub const fn of_depth(self, depth_bytes: u16) -> Self {
+        Self(self.0 | (depth_bytes as u64 >> 3 & 0x1f) << 57)
+    }
+
+    /// How far below the return address the stack pointer is at the probed instruction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn depth_bytes(self) -> u64 {
+        (self.0 >> 57 & 0x1f) << 3
+    }
+
+    /// Whether the probe only notes what the call was given: another one tells what it gives.
+    #[must_use]
+    #[inline(always)]
+    pub const fn notes(self) -> bool {
+        self.0 >> 55 & 1 != 0
+    }
+
+    /// Whether another probe has noted what the call was given.
+    #[must_use]
+    #[inline(always)]
+    pub const fn was_noted(self) -> bool {
+        self.0 >> 56 & 1 != 0
     }
 
     /// Whether the block that a call gives is known at the probed instruction, so that nothing of its return is
@@ -431,7 +488,7 @@ impl Cookie {
         self.0 >> 53 & 1 != 0
     }
 
-    /// The number of the register that it is in.
+    /// The number of the register that it is in; another one if there is no block.
     #[must_use]
     #[inline(always)]
     pub const fn register(self) -> u8 {
@@ -548,20 +605,20 @@ pub const COUNTER_COUNT: u32 = 15;
 pub const WINDOW_WORDS: usize = 64;
 
 /// Words of the stack that a [`WalkMemo`] can hold.
-pub const MEMO_WORDS: usize = 128;
+pub const MEMO_WORDS: usize = 256;
 /// How much of the stack, from its end, is read at once, at least and at most. To read once costs as much as to
 /// read half a thousand words more (`MEMO_GAP_WORDS`).
-pub const TOP_WORDS: usize = 64;
+pub const TOP_WORDS: usize = 128;
 /// See above.
-pub const MAX_TOP_WORDS: usize = 1536;
+pub const MAX_TOP_WORDS: usize = 3584;
 /// Pieces of the stack beyond it in which words of a memo lie, at most.
 pub const MEMO_WINDOWS: usize = 4;
 /// From this distance on the next word is in another piece.
 pub const MEMO_GAP_WORDS: usize = 448;
 /// How long all that is together can be.
-pub const MEMO_ROOM_WORDS: usize = 2048;
-/// Functions whose callers tell walks apart that begin alike.
-pub const MEMO_CALLERS: usize = 3;
+pub const MEMO_ROOM_WORDS: usize = 4096;
+/// Functions whose callers tell walks apart that begin alike. The first one can be the allocator's.
+pub const MEMO_CALLERS: usize = 5;
 
 /// Walks that are remembered.
 pub const MEMOS: u32 = 1 << 11;
@@ -638,8 +695,6 @@ pub struct MemoWindow {
 pub struct MemoRoom {
     /// 1 while a thread uses it.
     pub busy: u64,
-    /// The word of the stack below them, where it was read too.
-    pub below: u64,
     /// The words; the second half is not used, but verifiers do not see that pieces end before it.
     pub words: [u64; 2 * MEMO_ROOM_WORDS],
 }
@@ -715,8 +770,8 @@ pub struct ThreadState {
     pub allocated_since: u32,
     /// 1 if it ends: from now on the C library may free blocks again that it has freed already.
     pub ends: u32,
-    /// How many words of its stack are read at once, see [`TOP_WORDS`].
-    pub top_words: u64,
+    /// Up to where its stack is read at once, see [`TOP_WORDS`].
+    pub top_end_avma: u64,
 }
 /// Words of a [`ThreadState`].
 pub const THREAD_WORDS: usize = 32;
@@ -748,7 +803,7 @@ pub struct StackRecord {
     pub frames_avma: [u64; crate::record::MAX_FRAMES],
 }
 const _: () = assert!(size_of::<StackRecord>() == 40 + 8 * crate::record::MAX_FRAMES);
-const _: () = assert!(size_of::<WalkState>() == 136 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
+const _: () = assert!(size_of::<WalkState>() == 144 + 8 * WINDOW_WORDS + size_of::<StackRecord>());
 
 /// Where the running kernel keeps what it counts of a process's memory: byte offsets, from its BTF.
 /// A counter is a sum, and what each CPU has yet to add to it (`struct percpu_counter`).

@@ -314,6 +314,8 @@ pub struct Walk {
     pub flags: u64,
     /// Where in the stack the address to be looked up next lay; 0 for the first.
     pub return_slot_avma: u64,
+    /// The probe in the midst of a function that the walk begins in, which is no frame of the stack; 0 if none.
+    pub begins_in_probe: u64,
     /// Position of the first mapping of the list.
     pub first_mapping: u64,
     /// How many mappings there are.
@@ -321,4 +323,4 @@ pub struct Walk {
     /// The list's.
     pub generation: u64,
 }
-const _: () = assert!(size_of::<Walk>() == 128);
+const _: () = assert!(size_of::<Walk>() == 136);

@@ -18,7 +18,7 @@ use memscope_common::{
         ArgumentIndex, COUNTER_GIVEN_AT_ONCE, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_PASSED_BY,
         COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie,
-        FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState,
+        FIRST_KEPT, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState,
         allocator_call_bit,
     },
     record::{
@@ -119,14 +119,27 @@ fn later_argument(context: &ProbeContext, index: ArgumentIndex) -> u64 {
             read_volatile(&raw const (*registers).rcx),
             read_volatile(&raw const (*registers).r8),
             read_volatile(&raw const (*registers).r9),
+            read_volatile(&raw const (*registers).rbx),
+            read_volatile(&raw const (*registers).rbp),
+            read_volatile(&raw const (*registers).r12),
+            read_volatile(&raw const (*registers).r13),
+            read_volatile(&raw const (*registers).r14),
+            read_volatile(&raw const (*registers).r15),
         ]
     };
+    const { assert!(FIRST_KEPT == 6) };
     match index {
         1 => values[0],
         2 => values[1],
         3 => values[2],
         4 => values[3],
         5 => values[4],
+        6 => values[5],
+        7 => values[6],
+        8 => values[7],
+        9 => values[8],
+        10 => values[9],
+        11 => values[10],
         _ => 0,
     }
 }
@@ -173,11 +186,15 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     known: Option<*mut ThreadState>,
     spot: &Spot,
 ) -> Option<*mut ThreadState> {
-    let entry_avma = spot.avma;
     let hit = Hit::at_entry(context.as_ptr(), target, spot)?;
     cost::at_entry(hit.cookie, context.regs);
     if !CAN_THROW && is_passed_by(context, hit.cookie) {
         return None;
+    }
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let sp_avma = unsafe { (*context.regs).rsp }.wrapping_add(hit.cookie.depth_bytes());
+    if !CAN_THROW && hit.cookie.was_noted() {
+        return noted(known?, &hit, sp_avma);
     }
     if !hit.modes().0 {
         return None;
@@ -190,22 +207,11 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     // SAFETY: `state` is this thread's own map value; nobody else writes it while
     // the thread is here.
     let state = unsafe { &mut *state };
-    // SAFETY: the context of a uprobe is the thread's registers.
-    let sp_avma = unsafe { (*context.regs).rsp };
     let place = place_of(context, state, &hit, sp_avma);
     if !matches!(place, Place::Outermost) {
-        emit::count(COUNTER_NESTED);
-        note_allocators(Cookie(state.cookie), &hit);
-        if CAN_THROW || !matches!(place, Place::TailCall) || !Cookie(state.cookie).can_throw() {
-            return None;
-        }
-        // The call goes on as one whose return is probed, which changes its return address.
-        state.entry_avma = entry_avma;
-        state.cookie = hit.cookie.0;
-        emit::clear(&mut state.return_avma);
-        return Some(ptr::from_mut(state));
+        return entered_inside::<CAN_THROW>(state, &hit, &place, spot.avma);
     }
-    state.entry_avma = entry_avma;
+    state.entry_avma = spot.avma;
     note_arguments(context, state, &hit, sp_avma);
     let mut allocated_since = 0;
     if settings::samples() != 0 {
@@ -238,6 +244,39 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     Some(ptr::from_mut(state))
 }
 
+/// Entry of a function inside the call under way, which is told in the inner one's place if an exception could have left it.
+#[inline(always)]
+fn entered_inside<const CAN_THROW: bool>(
+    state: &mut ThreadState,
+    hit: &Hit,
+    place: &Place,
+    entry_avma: u64,
+) -> Option<*mut ThreadState> {
+    emit::count(COUNTER_NESTED);
+    note_allocators(Cookie(state.cookie), hit);
+    if CAN_THROW || !matches!(place, Place::TailCall) || !Cookie(state.cookie).can_throw() {
+        return None;
+    }
+    // The call goes on as one whose return is probed, which changes its return address.
+    state.entry_avma = entry_avma;
+    state.cookie = hit.cookie.0;
+    emit::clear(&mut state.return_avma);
+    Some(ptr::from_mut(state))
+}
+
+/// Where a call's block is known that was noted before. None if it was not, as in a call inside another one. Not asked whether
+/// recording is on, as at a return.
+#[inline(always)]
+fn noted(state: *mut ThreadState, hit: &Hit, sp_avma: u64) -> Option<*mut ThreadState> {
+    // SAFETY: as in `entered`.
+    let known = unsafe { &mut *state };
+    if !Cookie(known.cookie).notes() || known.sp_avma != sp_avma {
+        return None;
+    }
+    known.cookie = hit.cookie.0;
+    Some(state)
+}
+
 /// The cookie of the call under way; 0 if there is none.
 #[inline(always)]
 pub(crate) fn entered_cookie(state: Option<*mut ThreadState>) -> Cookie {
@@ -259,7 +298,7 @@ fn is_passed_by(context: &ProbeContext, cookie: Cookie) -> bool {
     is_passed_by
 }
 
-/// What is in one of the registers that are not the caller's, by its number.
+/// What is in a register, by its number; 0 for the stack pointer's.
 #[inline(always)]
 fn block_in_register(registers: *const pt_regs, register: u8) -> u64 {
     // Volatile, as in `later_argument`.
@@ -269,24 +308,36 @@ fn block_in_register(registers: *const pt_regs, register: u8) -> u64 {
             read_volatile(&raw const (*registers).rax),
             read_volatile(&raw const (*registers).rcx),
             read_volatile(&raw const (*registers).rdx),
+            read_volatile(&raw const (*registers).rbx),
+            read_volatile(&raw const (*registers).rbp),
             read_volatile(&raw const (*registers).rsi),
             read_volatile(&raw const (*registers).rdi),
             read_volatile(&raw const (*registers).r8),
             read_volatile(&raw const (*registers).r9),
             read_volatile(&raw const (*registers).r10),
             read_volatile(&raw const (*registers).r11),
+            read_volatile(&raw const (*registers).r12),
+            read_volatile(&raw const (*registers).r13),
+            read_volatile(&raw const (*registers).r14),
+            read_volatile(&raw const (*registers).r15),
         ]
     };
     match register {
         0 => values[0],
         1 => values[1],
         2 => values[2],
-        6 => values[3],
-        7 => values[4],
-        8 => values[5],
-        9 => values[6],
-        10 => values[7],
-        11 => values[8],
+        3 => values[3],
+        5 => values[4],
+        6 => values[5],
+        7 => values[6],
+        8 => values[7],
+        9 => values[8],
+        10 => values[9],
+        11 => values[10],
+        12 => values[11],
+        13 => values[12],
+        14 => values[13],
+        15 => values[14],
         _ => 0,
     }
 }
@@ -311,17 +362,21 @@ fn note_arguments(context: &ProbeContext, state: &mut ThreadState, hit: &Hit, sp
 /// itself, and an exception goes anywhere.
 #[inline(always)]
 fn note_caller(context: &ProbeContext, state: &mut ThreadState, hit: &Hit) {
-    let return_avma = return_address(state.sp_avma);
-    state.return_avma = return_avma;
+    state.return_avma = return_address(state.sp_avma);
+    // Read again: verifiers would follow the walk with the 0 of one that cannot be read as well.
+    // SAFETY: this thread's own map value.
+    let return_avma = unsafe { read_volatile(&raw const state.return_avma) };
     if sample::is_unrecorded(state) {
         emit::clear(&mut state.stack);
         return;
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    let caller = Caller { return_avma, is_unread: false, sp_avma: state.sp_avma.wrapping_add(8) };
     let header = hit.header(KIND_ALLOCATION, emit::now_ns());
-    state.stack = u64::from(stack_of(state, registers, &caller, header, hit.removals));
+    let sp_avma = state.sp_avma.wrapping_add(8);
+    // SAFETY: the context of a uprobe.
+    let caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
+    state.stack = u64::from(stack_of(state, &caller, header, hit.removals));
 }
 
 /// An instruction by which a function returns that can throw.
@@ -396,15 +451,6 @@ fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()
     record(state, hit, header, address_avma, stack)
 }
 
-/// Where a call returns to.
-struct Caller {
-    return_avma: u64,
-    /// Whether it lies on the stack still, and is not known here.
-    is_unread: bool,
-    /// The stack pointer after the return.
-    sp_avma: u64,
-}
-
 /// The block of a call is known: at its return, or, if it `gives_at_once`, right after [`entered`]. Nothing
 /// that ends a block is between such a place and the return, and who has its address now has got it from nobody else. Not asked
 /// whether recording is on: a call that was entered while it was on is followed to its end.
@@ -436,18 +482,15 @@ pub(crate) fn returned(
         result_of(state, registers)?
     };
     let header = to_be_recorded(state, &hit, address_avma)?;
-    let caller = if gives_at_once {
-        emit::count(COUNTER_GIVEN_AT_ONCE);
-        Caller { return_avma: 0, is_unread: true, sp_avma: state.sp_avma.wrapping_add(8) }
-    } else {
-        // Volatile, as in `later_argument`.
-        // SAFETY: as in `entered`.
-        let (return_avma, sp_avma) = unsafe {
-            (read_volatile(&raw const registers.rip), read_volatile(&raw const registers.rsp))
-        };
-        Caller { return_avma, is_unread: false, sp_avma }
-    };
-    let stack = stack_of(state, registers, &caller, header, hit.removals);
+    // SAFETY: as in `entered`.
+    let mut caller = unsafe { CallerRegisters::of_task(context.regs, !gives_at_once) };
+    if gives_at_once {
+        if !hit.cookie.was_noted() {
+            emit::count(COUNTER_GIVEN_AT_ONCE);
+        }
+        caller.in_probe = hit.cookie.probe();
+    }
+    let stack = stack_of(state, &caller, header, hit.removals);
     record(state, &hit, header, address_avma, stack)
 }
 
@@ -553,24 +596,20 @@ fn result_of(state: &ThreadState, registers: &pt_regs) -> Option<u64> {
     result.ok()
 }
 
-/// The number of the stack of a call that returns to this place and stack pointer.
+/// The number of the stack of a call.
 #[inline(always)]
 fn stack_of(
     state: &mut ThreadState,
-    registers: &pt_regs,
-    caller: &Caller,
+    caller: &CallerRegisters,
     header: Header,
     removals: u32,
 ) -> u32 {
-    let &Caller { return_avma, is_unread, sp_avma } = caller;
-    if settings::caller_only() != 0 {
-        let return_avma =
-            if is_unread { return_address(sp_avma.wrapping_sub(8)) } else { return_avma };
-        return stack::capture_caller(state, return_avma, header, removals);
+    if settings::caller_only() == 0 {
+        return stack::capture(state, caller, header, removals);
     }
-    // SAFETY: the context of a uprobe.
-    let mut caller = unsafe { CallerRegisters::with_saved(registers, return_avma, 1, sp_avma) };
-    stack::capture(state, &mut caller, is_unread, header, removals)
+    let is_known = caller.in_probe == 0;
+    let return_avma = if is_known { caller.return_avma } else { return_address(state.sp_avma) };
+    stack::capture_caller(state, return_avma, header, removals)
 }
 
 /// In as few words as it fits in.

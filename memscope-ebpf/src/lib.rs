@@ -55,7 +55,8 @@ pub fn classify_entry(
     if sp_avma < outer_sp_avma {
         return Entry::Nested;
     }
-    let same_place = sp_avma == outer_sp_avma;
+    // A call that is told in its midst has its registers there, and jumps nowhere else.
+    let same_place = sp_avma == outer_sp_avma && !outer.notes();
     if same_place && outer.probe() != entered.probe() && tail_probe != u64::from(entered.probe()) {
         return Entry::TailCall;
     }
@@ -312,8 +313,11 @@ pub const fn counted_pages(before: i64, now: i64, changed: i64, batch: i64) -> C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memscope_common::control::{
-        ALLOCATOR_CALL_WORDS, Arguments, NO_ARGUMENT, UNKNOWN_COOKIE, allocator_call_bit,
+    use memscope_common::{
+        control::{
+            ALLOCATOR_CALL_WORDS, Arguments, NO_ARGUMENT, UNKNOWN_COOKIE, allocator_call_bit,
+        },
+        unwind::{CFA_SP, Rule},
     };
 
     fn cookie(probe: u16) -> Cookie {
@@ -368,6 +372,8 @@ mod tests {
             (malloc, 0x7000, 0, malloc, 0x6ff8, Entry::Nested),
             (malloc, 0x7000, 0, realloc, 0x7000, Entry::TailCall),
             (malloc, 0x7000, 2, realloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc.of_noting(), 0x7000, 0, realloc, 0x7000, Entry::OutermostAfterLostReturn),
+            (malloc.of_noting(), 0x7000, 0, realloc, 0x6ff8, Entry::Nested),
             (malloc, 0x7000, 0, malloc, 0x7000, Entry::OutermostAfterLostReturn),
             (malloc, 0x7000, 0, realloc, 0x7008, Entry::OutermostAfterLostReturn),
         ];
@@ -467,20 +473,30 @@ mod tests {
     fn cookies_say_where_a_block_is_known() {
         let cookie = cookie(7);
         assert!(!cookie.gives_at_once());
-        let always = cookie.of_giving(11, None);
+        let always = cookie.of_giving(Some(11), None);
         assert_eq!((always.register(), always.condition()), (11, None));
-        let with = cookie.of_allocator(255).of_giving(2, Some(5));
+        let with = cookie.of_allocator(255).of_giving(Some(2), Some(5));
         assert_eq!((with.register(), with.condition()), (2, Some(5)));
         assert_eq!(
             (with.allocator(), with.probe(), with.arguments()),
             (255, 7, cookie.arguments())
         );
         assert!(with.gives_at_once() && with != UNKNOWN_COOKIE);
+        assert!(!with.notes() && !with.was_noted() && with.depth_bytes() == 0);
+        let noted = with.of_noted().of_depth(40);
+        assert!(noted.was_noted() && noted.gives_at_once() && !noted.notes());
+        assert_eq!((noted.depth_bytes(), noted.register(), noted.probe()), (40, 2, 7));
+        let noting = cookie.of_noting().of_depth(248);
+        assert!(noting.notes() && !noting.gives_at_once() && !noting.was_noted());
+        assert_eq!((noting.depth_bytes(), noting.probe()), (248, 7));
+        let failing = cookie.of_giving(None, None);
+        assert_eq!((failing.register(), failing.gives_at_once()), (4, true), "the stack pointer");
     }
 
     #[test]
     fn calls_from_within_the_code_around_the_probe_are_internal() {
-        let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200 };
+        let to_caller = Rule::of_kind(CFA_SP);
+        let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200, to_caller };
         for (return_avma, expected) in [
             (0x8eff, false),
             (0x8f00, true),
@@ -495,7 +511,7 @@ mod tests {
                 "{return_avma:#x}"
             );
         }
-        let unknown = ProbeSurroundings::default();
+        let unknown = ProbeSurroundings { before_bytes: 0, after_bytes: 0, to_caller };
         assert!(!is_internal_call(&unknown, 0x9000, 0x9000));
     }
 

@@ -69,7 +69,7 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
         alloc::returned(&RetProbeContext::new(context), followed, cookie, gives_at_once);
     }
     // What it says at a return, nobody asks. Alike on both ways, so that the verifier need not follow all of it twice.
-    let result = u32::from(ends || followed.is_none());
+    let result = u32::from(ends || followed.is_none() || cookie.notes());
     cost::end(begun_ns);
     result
 }

@@ -77,7 +77,7 @@ impl Call {
     #[inline(always)]
     fn origin(&self, state: &mut ThreadState) -> Origin {
         // SAFETY: the registers of the current task, which is in the kernel.
-        let mut caller = unsafe { CallerRegisters::of_task(self.registers, true) };
+        let caller = unsafe { CallerRegisters::of_task(self.registers, true) };
         let mut header = self.header();
         // Where blocks are sampled, calls without one are not followed to their end.
         let flags = if settings::samples() != 0 {

@@ -102,9 +102,14 @@ pub(crate) static WALKS: HashMap<u64, WalkState> =
 #[map]
 pub(crate) static NEW_WALK: Array<WalkState> = Array::with_max_entries(1, 0);
 
-/// Walks that were made before; see `memo`. One that comes to the place of another replaces it.
+/// Walks that were made before; see `memo`. One that comes to the place of another replaces it. Behind them those that nobody
+/// reads.
 #[map]
-pub(crate) static WALK_MEMOS: Array<WalkMemo> = Array::with_max_entries(MEMOS, 0);
+pub(crate) static WALK_MEMOS: Array<WalkMemo> = Array::with_max_entries(MEMOS + MEMO_ROOMS, 0);
+
+/// Which one of two [`WALK_MEMOS`] was used last.
+#[map]
+pub(crate) static MEMO_RECENT: Array<u64> = Array::with_max_entries(MEMOS / 2, 0);
 
 /// For places in functions, how far from the stack pointer their return addresses lie; see `memo`.
 #[map]

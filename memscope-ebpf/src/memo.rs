@@ -8,13 +8,12 @@
 //! walk looked at anything else (code bytes, the kernel's list of return addresses) or did not end as complete, it is
 //! not remembered.
 //!
-//! The words are noted when a walk begins as the one before for the second time, so that stacks which do not
-//! repeat cost a few comparisons and no more.
+//! Each walk is noted, in the place of the one before that was there: noting costs little beside the steps.
 
 use core::{
     arch::asm,
     ffi::c_void,
-    ptr::{self, read_volatile, write_volatile},
+    ptr::{read_volatile, write_volatile},
 };
 
 use aya_ebpf::helpers::{
@@ -33,26 +32,16 @@ use memscope_ebpf::mix;
 
 use crate::{
     emit,
-    maps::{MEMO_ROOM, MEMO_SLOT, WALK_MEMOS},
+    maps::{MEMO_RECENT, MEMO_ROOM, MEMO_SLOT, WALK_MEMOS},
 };
-
-/// What is known of a walk before it is done.
-enum Recalled {
-    /// Nothing.
-    Nothing,
-    /// One before began as this does: what this one depends on is worth noting.
-    Begin,
-    /// The number of its stack.
-    All(u32),
-}
 
 /// Words that are compared without a look at how many there are.
 const WORDS_AT_ONCE: usize = 8;
+/// So many can be noted that there is room for what the last group has more.
+const MOST_WORDS: u64 = (MEMO_WORDS - WORDS_AT_ONCE) as u64;
 
 /// Where a walk begins, as in [`WalkMemo::begin`] and [`WalkMemo::registers`].
 pub(crate) struct Begin {
-    /// 1 if the return address, where it begins, is to be read with the stack.
-    pub(crate) is_unread: u64,
     pub(crate) pc_avma: u64,
     pub(crate) sp_avma: u64,
     pub(crate) rbp: u64,
@@ -65,35 +54,39 @@ pub(crate) struct Begin {
 /// [`noted_in`]. Never inlined: a program and the functions that it is calling may take up 512 bytes of stack together
 /// (`MAX_BPF_STACK`; `check_max_stack_depth`, kernel/bpf/verifier.c), and what is needed here is not needed in the walk.
 #[inline(never)]
-pub(crate) fn remembered(begin: &mut Begin, thread: &mut ThreadState) -> u64 {
-    let Some(room) = Room::read(begin, thread.top_words) else { return 0 };
-    let index = index_of(begin, &room);
-    let Some(memo) = claim(index) else {
-        room.release();
-        return 0;
-    };
-    let recalled = recall(memo, begin, &room);
-    room.release();
-    match recalled {
-        Recalled::Begin => u64::from(index) + 1,
-        Recalled::Nothing => {
-            release(memo);
-            0
-        }
-        Recalled::All(number) => {
-            // SAFETY: it is claimed.
-            thread.top_words = unsafe { (*memo).top_words };
-            release(memo);
-            u64::from(number) << 32
+pub(crate) fn remembered(begin: &Begin, thread: &mut ThreadState) -> u64 {
+    let Some(room) = Room::read(begin, thread.top_end_avma) else { return 0 };
+    let recent = recent_of(set_of(begin, &room));
+    let other = recent ^ 1;
+    let mut found = look(begin, recent, &room);
+    let mut place = recent;
+    if found < FIRST_NUMBER {
+        let second = look_again(begin, other, room.words);
+        if second >= FIRST_NUMBER || (second != MEMO_BUSY && found != MEMO_IN_VAIN) {
+            (found, place) = (second, other);
         }
     }
+    room.release();
+    let is_found = found >= FIRST_NUMBER;
+    let is_prepared = found == MEMO_UNLIKE && prepare(begin, place);
+    // Not at each hit: eight sets share a cache line, and other CPUs have theirs in it.
+    if place != recent && (is_found || is_prepared) {
+        note_recent(place);
+    }
+    if is_found {
+        thread.top_end_avma = begin.sp_avma.wrapping_add(8 * (found & u64::from(u32::MAX)));
+        return found & !u64::from(u32::MAX);
+    }
+    if is_prepared { u64::from(place) + 1 } else { 0 }
 }
 
-/// The memo that a walk is to be noted in, which is claimed; none if it is not to be.
+/// The memo that a walk is to be noted in, which is claimed; else one that nobody reads. So walks are all noted, and verifiers have
+/// to follow one that is only.
 #[inline(always)]
-pub(crate) fn noted_in(place: u32) -> *mut WalkMemo {
-    let memo = if place == 0 { None } else { WALK_MEMOS.get_ptr_mut(place - 1) };
-    memo.unwrap_or(ptr::null_mut())
+pub(crate) fn noted_in(place: u32) -> Option<*mut WalkMemo> {
+    // SAFETY: the helper takes nothing.
+    let unread = MEMOS + (unsafe { bpf_get_smp_processor_id() } & (MEMO_ROOMS - 1));
+    WALK_MEMOS.get_ptr_mut(if place == 0 { unread } else { place - 1 })
 }
 
 /// The end of the stack, while it is looked at.
@@ -104,21 +97,24 @@ struct Room {
 }
 
 impl Room {
-    /// Reads so many words of the stack; none if that fails or the room is in use, by a program that was interrupted or one
-    /// on another CPU.
+    /// That of this CPU, which stays the same as long as a program runs, with so many words read into it.
     #[inline(always)]
-    fn read(begin: &mut Begin, words: u64) -> Option<Self> {
+    fn in_use(words: u64) -> Option<Self> {
         // SAFETY: the helper takes nothing.
         let index = unsafe { bpf_get_smp_processor_id() } & (MEMO_ROOMS - 1);
-        let place = MEMO_ROOM.get_ptr_mut(index)?;
-        // SAFETY: an element of an array map, which is never removed.
-        if emit::exchange(unsafe { &raw mut (*place).busy }, 1) != 0 {
-            return None;
-        }
+        Some(Self { place: MEMO_ROOM.get_ptr_mut(index)?, words })
+    }
+
+    /// Reads the stack as far as was needed before: walks of a thread end at the same place, wherever they begin. None if
+    /// that fails or the room is in use, by a program that was interrupted or one on another CPU.
+    #[inline(always)]
+    fn read(begin: &Begin, end_avma: u64) -> Option<Self> {
+        let words = end_avma.wrapping_sub(begin.sp_avma) >> 3;
         let words = words.clamp(TOP_WORDS as u64, MAX_TOP_WORDS as u64);
-        let room = Self { place, words };
-        if begin.is_unread != 0 {
-            return room.with_return(begin);
+        let room = Self::in_use(words)?;
+        // SAFETY: an element of an array map, which is never removed.
+        if emit::exchange(unsafe { &raw mut (*room.place).busy }, 1) != 0 {
+            return None;
         }
         if room.read_top(begin, words) {
             return Some(room);
@@ -132,38 +128,9 @@ impl Room {
         None
     }
 
-    /// As [`Self::read`], with the return address.
-    #[inline(always)]
-    fn with_return(self, begin: &mut Begin) -> Option<Self> {
-        for words in [self.words, TOP_WORDS as u64] {
-            let room = Self { words, ..self };
-            begin.pc_avma = room.read_top_and_return(begin.sp_avma);
-            if begin.pc_avma != 0 {
-                return Some(room);
-            }
-        }
-        self.release();
-        None
-    }
-
     #[inline(always)]
     fn read_top(&self, begin: &Begin, words: u64) -> bool {
         self.read_into(0, words, begin.sp_avma)
-    }
-
-    /// Reads the end of the stack and the word below it, which is the return address; 0 if that fails, as near the begin of a
-    /// stack, where there may be less.
-    #[inline(always)]
-    fn read_top_and_return(&self, sp_avma: u64) -> u64 {
-        let bytes = ((self.words.wrapping_sub(1) & (MEMO_ROOM_WORDS as u64 - 1)) + 2) * 8;
-        let start_avma = sp_avma.wrapping_sub(8);
-        // SAFETY: the helper checks the user address; behind the word there is room for all the others. It is claimed.
-        unsafe {
-            let word = &raw mut (*self.place).below;
-            let failed =
-                read_user_bytes(word.cast::<c_void>(), bytes as u32, start_avma as *const c_void);
-            if failed == 0 { read_volatile(word) } else { 0 }
-        }
     }
 
     /// Reads a piece of the stack to a place in the room.
@@ -221,11 +188,11 @@ fn claim(index: u32) -> Option<*mut WalkMemo> {
 /// the address of the code.
 const SLOT_BITS: u32 = 16;
 
-/// The place of such a walk's memo: by where it begins, and by who has called the functions there, as far as it is known
+/// The first of the two places of such a walk's memo: by where it begins, and by who has called the functions there, as far as it is known
 /// where that lies. One function is called by many, and walks that begin alike mostly differ soon. This only finds a
 /// memo: if it is not the right one, its words are others.
 #[inline(always)]
-fn index_of(begin: &Begin, room: &Room) -> u32 {
+fn set_of(begin: &Begin, room: &Room) -> u32 {
     let mut hash = mix(mix(begin.seed, begin.pc_avma), begin.sp_avma);
     let mut pc_avma = begin.pc_avma;
     let mut next = 0;
@@ -234,13 +201,31 @@ fn index_of(begin: &Begin, room: &Room) -> u32 {
         // SAFETY: an element of an array map, whose words are read and written whole.
         let word = unsafe { read_volatile(slot) };
         next += word & ((1 << SLOT_BITS) - 1);
-        if word >> SLOT_BITS != pc_avma & (u64::MAX >> SLOT_BITS) || next > room.words {
+        // What is read each time, and not this time: the same walk has one place.
+        if word >> SLOT_BITS != pc_avma & (u64::MAX >> SLOT_BITS) || next > TOP_WORDS as u64 {
             break;
         }
         pc_avma = room.word(next - 1);
         hash = mix(hash, pc_avma);
     }
-    (hash >> 32) as u32 & (MEMOS - 1)
+    (hash >> 32) as u32 & (MEMOS - 2)
+}
+
+/// Which of the two places of a set was used last: walks that only differ far from where they begin have one each, and the
+/// other one is given away.
+#[inline(always)]
+fn recent_of(set: u32) -> u32 {
+    // SAFETY: an element of an array map, whose words are read and written whole.
+    let last = MEMO_RECENT.get_ptr(set >> 1).map_or(0, |last| unsafe { read_volatile(last) });
+    set | (last & 1) as u32
+}
+
+#[inline(always)]
+fn note_recent(place: u32) {
+    if let Some(last) = MEMO_RECENT.get_ptr_mut(place >> 1) {
+        // SAFETY: as in `recent_of`.
+        unsafe { write_volatile(last, u64::from(place & 1)) };
+    }
 }
 
 /// A step has found its return address there, by the stack pointer alone.
@@ -267,9 +252,32 @@ pub(crate) fn release(memo: *mut WalkMemo) {
     unsafe { write_volatile(&raw mut (*memo).busy, 0) };
 }
 
-/// Looks whether this walk begins as the one remembered did and would find the same words.
+/// Nothing is known there of such a walk.
+const MEMO_UNLIKE: u64 = 0;
+/// It was tried to note it there, in vain.
+const MEMO_IN_VAIN: u64 = 1;
+/// Somebody else uses the place.
+const MEMO_BUSY: u64 = 2;
+/// The number of the walk's stack and, in the lower half, how much of the stack it depended on.
+const FIRST_NUMBER: u64 = 1 << 32;
+
+/// Looks whether this walk begins as the one remembered did and would find the same words; one of the constants above.
 #[inline(always)]
-fn recall(memo: *mut WalkMemo, begin: &Begin, room: &Room) -> Recalled {
+fn look(begin: &Begin, place: u32, room: &Room) -> u64 {
+    let Some(memo) = claim(place) else { return MEMO_BUSY };
+    let found = recall(memo, place, begin, room);
+    release(memo);
+    found
+}
+
+/// The same. Never inlined, as it is less frequent, and verified once.
+#[inline(never)]
+fn look_again(begin: &Begin, place: u32, words: u64) -> u64 {
+    Room::in_use(words).map_or(MEMO_BUSY, |room| look(begin, place, &room))
+}
+
+#[inline(always)]
+fn recall(memo: *mut WalkMemo, place: u32, begin: &Begin, room: &Room) -> u64 {
     // SAFETY: it is claimed.
     let memo = unsafe { &mut *memo };
     let is_same = memo.begin[0] == begin.pc_avma
@@ -277,70 +285,91 @@ fn recall(memo: *mut WalkMemo, begin: &Begin, room: &Room) -> Recalled {
         && memo.begin[2] == begin.space
         && memo.begin[3] == begin.seed;
     if !is_same {
-        memo.begin[0] = begin.pc_avma;
-        memo.begin[1] = begin.sp_avma;
-        memo.begin[2] = begin.space;
-        memo.begin[3] = begin.seed;
-        emit::clear(&mut memo.word_count);
-        emit::clear(&mut memo.spoilt);
-        return Recalled::Nothing;
+        return MEMO_UNLIKE;
     }
     if memo.spoilt != 0 {
-        // It was tried before, in vain.
         memo.spoilt -= 1;
-        return Recalled::Nothing;
+        return MEMO_IN_VAIN;
     }
-    if memo.word_count == 0 {
-        memo.registers[0] = begin.rbp;
-        memo.registers[1] = begin.rbx;
-        emit::clear(&mut memo.depends_on);
-        emit::clear(&mut memo.window_count);
-        memo.top_words = TOP_WORDS as u64;
-        memo.bp_state = MEMO_BP_FIRST;
-        return Recalled::Begin;
-    }
-    if memo.depends_on & MEMO_BP != 0 && memo.registers[0] != begin.rbp
-        || memo.depends_on & MEMO_BX != 0 && memo.registers[1] != begin.rbx
+    let has_registers = (memo.depends_on & MEMO_BP == 0 || memo.registers[0] == begin.rbp)
+        && (memo.depends_on & MEMO_BX == 0 || memo.registers[1] == begin.rbx);
+    if memo.word_count != 0
+        && has_registers
+        && read_rest(memo, place, begin, room)
+        && difference_at(place) == 0
     {
-        emit::clear(&mut memo.word_count);
-        return Recalled::Nothing;
+        return memo.number << 32 | memo.top_words & u64::from(u32::MAX);
     }
-    if !read_rest(memo, begin, room) || differs(memo, room) {
-        memo.word_count = 0;
-        return Recalled::Nothing;
-    }
-    Recalled::All(memo.number as u32)
+    MEMO_UNLIKE
 }
 
-/// Reads what else of the stack a memo speaks of.
+/// Claims the place for this walk, if nobody else uses it.
 #[inline(always)]
-fn read_rest(memo: &WalkMemo, begin: &Begin, room: &Room) -> bool {
-    if memo.top_words > room.words && !room.read_top(begin, memo.top_words) {
-        return false;
-    }
+fn prepare(begin: &Begin, place: u32) -> bool {
+    let Some(memo) = claim(place) else { return false };
+    // SAFETY: it is claimed.
+    let memo = unsafe { &mut *memo };
+    memo.begin[0] = begin.pc_avma;
+    memo.begin[1] = begin.sp_avma;
+    memo.begin[2] = begin.space;
+    memo.begin[3] = begin.seed;
+    memo.registers[0] = begin.rbp;
+    memo.registers[1] = begin.rbx;
+    emit::clear(&mut memo.word_count);
+    emit::clear(&mut memo.spoilt);
+    emit::clear(&mut memo.depends_on);
+    emit::clear(&mut memo.window_count);
+    memo.top_words = TOP_WORDS as u64;
+    memo.bp_state = MEMO_BP_FIRST;
+    true
+}
+
+/// Reads what else of the stack the memo at this place speaks of.
+#[inline(always)]
+fn read_rest(memo: &WalkMemo, place: u32, begin: &Begin, room: &Room) -> bool {
+    (memo.top_words <= room.words || room.read_top(begin, memo.top_words))
+        && (memo.window_count == 0 || read_windows(place) != 0)
+}
+
+/// A memo that the caller's caller has claimed, and the room that it has read the stack into.
+#[inline(always)]
+fn claimed_at<'a>(place: u32) -> Option<(&'a WalkMemo, Room)> {
+    let memo = WALK_MEMOS.get_ptr(place)?;
+    // SAFETY: an element of an array map, which is never removed, and claimed.
+    Some((unsafe { &*memo }, Room::in_use(0)?))
+}
+
+/// Not 0 if that could be read. A function as the one below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_windows(place: u32) -> u64 {
+    let Some((memo, room)) = claimed_at(place) else { return 0 };
     for (index, window) in memo.windows.iter().enumerate() {
         if index as u64 >= memo.window_count {
             break;
         }
         if !room.read_into(window.first, window.words, window.start_avma) {
-            return false;
+            return 0;
         }
     }
-    true
+    1
 }
 
-/// Whether any word is another than it was.
-#[inline(always)]
-fn differs(memo: &WalkMemo, room: &Room) -> bool {
+/// Not 0 if any word of the memo at this place is another than it was. A function with a name of its own, which the verifier looks at
+/// once, and not once for each way here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn difference_at(place: u32) -> u64 {
+    let Some((memo, room)) = claimed_at(place) else { return 1 };
     let mut difference = 0;
     // A loop of the program's own, as each call back from a helper costs more than a group.
     for group in 0..MEMO_WORDS / WORDS_AT_ONCE {
-        if (group * WORDS_AT_ONCE) as u64 >= memo.word_count {
+        if (group * WORDS_AT_ONCE) as u64 >= memo.word_count || difference != 0 {
             break;
         }
-        difference |= difference_of(memo, room, group * WORDS_AT_ONCE);
+        difference |= difference_of(memo, &room, group * WORDS_AT_ONCE);
     }
-    difference != 0
+    difference
 }
 
 /// Whether any of some words is another than it was: not 0.
@@ -450,7 +479,7 @@ pub(crate) fn keep(memo: *mut WalkMemo, walk: &Walk, number: u64) {
     let memo = unsafe { &mut *memo };
     if walk.outcome != OUTCOME_COMPLETE as u64
         || walk.flags & u64::from(STACK_TABLES_OLD) != 0
-        || memo.word_count > MEMO_WORDS as u64
+        || memo.word_count > MOST_WORDS
         || memo.spoilt != 0
         || number == 0
     {

@@ -25,11 +25,12 @@ use memscope_common::{
     record::{
         Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
-        OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
+        OUTCOME_UNKNOWN_CODE, STACK_BEGINS_IN_PROBE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
+        StackHeader,
     },
     unwind::{
-        CACHE_WORDS, CFA_NONE, CFA_SIGNAL, CFA_SP, CHUNK_WORDS, KernelOffsets, MAPPING_TABLE,
-        MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
+        CACHE_WORDS, CFA_END, CFA_NONE, CFA_SIGNAL, CFA_SP, CHUNK_WORDS, KernelOffsets,
+        MAPPING_TABLE, MAX_CHUNKS, MAX_RULES, MAX_SPACE_MAPPINGS, Mapping, MappingList, PAGE_SHIFT,
         RULE_FRAME_POINTER, Rule, RuleCache, Rules, Saved, Walk,
     },
 };
@@ -43,7 +44,7 @@ use memscope_ebpf::{
 
 use crate::{
     copy, emit,
-    maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES},
+    maps::{CHUNKS, ChunkMap, EPOCHS, MAPPINGS, RULE_CACHE, RULES, SPACES, SURROUNDINGS},
     memo::{self, Begin},
     sent, settings, threads,
 };
@@ -78,6 +79,8 @@ pub(crate) struct CallerRegisters {
     pub(crate) return_avma: u64,
     /// 1 if a call returned there, else 0.
     pub(crate) returns: u64,
+    /// The probe in the midst of a function in which these are its registers, and not its caller's; else 0.
+    pub(crate) in_probe: u16,
     pub(crate) sp_avma: u64,
     pub(crate) rbp: u64,
     pub(crate) rbx: u64,
@@ -122,6 +125,7 @@ impl CallerRegisters {
             Self {
                 return_avma,
                 returns,
+                in_probe: 0,
                 sp_avma,
                 rbp: read_volatile(&raw const (*registers).rbp),
                 rbx: read_volatile(&raw const (*registers).rbx),
@@ -137,12 +141,12 @@ impl CallerRegisters {
 
     /// The number of the stack.
     #[inline(always)]
-    pub(crate) fn stack(&mut self, thread: &mut ThreadState, header: Header) -> u32 {
+    pub(crate) fn stack(&self, thread: &mut ThreadState, header: Header) -> u32 {
         let removals = removals_of(&header);
         if settings::caller_only() != 0 {
             capture_caller(thread, self.return_avma, header, removals)
         } else {
-            capture(thread, self, false, header, removals)
+            capture(thread, self, header, removals)
         }
     }
 }
@@ -153,7 +157,7 @@ struct Tools {
     state: *mut WalkState,
     rules: *const Rules,
     cache: *mut RuleCache,
-    /// Where the words are noted that are read, if they are.
+    /// Where the words are noted that are read.
     memo: *mut WalkMemo,
 }
 
@@ -189,19 +193,16 @@ fn removals_of(header: &Header) -> u32 {
     }
 }
 
-/// Walks, sends the frames if they were not sent before, and gives the stack's number. `is_unread`: the caller's return
-/// address is not known yet, and lies below the stack pointer.
+/// Walks, sends the frames if they were not sent before, and gives the stack's number.
 #[inline(always)]
 pub(crate) fn capture(
     thread: &mut ThreadState,
-    caller: &mut CallerRegisters,
-    is_unread: bool,
+    caller: &CallerRegisters,
     header: Header,
     removals: u32,
 ) -> u32 {
     let Some(space) = Space::of(&header, removals) else { return 0 };
-    let mut begin = Begin {
-        is_unread: is_unread.into(),
+    let begin = Begin {
         pc_avma: caller.return_avma,
         sp_avma: caller.sp_avma,
         rbp: caller.rbp,
@@ -209,23 +210,20 @@ pub(crate) fn capture(
         space: space.word,
         seed: space.seed,
     };
-    let remembered = memo::remembered(&mut begin, thread);
+    let remembered = memo::remembered(&begin, thread);
     if remembered >> 32 != 0 {
         return (remembered >> 32) as u32;
     }
-    if is_unread {
-        // Once more, if it was before: verifiers would follow the walk from one and from the other.
-        caller.return_avma = return_address(caller.sp_avma.wrapping_sub(8));
-    }
-    let noted_in = memo::noted_in(remembered as u32);
+    let Some(noted_in) = memo::noted_in(remembered as u32) else {
+        emit::lose(COUNTER_LOST_STACK);
+        return 0;
+    };
     let number = walk_and_announce(thread, caller, header, &space, noted_in);
-    if !noted_in.is_null() {
-        memo::release(noted_in);
-    }
+    memo::release(noted_in);
     number
 }
 
-/// As [`capture`], where no memo tells the stack.
+/// As [`capture`], where no memo tells the stack. `memo`: where the walk is noted.
 #[inline(always)]
 fn walk_and_announce(
     thread: &mut ThreadState,
@@ -249,7 +247,8 @@ fn walk_and_announce(
     emit::clear(&mut walk.frame.r10.place);
     emit::clear(&mut walk.flags);
     emit::clear(&mut walk.return_slot_avma);
-    let tables_read_ns = walk_up(state, &header, space, memo);
+    walk.begins_in_probe = caller.in_probe.into();
+    let tables_read_ns = walk_up(state, caller, &header, space, memo);
     let outcome = walk.outcome as u16;
     let flags = walk.flags as u16;
     let identity = mix(mix(walk.hash, walk.outcome), walk.flags);
@@ -257,10 +256,9 @@ fn walk_and_announce(
     if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
         let number = sent::number_for_once();
-        if copy::send(caller, header, number, outcome, flags) {
-            if !memo.is_null() {
-                memo::keep(memo, walk, 0);
-            }
+        let begins = if caller.in_probe == 0 { 0 } else { STACK_BEGINS_IN_PROBE };
+        if copy::send(caller, header, number, outcome, flags | begins) {
+            memo::keep(memo, walk, 0);
             return number as u32;
         }
     }
@@ -279,10 +277,8 @@ fn walk_and_announce(
             emit::send_stack(&raw const (*state).stack)
         }
     });
-    if !memo.is_null() {
-        let is_sent = thread.last_stack == identity;
-        memo::keep(memo, walk, if is_sent { u64::from(number) } else { 0 });
-    }
+    let is_sent = thread.last_stack == identity;
+    memo::keep(memo, walk, if is_sent { u64::from(number) } else { 0 });
     number
 }
 
@@ -337,18 +333,51 @@ fn announce(
 
 /// Walks as far as it goes; when the address space was looked at for its tables, or 0.
 #[inline(always)]
-fn walk_up(state: *mut WalkState, header: &Header, space: &Space, memo: *mut WalkMemo) -> u64 {
+fn walk_up(
+    state: *mut WalkState,
+    caller: &CallerRegisters,
+    header: &Header,
+    space: &Space,
+    memo: *mut WalkMemo,
+) -> u64 {
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    let first_avma = walk.frame.pc_avma + (1 - walk.frame.returns);
     // SAFETY: as above.
-    unsafe {
-        (*state).window_avma = 0;
-        (*state).stack.frames_avma[0] = first_avma;
-    }
-    walk.frame_count = 1;
+    unsafe { (*state).window_avma = 0 };
+    walk.frame_count = 0;
+    walk.hash = space.seed;
     walk.outcome = u64::from(OUTCOME_NO_TABLES);
-    walk.hash = mix(space.seed, first_avma);
+    let tables_read_ns = walk_by_tables(state, header, space, memo);
+    if walk.frame_count == 0 {
+        let first_avma = first_avma(caller);
+        // SAFETY: as above.
+        unsafe { (*state).stack.frames_avma[0] = first_avma };
+        walk.frame_count = 1;
+        walk.hash = mix(space.seed, first_avma);
+    }
+    tables_read_ns
+}
+
+/// The first frame's address, without tables.
+#[inline(always)]
+fn first_avma(caller: &CallerRegisters) -> u64 {
+    if caller.in_probe == 0 {
+        return caller.return_avma;
+    }
+    let cfa_offset = to_caller(caller.in_probe.into()).cfa_offset as i64 as u64;
+    return_address(caller.sp_avma.wrapping_add(cfa_offset).wrapping_sub(8))
+}
+
+/// As [`walk_up`], if there are tables.
+#[inline(always)]
+fn walk_by_tables(
+    state: *mut WalkState,
+    header: &Header,
+    space: &Space,
+    memo: *mut WalkMemo,
+) -> u64 {
+    // SAFETY: `state` is this thread's own live map value.
+    let walk = unsafe { &mut (*state).walk };
     let (Some(rules), Some(cache)) = (RULES.get_ptr(0), RULE_CACHE.get_ptr_mut(0)) else {
         return 0;
     };
@@ -369,118 +398,99 @@ fn walk_up(state: *mut WalkState, header: &Header, space: &Space, memo: *mut Wal
     walk.mapping_count = u64::from(list.count);
     walk.generation = u64::from(list.generation);
     walk.outcome = u64::from(OUTCOME_DEPTH_LIMIT);
-    // The first frame is noted again, with the others.
-    walk.frame_count = 0;
-    walk.hash = space.seed;
     walk_by(&mut Tools { state, rules, cache, memo });
     // SAFETY: points to an element of an array map, which is never removed.
     if unsafe { read_volatile(space.place) } != space.word {
         walk.outcome = u64::from(OUTCOME_TABLES_REPLACED);
-        walk.frame_count = 1;
+        walk.frame_count = 0;
     }
     list.read_at_ns
 }
 
+/// How the caller is found from a probe in the midst of a function.
+#[inline(always)]
+fn to_caller(probe: u32) -> Rule {
+    SURROUNDINGS.get(probe).map_or(Rule::of_kind(CFA_END), |probe| probe.to_caller)
+}
+
+/// Most steps of a walk: one for each frame, and one from a probe in the midst of a function, which is none.
+const MAX_STEPS: u32 = MAX_FRAMES as u32 + 1;
+
 /// Makes the steps, and has the words noted that they read.
 #[inline(always)]
 fn walk_by(tools: &mut Tools) {
-    let notes = !tools.memo.is_null();
     let tools = ptr::from_mut(tools).cast::<c_void>();
-    // SAFETY: the callbacks are given what they expect, which outlives the loops.
+    // SAFETY: the callback is given what it expects, which outlives the loop.
     unsafe {
-        if notes {
-            bpf_loop(MAX_FRAMES as u32, walk_noting as *mut c_void, tools, 0);
-        } else {
-            bpf_loop((MAX_FRAMES / FRAMES_AT_ONCE) as u32, walk_some as *mut c_void, tools, 0);
-        }
+        bpf_loop(MAX_STEPS, walk_one as *mut c_void, tools, 0);
     }
 }
 
-/// Frames walked by one call of the loop's callback, as calling it takes its time.
-const FRAMES_AT_ONCE: usize = 4;
-
-/// Goes some frames further; 1 ends the loop.
+/// Notes the frame and goes to its caller; 1 ends the loop, as there is none.
 ///
 /// # Safety
 ///
-/// `tools` is what [`walk_up`] gives to the loop.
-unsafe extern "C" fn walk_some(_index: u32, tools: *mut Tools) -> i64 {
+/// `tools` is what [`walk_by_tables`] gives to the loop.
+unsafe extern "C" fn walk_one(_index: u32, tools: *mut Tools) -> i64 {
     // SAFETY: see above; the loop calls one callback at a time.
     let tools = unsafe { &mut *tools };
-    for _ in 0..FRAMES_AT_ONCE {
-        if walk_one::<false>(tools) != 0 {
-            return 1;
-        }
-    }
-    0
-}
-
-/// As [`walk_some`], noting the words that are read.
-///
-/// # Safety
-///
-/// `tools` is what [`walk_up`] gives to the loop.
-unsafe extern "C" fn walk_noting(_index: u32, tools: *mut Tools) -> i64 {
-    // SAFETY: see above; the loop calls one callback at a time.
-    let tools = unsafe { &mut *tools };
-    walk_one::<true>(tools)
-}
-
-/// Notes the frame and goes to its caller; 1 if there is none.
-#[inline(always)]
-fn walk_one<const NOTES: bool>(tools: &mut Tools) -> i64 {
     let (state, memo) = (tools.state, tools.memo);
     // SAFETY: `state` is this thread's own live map value.
     let walk = unsafe { &mut (*state).walk };
-    let (pc_avma, sp_avma) = (walk.frame.pc_avma, walk.frame.sp_avma);
-    let found = rule_here(walk, tools.cache);
-    if NOTES && walk.frame.pc_avma != pc_avma {
-        memo::spoil(tools.memo);
-    }
-    if found == 0 {
-        note(state, 1 - walk.frame.returns);
-        walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
+    if walk.frame_count >= MAX_FRAMES as u64 {
         return 1;
     }
-    // SAFETY: the index is below MAX_RULES.
-    let mut rule = unsafe { (*tools.rules).rules[found as usize & (MAX_RULES - 1)] };
-    if rule.cfa == CFA_NONE {
-        if NOTES {
-            memo::spoil(tools.memo);
+    let (pc_avma, sp_avma) = (walk.frame.pc_avma, walk.frame.sp_avma);
+    // As a walk says where it begins.
+    let begin_avma = pc_avma.wrapping_add(1).wrapping_sub(walk.frame.returns);
+    let mut rule;
+    if walk.begins_in_probe == 0 {
+        let found = rule_here(walk, tools.cache);
+        if walk.frame.pc_avma != pc_avma {
+            memo::spoil(memo);
         }
-        // SAFETY: the helper checks the user address and fails on an unreadable one.
-        let code = unsafe { bpf_probe_read_user(walk.frame.pc_avma as *const u64) };
-        if code == Ok(SIGRETURN_CODE) {
-            rule = Rule::of_kind(CFA_SIGNAL);
-        } else {
-            walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
+        if found == 0 {
+            note(state, 1 - walk.frame.returns);
+            walk.outcome = u64::from(OUTCOME_UNKNOWN_CODE);
+            return 1;
         }
+        // SAFETY: the index is below MAX_RULES.
+        rule = unsafe { (*tools.rules).rules[found as usize & (MAX_RULES - 1)] };
+        if rule.cfa == CFA_NONE {
+            memo::spoil(memo);
+            // SAFETY: the helper checks the user address and fails on an unreadable one.
+            let code = unsafe { bpf_probe_read_user(walk.frame.pc_avma as *const u64) };
+            if code == Ok(SIGRETURN_CODE) {
+                rule = Rule::of_kind(CFA_SIGNAL);
+            } else {
+                walk.flags |= u64::from(STACK_USED_FRAME_POINTERS);
+            }
+        }
+        // Nothing was called where a signal came in, nor just before what its handler returns
+        // to: there the address itself is the one to look up, not the one before it.
+        note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
+    } else {
+        rule = to_caller(walk.begins_in_probe as u32);
+        emit::clear(&mut walk.begins_in_probe);
     }
-    // Nothing was called where a signal came in, nor just before what its handler returns
-    // to: there the address itself is the one to look up, not the one before it.
-    note(state, if rule.cfa == CFA_SIGNAL { 1 } else { 1 - walk.frame.returns });
-    if NOTES {
-        if depends_on_bp(&rule) {
-            memo::depend_on_bp(memo);
-        }
-        if depends_on_first_bx(&walk.frame, &rule) {
-            memo::depend_on_bx(memo);
-        }
+    if depends_on_bp(&rule) {
+        memo::depend_on_bp(memo);
+    }
+    if depends_on_first_bx(&walk.frame, &rule) {
+        memo::depend_on_bx(memo);
     }
     let mut outcome = step(&mut walk.frame, &rule, |avma, read_for| {
         let word = read(state, avma);
-        if NOTES {
-            match read_for {
-                ReadFor::Step => memo::note(memo, avma, word.value),
-                ReadFor::CallerBp => memo::note_bp(memo, avma, word.value),
-            }
+        match read_for {
+            ReadFor::Step => memo::note(memo, avma, word.value),
+            ReadFor::CallerBp => memo::note_bp(memo, avma, word.value),
         }
         word
     });
     if outcome == 0 {
         walk.return_slot_avma = walk.frame.sp_avma.wrapping_sub(8);
-        if NOTES && walk.frame_count <= MEMO_CALLERS as u64 && rule.cfa == CFA_SP {
-            memo::note_slot(pc_avma, sp_avma, walk.return_slot_avma);
+        if walk.frame_count <= MEMO_CALLERS as u64 && rule.cfa == CFA_SP {
+            memo::note_slot(begin_avma, sp_avma, walk.return_slot_avma);
         }
         return 0;
     }
@@ -587,12 +597,17 @@ fn rule_at(walk: &Walk, cache: *mut RuleCache, avma: u64) -> u32 {
 /// Halvings that bring the most mappings down to one.
 const MAPPING_STEPS: u32 = u32::BITS - MAX_SPACE_MAPPINGS.leading_zeros();
 
-/// As [`rule_at`], in the tables. Never inlined, so that the verifier need not follow
-/// each of its paths together with each of the caller's.
-#[inline(never)]
+/// As [`rule_at`], in the tables.
+#[inline(always)]
 fn search(walk: &Walk, avma: u64) -> u32 {
-    let (mut low, mut high) =
-        (walk.first_mapping as u32, (walk.first_mapping + walk.mapping_count) as u32);
+    search_mappings(walk.first_mapping as u32, walk.mapping_count as u32, avma)
+}
+
+/// A function with a name of its own, which the verifier looks at once, whatever calls it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_mappings(first: u32, count: u32, avma: u64) -> u32 {
+    let (mut low, mut high) = (first, first.wrapping_add(count));
     for _ in 0..MAPPING_STEPS {
         if high.wrapping_sub(low) <= 1 {
             break;
@@ -606,7 +621,7 @@ fn search(walk: &Walk, avma: u64) -> u32 {
         }
     }
     let Some(mapping) = mapping(low) else { return 0 };
-    if walk.mapping_count == 0 || avma < mapping.start_avma || avma >= mapping.end_avma {
+    if count == 0 || avma < mapping.start_avma || avma >= mapping.end_avma {
         return 0;
     }
     if mapping.kind != MAPPING_TABLE {
@@ -640,9 +655,10 @@ fn chunk_word(number: u32) -> u64 {
 
 /// The true return address behind the trampoline of a uretprobe that lies at `slot_avma`:
 /// the kernel keeps it with the address at which it was (`struct return_instance`).
-/// 0 if there is none. Never inlined, as [`search`].
+/// 0 if there is none. A function as [`search_mappings`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn hidden_return(slot_avma: u64) -> u64 {
+extern "C" fn hidden_return(slot_avma: u64) -> u64 {
     if offset(&raw const KERNEL_OFFSETS.known) == 0 || slot_avma == 0 {
         return 0;
     }

@@ -182,6 +182,9 @@ pub struct DoctorOptions {
     /// Functions of an allocator of your own, as for trace
     #[arg(long, value_name = "FILE", requires = "pid")]
     pub allocator: Vec<String>,
+    /// How probes would be attached, as for trace: with fewer ways of the kernel, functions are probed elsewhere
+    #[arg(long, value_name = "WAY", value_parser = attach_methods())]
+    pub attach_by: Option<AttachMethod>,
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,

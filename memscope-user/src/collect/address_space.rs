@@ -451,12 +451,17 @@ impl AddressSpace {
             until_ns: u64::MAX,
         };
         self.insert_over(new, |space, old, new| {
-            if (begun_ns..=done_ns).contains(&old.seen_ns) {
+            let is_seen_since = old.last_seen_ns >= begun_ns;
+            if (begun_ns..=done_ns).contains(&old.seen_ns) && is_seen_since {
                 // That is known better: this is the same, or was there before or after it.
                 space.keep(old);
-            } else if old.seen_ns < begun_ns && old.range.agrees_with(&new.range) {
-                let seen_ns = begun_ns;
-                space.lay_over(old, Span { seen_ns, last_seen_ns: seen_ns, ..new });
+            } else if (old.seen_ns < begun_ns || !is_seen_since)
+                && old.range.agrees_with(&new.range)
+            {
+                // It was seen before, or by a reading that overlaps with this one.
+                let seen_ns = old.seen_ns.min(done_ns);
+                let last_seen_ns = old.last_seen_ns.max(begun_ns);
+                space.keep(Span { seen_ns, last_seen_ns, ..old });
             } else {
                 space.lay_over(old, new);
             }

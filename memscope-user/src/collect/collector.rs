@@ -70,7 +70,9 @@ pub struct CopiedStacks {
 pub struct Collector<V> {
     view: V,
     targets: FxHashMap<u16, Target>,
-    probes: FxHashSet<ProbeId>,
+    /// Each with the first one of its function, which events are told by: a function can have several.
+    probes: FxHashMap<ProbeId, ProbeId>,
+    functions: FxHashMap<(ModuleId, String), ProbeId>,
     known_modules: FxHashSet<ModuleId>,
     frames: FxHashMap<Location, FrameId>,
     stacks: StackTable,
@@ -88,7 +90,8 @@ impl<V: ProcessView> Collector<V> {
         Self {
             view,
             targets: FxHashMap::default(),
-            probes: FxHashSet::default(),
+            probes: FxHashMap::default(),
+            functions: FxHashMap::default(),
             known_modules: FxHashSet::default(),
             frames: FxHashMap::default(),
             stacks: StackTable::default(),
@@ -127,7 +130,9 @@ impl<V: ProcessView> Collector<V> {
         owner: Option<ProbeOwner>,
         mut give: impl FnMut(Item),
     ) {
-        self.probes.insert(probe.id);
+        let function = (probe.module, probe.function.clone());
+        let first = *self.functions.entry(function).or_insert(probe.id);
+        self.probes.insert(probe.id, first);
         give(Item::Probe(probe));
         if let Some(owner) = owner {
             give(Item::Owner(owner));
@@ -515,17 +520,14 @@ impl<V: ProcessView> Collector<V> {
     }
 
     fn probe(&mut self, probe: u16) -> Option<ProbeId> {
-        let id = ProbeId(probe.into());
-        if !self.probes.contains(&id) {
-            self.nonsense += 1;
-            return None;
-        }
-        Some(id)
+        let known = self.known_probe(probe);
+        self.nonsense += u64::from(known.is_none());
+        known
     }
 
     /// Of what is worth recording even if it does not say by which function.
     fn known_probe(&self, probe: u16) -> Option<ProbeId> {
-        Some(ProbeId(probe.into())).filter(|id| self.probes.contains(id))
+        self.probes.get(&ProbeId(probe.into())).copied()
     }
 
     fn next_process(&mut self) -> ProcessId {

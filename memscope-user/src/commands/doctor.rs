@@ -93,13 +93,14 @@ struct ProcessDiagnosis {
 /// If the process cannot be looked at.
 pub fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let descriptions = Descriptions::read(&options.allocator)?;
-    let Loaded { kernel: mut loaded, page_faults_error, mappings_error } = load_all();
+    let Loaded { kernel: mut loaded, page_faults_error, mappings_error } =
+        load_all(options.attach_by);
     let in_use = loaded.as_ref().ok().map(Kernel::attach_method);
     let mappings_by = loaded.as_ref().ok().and_then(Kernel::mappings_by);
     // Its probes are removed at the end, when all is said.
     let measured = MeasuredHits::measure();
     let hits = HitDiagnosis::of(&measured, in_use);
-    let rules = SiteRules::of_this_kernel(in_use.unwrap_or(AttachMethod::PerfEvent));
+    let rules = SiteRules::of_this_kernel(in_use.unwrap_or(AttachMethod::PerfEvent), false);
     let mut process =
         options.pid.map(|pid| diagnose_process(pid, rules, &hits, &descriptions)).transpose()?;
     let programs = loaded.as_ref().map_or_else(|_refused| Vec::new(), program_states);
@@ -156,27 +157,32 @@ struct Loaded {
 }
 
 /// Loads all programs, but those that are not needed always if the kernel refuses them.
-fn load_all() -> Loaded {
+fn load_all(attach_by: Option<AttachMethod>) -> Loaded {
     let (mut observes, mut page_faults_error, mut mappings_error) =
         (Observes::PageFaults, None, None);
-    let mut kernel = load(observes, true);
+    let mut kernel = load(attach_by, observes, true);
     if let Err(KernelError::Unsupported { what }) = kernel {
         page_faults_error = Some(what);
         observes = Observes::Allocations;
-        kernel = load(observes, true);
+        kernel = load(attach_by, observes, true);
     }
     if let Err(error @ KernelError::SystemCalls { .. }) = kernel {
         mappings_error = Some(format!("{:#}", anyhow::Error::new(error)));
-        kernel = load(observes, false);
+        kernel = load(attach_by, observes, false);
     }
+    let kernel = kernel.and_then(|mut kernel| kernel.load_rest().map(|()| kernel));
     Loaded { kernel, page_faults_error, mappings_error }
 }
 
-fn load(observes: Observes, observes_mappings: bool) -> Result<Kernel, KernelError> {
+fn load(
+    attach_by: Option<AttachMethod>,
+    observes: Observes,
+    observes_mappings: bool,
+) -> Result<Kernel, KernelError> {
     Kernel::load(KernelConfig {
         ring_bytes: TRIAL_RING_BYTES,
         log_level: 0,
-        attach_by: None,
+        attach_by,
         stacks: StackMode::Full,
         sampling_interval_bytes: None,
         seed: 0,

@@ -24,6 +24,7 @@ use memscope_common::{
         COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
         NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
+    unwind::{CFA_SP, Rule, SAVED_AT_CFA, SAVED_NOT},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -51,7 +52,7 @@ use crate::{
     model::{
         AttachMethod, Counters, LossCause, MappingMethod, Observes, OnOverflow, ProbeId, StackMode,
     },
-    target::{FunctionKind, PlannedProbe},
+    target::{FrameAt, FunctionKind, Midst, PlannedProbe},
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -170,6 +171,7 @@ impl Kernel {
         let is_told = task_offsets.known != 0;
         let mappings_by =
             prepared.observe_mappings(observed, is_told, &mut programs, &mut attached)?;
+        prepared.keep_rest(method, &mut programs);
         if config.observes == Observes::PageFaults {
             pages::attach(&mut ebpf, &mut attached)?;
         }
@@ -277,6 +279,15 @@ impl Kernel {
         }
     }
 
+    /// Loads the programs that are otherwise loaded when they are needed.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses one.
+    pub fn load_rest(&mut self) -> Result<(), KernelError> {
+        self.programs.load_rest()
+    }
+
     /// Attaches those of the probes that run these programs.
     pub(super) fn link(
         &mut self,
@@ -286,9 +297,9 @@ impl Kernel {
         if self.method == AttachMethod::PerfEvent {
             return self.link_by_perf_events(request, programs);
         }
-        for name in programs.iter().filter(|name| self.programs.has(name)) {
+        for name in programs {
             let points = points_of(request, name);
-            if points.file_offsets.is_empty() {
+            if points.file_offsets.is_empty() || !self.programs.has_loaded(name)? {
                 continue;
             }
             let link = self.programs.link(name, request.file, request.pid, &points);
@@ -579,7 +590,7 @@ pub(super) const OF_BLOCKS: [&str; 9] =
 fn runs(name: &str, probe: &PlannedProbe) -> bool {
     match probe.function.kind {
         FunctionKind::Allocates if probe.function.can_throw => name == THROWING,
-        FunctionKind::Allocates if probe.site.given.is_some() => name == SESSION,
+        FunctionKind::Allocates if probe.site.midst.is_some() => name == SESSION,
         FunctionKind::Allocates => [SESSION, ENTRY, RETURN].contains(&name),
         FunctionKind::Frees => name == FREE,
         FunctionKind::ChangesCode => name == CODE_CHANGED,
@@ -613,10 +624,15 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
     let cookie = Cookie::new(id.0 as u16, arguments).of_allocator(probe.allocator);
     let cookie = if function.is_leaf { cookie.of_leaf() } else { cookie };
     let cookie = if function.can_throw { cookie.of_throwing() } else { cookie };
-    let cookie = match probe.site.given {
-        Some(given) => cookie.of_giving(given.register, given.condition),
+    let cookie = match probe.site.midst {
+        Some(Midst::Gives { register, condition, was_noted }) => {
+            let cookie = cookie.of_giving(register, condition);
+            if was_noted { cookie.of_noted() } else { cookie }
+        }
+        Some(Midst::Notes) => cookie.of_noting(),
         None => cookie,
     };
+    let cookie = cookie.of_depth(probe.site.frame.depth_bytes);
     let cookie =
         if probe.frees_again_unnoticed { cookie.of_freeing_again_unnoticed() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
@@ -628,7 +644,21 @@ fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {
     ProbeSurroundings {
         before_bytes: bytes(begin, probe.file_offset),
         after_bytes: bytes(probe.file_offset, end),
+        to_caller: to_caller(probe.site.frame),
     }
+}
+
+/// How the caller is found from where a probe is.
+fn to_caller(frame: FrameAt) -> Rule {
+    // The canonical frame address is just above the return address.
+    let saved = |depth_bytes: Option<u16>| match depth_bytes {
+        Some(depth_bytes) => (SAVED_AT_CFA, -i32::from(depth_bytes) - 8),
+        None => (SAVED_NOT, 0),
+    };
+    let ((rbp, rbp_offset), (rbx, rbx_offset)) =
+        (saved(frame.rbp_depth_bytes), saved(frame.rbx_depth_bytes));
+    let cfa_offset = i32::from(frame.depth_bytes) + 8;
+    Rule { rbp, rbx, cfa_offset, rbp_offset, rbx_offset, ..Rule::of_kind(CFA_SP) }
 }
 
 pub(super) fn program<'a, P>(

@@ -99,6 +99,9 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
+    /// There are no more file descriptors.
+    #[error("cannot keep an eBPF map open: raise the limit of open files (ulimit -n)")]
+    Descriptor(#[source] io::Error),
     /// Several probes could not be attached.
     #[error("cannot attach {count} probes in {path} for {}", whose(*pid))]
     AttachMany {

@@ -94,11 +94,21 @@ pub(super) const TYPES: [(Kind, &str); 10] = [
     (Kind::Typedef, ALL_SYSTEM_CALLS[1].1),
 ];
 
+/// Programs that are loaded once a function is to be probed that can throw: few processes have one, and to verify the first
+/// takes as long as all others together.
+const LOADED_LATER: [&str; 4] = [THROWING, EXIT, THROW, CATCH];
+
 /// The object, ready to be loaded from.
 pub(super) struct Prepared<'a> {
+    code: Relocated,
+    kernel: &'a KernelTypes<'a>,
+}
+
+/// The object's programs with the descriptors of the maps in them, which are kept open.
+struct Relocated {
     object: Object,
     btf: OwnedFd,
-    kernel: &'a KernelTypes<'a>,
+    _maps: Vec<OwnedFd>,
 }
 
 /// Programs loaded for uprobe_multi links and for the kernel, and the links of tracepoints.
@@ -106,6 +116,8 @@ pub(super) struct ProbePrograms {
     programs: Vec<(&'static str, OwnedFd)>,
     /// Detached when these are dropped.
     tracepoints: Vec<OwnedFd>,
+    /// What those are loaded from that are loaded later; none if there are no such ones.
+    rest: Option<Relocated>,
 }
 
 /// Probes that are to run one program.
@@ -123,26 +135,27 @@ impl<'a> Prepared<'a> {
         kernel: &'a KernelTypes<'a>,
     ) -> Result<Self, KernelError> {
         let btf = load_btf(&mut object)?;
-        relocate(&mut object, ebpf)?;
-        Ok(Self { object, btf, kernel })
+        let maps = relocate(&mut object, ebpf)?;
+        Ok(Self { code: Relocated { object, btf, _maps: maps }, kernel })
     }
 
-    /// Loads what this way of attaching runs.
+    /// Keeps what is needed to load the other programs of this way of attaching.
+    pub(super) fn keep_rest(self, method: AttachMethod, to: &mut ProbePrograms) {
+        to.rest = (method != AttachMethod::PerfEvent).then_some(self.code);
+    }
+
+    /// Loads what this way of attaching always runs.
     pub(super) fn load(&self, method: AttachMethod) -> Result<ProbePrograms, KernelError> {
         let names: &[&'static str] = match method {
-            AttachMethod::Session => {
-                &[SESSION, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH, THREAD_END]
-            }
-            AttachMethod::Multi => {
-                &[ENTRY, RETURN, FREE, CODE_CHANGED, THROWING, EXIT, THROW, CATCH, THREAD_END]
-            }
+            AttachMethod::Session => &[SESSION, FREE, CODE_CHANGED, THREAD_END],
+            AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED, THREAD_END],
             AttachMethod::PerfEvent => &[],
         };
         let programs = names
             .iter()
             .map(|name| Ok((*name, self.load_one(name, RunsAt::Probes(attach_type(name)))?)))
             .collect::<Result<_, KernelError>>()?;
-        Ok(ProbePrograms { programs, tracepoints: Vec::new() })
+        Ok(ProbePrograms { programs, tracepoints: Vec::new(), rest: None })
     }
 
     /// Loads the programs of tracepoints, and attaches them.
@@ -230,12 +243,25 @@ impl<'a> Prepared<'a> {
     }
 
     fn load_one(&self, name: &'static str, runs_at: RunsAt) -> Result<OwnedFd, KernelError> {
+        let kernel = (name == SESSION).then_some(self.kernel);
+        self.code.load_one(name, runs_at, kernel)
+    }
+}
+
+impl Relocated {
+    /// `kernel`: for a program that calls the kernel's function.
+    fn load_one(
+        &self,
+        name: &'static str,
+        runs_at: RunsAt,
+        kernel: Option<&KernelTypes<'_>>,
+    ) -> Result<OwnedFd, KernelError> {
         let missing = || KernelError::Missing { what: name };
         let program = self.object.programs.get(name).ok_or_else(missing)?;
         let function = self.object.functions.get(&program.function_key()).ok_or_else(missing)?;
         let mut instructions = function.instructions.clone();
-        if name == SESSION {
-            name_kernel_function(&mut instructions, self.kernel)?;
+        if let Some(kernel) = kernel {
+            name_kernel_function(&mut instructions, kernel)?;
         }
         sys::load_program(&RawProgram {
             name,
@@ -250,9 +276,21 @@ impl<'a> Prepared<'a> {
 }
 
 impl ProbePrograms {
-    /// Whether it is one of them.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.programs.iter().any(|(known, _)| *known == name)
+    /// Whether it is one of them, and loaded, if need be now.
+    pub(super) fn has_loaded(&mut self, name: &str) -> Result<bool, KernelError> {
+        if self.programs.iter().any(|(known, _)| *known == name) {
+            return Ok(true);
+        }
+        let later = LOADED_LATER.iter().find(|later| **later == name);
+        let Some((name, rest)) = later.zip(self.rest.as_ref()) else { return Ok(false) };
+        let program = rest.load_one(name, RunsAt::Probes(attach_type(name)), None)?;
+        self.programs.push((name, program));
+        Ok(true)
+    }
+
+    /// Loads what is loaded later.
+    pub(super) fn load_rest(&mut self) -> Result<(), KernelError> {
+        LOADED_LATER.iter().try_for_each(|name| self.has_loaded(name).map(|_loaded| ()))
     }
 
     /// Attaches a program to these points of a file in a process, or in all.
@@ -298,15 +336,16 @@ fn load_btf(object: &mut Object) -> Result<OwnedFd, KernelError> {
         .map_err(|source| KernelError::ProbeProgram { program: "type information", source })
 }
 
-/// Puts the descriptors of the maps into the programs, and the functions they call behind them.
-fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<(), KernelError> {
-    let maps: Vec<(String, RawFd, aya_obj::Map)> = ebpf
-        .maps()
-        .filter_map(|(name, map)| {
-            let parsed = object.maps.get(name)?;
-            Some((name.to_owned(), data_of(map)?.fd().as_fd().as_raw_fd(), parsed.clone()))
-        })
-        .collect();
+/// Puts descriptors of the maps into the programs, which are given, and the functions they call behind them.
+fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<Vec<OwnedFd>, KernelError> {
+    let mut maps: Vec<(String, RawFd, aya_obj::Map)> = Vec::new();
+    let mut descriptors = Vec::new();
+    for (name, map) in ebpf.maps() {
+        let Some((parsed, data)) = object.maps.get(name).zip(data_of(map)) else { continue };
+        let descriptor = data.fd().as_fd().try_clone_to_owned().map_err(KernelError::Descriptor)?;
+        maps.push((name.to_owned(), descriptor.as_raw_fd(), parsed.clone()));
+        descriptors.push(descriptor);
+    }
     let code: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let failed =
         |error: aya_obj::relocation::EbpfRelocationError| KernelError::Object(error.into());
@@ -315,7 +354,7 @@ fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<(), KernelError> {
         .map_err(failed)?;
     object.relocate_calls(&code).map_err(failed)?;
     object.sanitize_functions(aya::features());
-    Ok(())
+    Ok(descriptors)
 }
 
 /// The kinds of map that the object has.

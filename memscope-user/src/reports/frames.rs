@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 
-use super::Definitions;
+use super::{
+    Definitions,
+    library::{is_allocator_wrapper, is_library},
+};
 use crate::model::{FrameId, Location, ModuleId, StackId, StackOutcome};
 
 /// What stands in place of a file where a just-in-time compiler has made the code.
@@ -74,96 +77,6 @@ pub fn base_name(path: &str) -> &str {
     path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
 }
 
-/// Functions between the program and the allocator that do nothing but hand a request on,
-/// by the beginning of their demangled name: what the languages make of `new` and what
-/// their containers have it called by. What a program calls itself, such as
-/// `std::vector<…>::push_back` and `alloc::vec::Vec<…>::push`, is none of them.
-const WRAPPER_PREFIXES: [&str; 26] = [
-    "operator new",
-    "__gnu_cxx::new_allocator<",
-    "__gnu_cxx::__alloc_traits<",
-    "std::__new_allocator<",
-    "std::allocator<",
-    "std::allocator_traits<",
-    "std::__allocate_guarded<",
-    "std::_Vector_base<",
-    "std::__1::allocator<",
-    "std::__1::allocator_traits<",
-    "std::__1::__libcpp_allocate",
-    "std::__1::__libcpp_operator_new",
-    "std::__1::__allocate_at_least",
-    "__rust_alloc",
-    "__rust_realloc",
-    "__rustc::__r",
-    "__rdl_",
-    "__rg_",
-    "alloc::alloc::",
-    "<alloc::alloc::Global>::",
-    "alloc::raw_vec::",
-    "<alloc::raw_vec::",
-    "hashbrown::raw::alloc::",
-    "<hashbrown::raw::alloc::",
-    "std::alloc::",
-    "<std::alloc::",
-];
-
-/// The same of Rust's `Box`, `Rc` and `Arc`, some of whose functions programs call themselves:
-/// how these are called, without what they are of and its parameters.
-const POINTER_WRAPPERS: [&str; 6] = [
-    "box_new_uninit",
-    "new_uninit_in",
-    "try_new_uninit_in",
-    "allocate_for_layout",
-    "try_allocate_for_layout",
-    "allocate_for_slice",
-];
-
-/// Beginning of the names of Rust's own functions, its collections above all, which say less of
-/// a site in one line than what calls them. `<[…]>` is a slice.
-const LIBRARY_PREFIXES: [&str; 11] = [
-    "alloc::",
-    "<alloc::",
-    "alloc[",
-    "<alloc[",
-    "core::",
-    "<core::",
-    "std::collections::",
-    "<std::collections::",
-    "hashbrown::",
-    "<hashbrown::",
-    "<[",
-];
-
-fn is_allocator_wrapper(function: &str) -> bool {
-    // A template function's name begins with its return type: `void* f<…>(…)`.
-    let name = function.strip_prefix("void* ").unwrap_or(function);
-    WRAPPER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || (name.starts_with('<') && name.contains(" as core::alloc::"))
-        || is_pointer_wrapper(name)
-}
-
-/// `alloc::boxed::Box<T,A>::new_uninit_in`, or `<alloc::boxed::Box<u64>>::new_uninit_in`.
-fn is_pointer_wrapper(name: &str) -> bool {
-    let path = name.strip_prefix('<').unwrap_or(name);
-    ["alloc::boxed::", "alloc::rc::", "alloc::sync::"].iter().any(|module| path.starts_with(module))
-        && POINTER_WRAPPERS.iter().any(|function| {
-            // What is of a function, such as a closure, stands after it.
-            let called = |(position, _): (usize, &str)| {
-                let rest = name.get(position + function.len()..).unwrap_or_default();
-                name.get(..position).is_some_and(|before| before.ends_with("::"))
-                    && (rest.is_empty() || rest.starts_with("::"))
-            };
-            name.match_indices(function).any(called)
-        })
-}
-
-fn is_library(function: &str) -> bool {
-    is_allocator_wrapper(function)
-        || LIBRARY_PREFIXES.iter().any(|prefix| function.starts_with(prefix))
-        || (function.starts_with('<')
-            && [" as alloc::", " as <["].iter().any(|part| function.contains(part)))
-}
-
 /// A call chain with names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedStack<'a> {
@@ -187,8 +100,8 @@ impl<'a> ResolvedStack<'a> {
         Self { outcome: stack.outcome, frames }
     }
 
-    /// A name for the whole: that of the first function outside the wrappers and Rust's
-    /// collections.
+    /// A name for the whole: that of the first function outside the wrappers and the
+    /// language's library.
     /// Untrusted text.
     #[must_use]
     pub fn title(&self) -> Cow<'a, str> {
@@ -297,78 +210,6 @@ fn resolve<'a>(definitions: &'a Definitions, frame: FrameId, frames: &mut Vec<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wrappers_are_told_from_the_program() {
-        for wrapper in [
-            "operator new(unsigned long)",
-            "operator new[](unsigned long)",
-            "std::__new_allocator<int>::allocate(unsigned long, void const*)",
-            "std::allocator_traits<std::allocator<char> >::allocate(std::allocator<char>&, unsigned long)",
-            "__rust_alloc",
-            "__rustc::__rust_alloc",
-            "__rdl_alloc",
-            "alloc::alloc::alloc",
-            "alloc::raw_vec::RawVec<T,A>::grow_one",
-            "<alloc::raw_vec::RawVec<T>>::grow_one",
-            "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
-            "<std::alloc::System as core::alloc::GlobalAlloc>::alloc",
-        ] {
-            assert!(is_allocator_wrapper(wrapper), "{wrapper}");
-        }
-        // As rustc 1.95 names them, mangled as before and by v0, of code that is optimized and
-        // that is not.
-        for wrapper in [
-            "<alloc::alloc::Global>::grow_impl_runtime",
-            "<alloc::alloc::Global>::alloc_impl",
-            "<alloc::alloc::Global>::shrink_impl_runtime",
-            "alloc::alloc::Global::alloc_impl_runtime",
-            "<alloc::alloc::Global as core::alloc::Allocator>::allocate_zeroed",
-            "alloc::raw_vec::RawVecInner<A>::reserve::do_reserve_and_handle",
-            "<alloc::raw_vec::RawVecInner>::try_allocate_in",
-            "<alloc::raw_vec::RawVecInner<_>>::reserve::do_reserve_and_handle::<alloc::alloc::Global>",
-            "hashbrown::raw::alloc::inner::do_alloc",
-            "hashbrown::raw::alloc::inner::do_alloc::<alloc::alloc::Global>",
-            "alloc::boxed::box_new_uninit",
-            "alloc::boxed::Box<T,A>::try_new_uninit_in",
-            "<alloc::boxed::Box<alloc::collections::btree::node::LeafNode<u64, u64>>>::new_uninit_in",
-            "alloc::sync::Arc<T>::allocate_for_layout",
-            "<alloc::sync::Arc<[u8]>>::allocate_for_slice::{closure#0}",
-        ] {
-            assert!(is_allocator_wrapper(wrapper), "{wrapper}");
-        }
-        for program in [
-            "main",
-            "operator_new_handler",
-            "my::allocator",
-            "allocate_all",
-            "PyMem_Malloc",
-            "<server::Conn as core::fmt::Debug>::fmt",
-            "std::vector<int>::push_back(int const&)",
-            "Pool::operator new(unsigned long)",
-            "xmalloc",
-            "<server::Cache as core::clone::Clone>::clone",
-            "server::new_uninit_in",
-        ] {
-            assert!(!is_allocator_wrapper(program) && !is_library(program), "{program}");
-        }
-        for collection in [
-            "alloc::vec::Vec<T>::with_capacity",
-            "alloc::vec::Vec<T,A>::push",
-            "<alloc::vec::Vec<u64>>::push_mut",
-            "alloc::boxed::Box<T>::new",
-            "<alloc::boxed::Box<[u64; 100]>>::new",
-            "<u8 as <[_]>::to_vec_in::ConvertVec>::to_vec::<alloc::alloc::Global>",
-            "<[u8]>::to_vec",
-            "core::iter::traits::iterator::Iterator::collect",
-            "hashbrown::map::HashMap<K,V,S,A>::insert",
-            "<std::collections::hash::map::HashMap<u64, u64>>::insert",
-            "<T as alloc::slice::hack::ConvertVec>::to_vec",
-            "<alloc::string::String as core::clone::Clone>::clone",
-        ] {
-            assert!(!is_allocator_wrapper(collection) && is_library(collection), "{collection}");
-        }
-    }
 
     #[test]
     fn an_outcome_has_the_same_words_in_a_chain_and_in_the_summary() {

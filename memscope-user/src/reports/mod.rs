@@ -14,6 +14,7 @@ mod folding;
 mod frames;
 mod layout;
 mod leaks;
+mod library;
 mod mappings;
 mod memory;
 mod mismatched;

@@ -11,7 +11,6 @@ use super::{
         about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
         live_blocks_within, live_bytes_about, live_bytes_within,
     },
-    frames::title_position,
     layout::{counted, cut, line},
     mappings::tell_mapped,
     memory::{explained_text, largest},
@@ -369,7 +368,7 @@ fn tell_sites(
         let [bytes, share, blocks] = numbers(row);
         let numbers = format!("  {bytes:>9} {share:>7} in {blocks:<14}");
         let comm = row.process.comm.filter(|_| several);
-        RowLine::of(numbers, comm, row.frames.get(title_position(&row.frames)..))
+        RowLine::of(numbers, comm, &row.frames)
     });
     titles::tell(out, heading, lines.collect());
 }
@@ -383,7 +382,7 @@ fn tell_chains(out: &mut String, heading: &str, pages: &PagesReport<'_>) {
             text::percent(row.sums.resident_bytes, pages.sums.resident_bytes),
             counted(row.sums.faults, "fault")
         );
-        RowLine::of(numbers, None, Some(&row.chain.frames))
+        RowLine::of(numbers, None, &row.chain.frames)
     });
     titles::tell(out, heading, lines.collect());
 }

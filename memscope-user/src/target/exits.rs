@@ -13,16 +13,20 @@ const MAX_INSTRUCTIONS: usize = 1 << 14;
 const MAX_INSTRUCTION_BYTES: u64 = 15;
 
 /// Functions that never return to what calls them; what lies behind the call is another function.
-const NEVER_RETURN: [&str; 9] = [
+const NEVER_RETURN: [&str; 13] = [
     "__cxa_throw",
     "__cxa_rethrow",
     "_Unwind_Resume",
     "_ZSt9terminatev",
     "__stack_chk_fail",
     "__assert_fail",
+    "__libc_fatal",
+    "__fortify_fail",
+    "__chk_fail",
     "abort",
     "exit",
     "_exit",
+    "_Exit",
 ];
 
 /// Why it cannot be said where a function returns.
@@ -65,6 +69,8 @@ pub(super) struct CodeView<'a> {
     pub(super) linked: &'a BTreeMap<u64, Linked>,
     /// Where functions begin.
     pub(super) starts: &'a BTreeSet<u64>,
+    /// Where functions begin whose names say that they never return.
+    pub(super) never_return_at: &'a BTreeSet<u64>,
     /// Functions whose returns are seen otherwise.
     pub(super) returns_seen: &'a dyn Fn(&str) -> bool,
     /// Where these are.
@@ -137,7 +143,7 @@ struct Step {
 }
 
 impl CodeView<'_> {
-    fn decode(&self, svma: u64) -> Option<Instruction> {
+    pub(super) fn decode(&self, svma: u64) -> Option<Instruction> {
         let bytes = (self.read)(svma, MAX_INSTRUCTION_BYTES)?;
         let instruction =
             Decoder::with_ip(64, bytes, svma, DecoderOptions::NONE).into_iter().next()?;
@@ -163,8 +169,12 @@ impl CodeView<'_> {
         Ok(Some(Step { svma, is_behind_call: false }))
     }
 
-    fn never_returns(&self, call: &Instruction) -> bool {
+    /// Whether a call is one of a function whose name says that it never returns.
+    pub(super) fn never_returns(&self, call: &Instruction) -> bool {
         let linked = match call.flow_control() {
+            FlowControl::Call if self.never_return_at.contains(&call.near_branch_target()) => {
+                return true;
+            }
             FlowControl::Call => self.linked_at(call.near_branch_target()),
             _ => self.linked_by(call),
         };
@@ -188,8 +198,8 @@ impl CodeView<'_> {
     }
 }
 
-/// By its name; libstdc++'s `std::__throw_bad_alloc` and its like are spelled with a length.
-fn never_returns(name: &str) -> bool {
+/// Whether a function's name says that it never returns; libstdc++'s `std::__throw_bad_alloc` and its like are spelled with a length.
+pub(super) fn never_returns(name: &str) -> bool {
     let of_std = name.strip_prefix("_ZSt").unwrap_or_default();
     NEVER_RETURN.contains(&name)
         || of_std.trim_start_matches(|digit: char| digit.is_ascii_digit()).starts_with("__throw_")
@@ -216,6 +226,7 @@ mod tests {
                 read: &read,
                 linked: &linked,
                 starts: &BTreeSet::from([BASE, BASE + 0x10]),
+                never_return_at: &BTreeSet::new(),
                 returns_seen: &|name| name == "malloc",
                 returns_seen_at: &BTreeSet::from([BASE + 0x80]),
             },

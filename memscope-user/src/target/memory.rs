@@ -16,6 +16,8 @@ use crate::model::{ControlGroupMemory, HeapMappings, MappedMemory, ProcessMemory
 
 /// Most bytes read of `status`, `cgroup` and `smaps_rollup`, which have a few thousand.
 const MAX_SMALL_FILE_BYTES: u64 = 1 << 17;
+/// More than most of them have.
+const USUAL_SMALL_FILE_BYTES: usize = 4096;
 /// Most bytes read of `smaps`: as many mappings as the kernel allows by default
 /// (`vm.max_map_count`), at a kilobyte each.
 const MAX_SMAPS_BYTES: u64 = 1 << 26;
@@ -55,7 +57,8 @@ impl TargetProcess {
 
     /// Names in it may be no UTF-8. None if there is more than `max_bytes` of it.
     fn text(&self, name: &str, max_bytes: u64) -> Option<String> {
-        let mut bytes = Vec::new();
+        // Else it is read in many small steps, as such files have no length.
+        let mut bytes = Vec::with_capacity(USUAL_SMALL_FILE_BYTES);
         let file = self.process().ok()?.open_relative(name).ok()?;
         file.take(max_bytes).read_to_end(&mut bytes).ok()?;
         let is_whole = (bytes.len() as u64) < max_bytes;

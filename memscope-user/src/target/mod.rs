@@ -9,6 +9,7 @@ mod allocator;
 mod blocks;
 mod cgroup;
 mod description;
+mod endless;
 mod exits;
 mod extent;
 mod launch;
@@ -36,6 +37,6 @@ pub(crate) use separate::{
     DebugFile, ElfFacts, Wanted, hexadecimal, open_in_directory, open_in_root,
 };
 pub use site::{
-    ArgumentPlaces, ArgumentSet, EmulatedForms, Given, ProbeNeed, ProbeSite, SiteReason, SiteRules,
-    choose_site, choose_sites, instruction_text,
+    ArgumentPlaces, ArgumentSet, EmulatedForms, FrameAt, Midst, ProbeNeed, ProbeSite, SiteReason,
+    SiteRules, choose_site, choose_sites, instruction_text,
 };

@@ -14,7 +14,8 @@ use super::{
     allocator::{AllocatorFunction, FunctionKind, Naming, find},
     blocks::Blocks,
     description::{Description, Descriptions, Place},
-    exits::{CodeView, ExitObstacle, Linked, exits_of},
+    endless::{KnownFunctions, endless_transfers},
+    exits::{CodeView, ExitObstacle, Linked, exits_of, never_returns},
     extent::length_of_function,
     plan::is_of_interest,
     separate::{ElfFacts, Wanted, hexadecimal},
@@ -132,6 +133,9 @@ pub struct FunctionCode {
     pub code: Vec<u8>,
     /// Whether no other module can call it by this name.
     pub is_local: bool,
+    /// Its calls and jumps to other functions that never return, by their distances from its first instruction. Known of
+    /// the C library's that give blocks and call no others that do.
+    pub never_return: BTreeSet<u64>,
 }
 
 /// A function of a file that somebody has described.
@@ -230,9 +234,9 @@ impl ModuleFacts {
             })
             .collect();
         let mut described = parsed.described(&found, descriptions);
-        let functions: Vec<FunctionCode> =
+        let mut functions: Vec<FunctionCode> =
             found.into_iter().filter(|function| wanted(&function.name)).collect();
-        let mut exits = exits(&parsed, &functions, &described, &symbols.starts);
+        let mut exits = exits(&parsed, &mut functions, &described, &symbols);
         if is_go(&elf) {
             for found in &mut described {
                 if found.function.kind == FunctionKind::Allocates {
@@ -250,7 +254,7 @@ impl ModuleFacts {
             is_loader: elf
                 .dynamic_symbols()
                 .any(|symbol| symbol.is_definition() && symbol.name() == Ok("_rtld_global")),
-            is_c_library: symbols.starts_programs && symbols.ends_programs,
+            is_c_library: symbols.is_of_c_library(),
             code,
             functions,
             described,
@@ -278,6 +282,8 @@ struct Symbols {
     found: BTreeMap<(u64, String), (u64, bool)>,
     /// Where all functions begin.
     starts: BTreeSet<u64>,
+    /// Where those begin whose names say that they never return.
+    never_return: BTreeSet<u64>,
     /// Whether there is `__libc_start_main`, which calls `main` in glibc and musl. Libraries that
     /// intercept it have it, too.
     starts_programs: bool,
@@ -286,6 +292,10 @@ struct Symbols {
 }
 
 impl Symbols {
+    fn is_of_c_library(&self) -> bool {
+        self.starts_programs && self.ends_programs
+    }
+
     /// Those of another file, which fits.
     fn take_of_file(&mut self, file: &File, wanted: &dyn Fn(&str) -> bool) {
         let blocks = Blocks::of(file);
@@ -308,6 +318,9 @@ impl Symbols {
             let Ok(name) = symbol.name() else { continue };
             // .symtab writes the version into the name.
             let name = name.split('@').next().unwrap_or(name);
+            if never_returns(name) {
+                self.never_return.insert(symbol.address());
+            }
             self.starts_programs |= name == "__libc_start_main";
             self.ends_programs |= name == "exit";
             if wanted(name) {
@@ -337,7 +350,8 @@ impl<'a> Parsed<'a, '_> {
         let inside = file_offset - segment.file_offset;
         let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
         let code = self.blocks.read_bytes_at(file_offset, length).ok()?.to_vec();
-        Some(FunctionCode { name: name.to_owned(), file_offset, code, is_local })
+        let never_return = BTreeSet::new();
+        Some(FunctionCode { name: name.to_owned(), file_offset, code, is_local, never_return })
     }
 
     /// What was described and is there. A place counts only if a function begins there: a probe
@@ -413,20 +427,28 @@ impl<'a> Parsed<'a, '_> {
     }
 }
 
-/// Where those of the functions return that can throw.
+/// Where those of the functions return that can throw. Of the C library's that give blocks and call no others that do, it is
+/// noted which calls never return.
 fn exits(
     file: &Parsed<'_, '_>,
-    functions: &[FunctionCode],
+    functions: &mut [FunctionCode],
     described: &[DescribedCode],
-    starts: &BTreeSet<u64>,
+    symbols: &Symbols,
 ) -> BTreeMap<u64, Result<Vec<u64>, ExitObstacle>> {
-    let described = described.iter().filter(|found| found.function.can_throw);
-    let throwing: Vec<&FunctionCode> = functions
+    let row_of = |found: &FunctionCode| find(&found.name).map(|row| row.function);
+    let can_throw = |found: &FunctionCode| row_of(found).is_some_and(|row| row.can_throw);
+    let is_c_library = symbols.is_of_c_library();
+    let may_be_told_in_midst = |found: &FunctionCode| {
+        let gives = |row: &AllocatorFunction| row.kind == FunctionKind::Allocates && row.is_leaf;
+        is_c_library && row_of(found).is_some_and(gives)
+    };
+    let described: Vec<&FunctionCode> = described
         .iter()
-        .filter(|found| find(&found.name).is_some_and(|row| row.function.can_throw))
-        .chain(described.map(|found| &found.code))
+        .filter(|found| found.function.can_throw)
+        .map(|found| &found.code)
         .collect();
-    if throwing.is_empty() {
+    let is_followed = |found: &FunctionCode| can_throw(found) || may_be_told_in_midst(found);
+    if described.is_empty() && !functions.iter().any(is_followed) {
         return BTreeMap::new();
     }
     // These have return probes, wherever they are; others may be left alone for handing on.
@@ -438,7 +460,8 @@ fn exits(
     let view = CodeView {
         read: &|svma, length| file.read(svma, length),
         linked: &file.linked(),
-        starts,
+        starts: &symbols.starts,
+        never_return_at: &symbols.never_return,
         returns_seen: &returns_seen,
         returns_seen_at: &functions
             .iter()
@@ -446,13 +469,20 @@ fn exits(
             .filter_map(|found| file.svma_of(found.file_offset))
             .collect(),
     };
-    let of = |found: &&FunctionCode| {
+    let mut known = KnownFunctions::new();
+    for found in functions.iter_mut().filter(|found| may_be_told_in_midst(found)) {
+        let Some(start_svma) = file.svma_of(found.file_offset) else { continue };
+        let endless = endless_transfers(start_svma, found.code.len() as u64, &view, &mut known);
+        found.never_return = endless.iter().map(|svma| svma - start_svma).collect();
+    }
+    let of = |found: &FunctionCode| {
         let exits = exits_of(file.svma_of(found.file_offset)?, &view);
         let exits =
             exits.map(|exits| exits.iter().filter_map(|svma| file.file_offset_of(*svma)).collect());
         Some((found.file_offset, exits))
     };
-    throwing.iter().filter_map(of).collect()
+    let throwing = functions.iter().filter(|found| can_throw(found)).chain(described);
+    throwing.filter_map(of).collect()
 }
 
 fn code_segment<'data>(segment: &impl object::ObjectSegment<'data>) -> Option<CodeSegment> {

@@ -95,7 +95,7 @@ pub fn plan_probes(facts: &ModuleFacts, rules: SiteRules) -> Vec<PlannedProbe> {
             }
         }
         by_offset.entry(found.file_offset).or_insert_with(|| {
-            let sites = sites_of(&function, &found.code, rules).into_iter();
+            let sites = sites_of(&function, found, facts, rules).into_iter();
             let probes = sites.filter_map(|site| {
                 let file_offset = found.file_offset.checked_add(site.offset)?;
                 Some(planned(found_at(function, site.places), file_offset, site, owner))
@@ -117,7 +117,12 @@ pub fn plan_probes(facts: &ModuleFacts, rules: SiteRules) -> Vec<PlannedProbe> {
     probes
 }
 
-fn sites_of(function: &AllocatorFunction, code: &[u8], rules: SiteRules) -> Vec<ProbeSite> {
+fn sites_of(
+    function: &AllocatorFunction,
+    found: &FunctionCode,
+    facts: &ModuleFacts,
+    rules: SiteRules,
+) -> Vec<ProbeSite> {
     let need = need_of(function);
     let gives_in_register = rules.at_once
         && function.kind == FunctionKind::Allocates
@@ -125,9 +130,13 @@ fn sites_of(function: &AllocatorFunction, code: &[u8], rules: SiteRules) -> Vec<
         && function.result_slot.is_none()
         && !function.can_throw;
     if gives_in_register {
-        choose_sites(code, need, rules.forms)
+        let never_returns = |transfer| found.never_return.contains(&transfer);
+        // What else is called malloc may stand in front of another one, and lead there by any call.
+        let calls_no_other = function.is_leaf && facts.is_c_library;
+        let never_returns = calls_no_other.then_some(&never_returns as &dyn Fn(u64) -> bool);
+        choose_sites(&found.code, need, rules.forms, never_returns)
     } else {
-        vec![choose_site(code, need, rules.forms)]
+        vec![choose_site(&found.code, need, rules.forms)]
     }
 }
 
@@ -246,6 +255,8 @@ fn found_at(function: AllocatorFunction, places: ArgumentPlaces) -> AllocatorFun
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::target::{module::DescribedCode, site::EmulatedForms};
 
@@ -253,7 +264,8 @@ mod tests {
         SiteRules { forms: EmulatedForms { long_nops: false }, at_once: true };
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
-        FunctionCode { name: name.to_owned(), file_offset, code: vec![0x55], is_local: false }
+        let (name, never_return) = (name.to_owned(), BTreeSet::new());
+        FunctionCode { name, file_offset, code: vec![0x55], is_local: false, never_return }
     }
 
     #[test]

@@ -98,6 +98,17 @@ pub enum MappedFile {
     Anonymous,
 }
 
+/// The kernel's own code in a process that calls nothing: stacks never lead there. The first is emulated, the second holds copies
+/// of single instructions, and the trampoline that stands for hidden return addresses. It appears when a
+/// probe is first hit, which changes nothing of what stacks are walked by.
+const WITHOUT_CALLS: [&str; 2] = ["[vsyscall]", "[uprobes]"];
+
+impl MappedFile {
+    fn is_without_calls(&self) -> bool {
+        matches!(self, Self::Kernel(name) if WITHOUT_CALLS.contains(&name.as_str()))
+    }
+}
+
 /// Executable memory of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeMapping {
@@ -352,7 +363,8 @@ pub(super) fn parse_maps(text: &str) -> Result<MemoryMaps, ProcError> {
 /// What of a process's memory is executable.
 fn executable(maps: Vec<procfs::process::MemoryMap>) -> Vec<CodeMapping> {
     let executable = |map: &procfs::process::MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-    maps.into_iter().filter(executable).map(code_mapping).collect()
+    let mappings = maps.into_iter().filter(executable).map(code_mapping);
+    mappings.filter(|mapping| !mapping.file.is_without_calls()).collect()
 }
 
 fn code_mapping(map: procfs::process::MemoryMap) -> CodeMapping {
@@ -405,6 +417,16 @@ mod tests {
             assert_eq!(found.len(), 2, "{name}");
             assert!(matches!(found[1].file, MappedFile::File { .. }), "{name}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_maps_for_probes_is_no_code_of_the_process() {
+        let maps = "7ffe71b5a000-7ffe71b5b000 r-xp 00000000 00:00 0   [vdso]\n\
+            7fffffffe000-7ffffffff000 --xp 00000000 00:00 0   [uprobes]\n\
+            ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0   [vsyscall]\n";
+        let found = executable(parse_maps(maps).unwrap().0);
+        let files: Vec<&MappedFile> = found.iter().map(|mapping| &mapping.file).collect();
+        assert_eq!(files, [&MappedFile::Kernel("[vdso]".to_owned())]);
     }
 
     #[test]

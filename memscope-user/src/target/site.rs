@@ -7,6 +7,8 @@
 
 mod arguments;
 mod emulated;
+mod flow;
+mod midst;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -17,14 +19,12 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter as _, GasFormatte
 pub use self::{
     arguments::{ArgumentPlaces, ArgumentSet},
     emulated::EmulatedForms,
-    ways::Given,
+    midst::{FrameAt, Midst},
 };
 use crate::model::AttachMethod;
 
-use self::{
-    arguments::{Arguments, Effects},
-    path::Path,
-};
+pub(super) use self::arguments::{Effects, OF_CALLER};
+use self::{arguments::Arguments, path::Path};
 
 /// What a probe's program will want to find, besides the return address on top of the
 /// stack.
@@ -47,10 +47,12 @@ pub struct SiteRules {
 
 impl SiteRules {
     /// Those of the running kernel, for programs attached so. Only a session's does what is to be done at a call's return at
-    /// other places as well: else that would be one more program, which Linux 6.1 takes a second to verify.
+    /// other places as well: else that would be one more program, which Linux 6.1 takes a second to verify. `follows_calls`: it
+    /// is to be told of calls from their begin on, for what is done inside them.
     #[must_use]
-    pub fn of_this_kernel(method: AttachMethod) -> Self {
-        Self { forms: EmulatedForms::of_this_kernel(), at_once: method == AttachMethod::Session }
+    pub fn of_this_kernel(method: AttachMethod, follows_calls: bool) -> Self {
+        let at_once = method == AttachMethod::Session && !follows_calls;
+        Self { forms: EmulatedForms::of_this_kernel(), at_once }
     }
 }
 
@@ -65,8 +67,10 @@ pub struct ProbeSite {
     pub reason: SiteReason,
     /// In which registers the needed arguments are there.
     pub places: ArgumentPlaces,
-    /// The block that the call gives, if it is known there.
-    pub given: Option<Given>,
+    /// What is told there if it is in the midst of a call; none at its begin.
+    pub midst: Option<Midst>,
+    /// Where the caller's frame is from there.
+    pub frame: FrameAt,
 }
 
 impl ProbeSite {
@@ -76,7 +80,8 @@ impl ProbeSite {
         emulated: false,
         reason: SiteReason::Exit,
         places: ArgumentPlaces::AS_PASSED,
-        given: None,
+        midst: None,
+        frame: FrameAt::ENTRY,
     };
 }
 
@@ -107,6 +112,10 @@ pub enum SiteReason {
     BlockKnown,
     /// A call that gives no block at once goes on there.
     LeadsOn,
+    /// What the call was given is still known there, and where its block is, it is not.
+    BeforeArgumentsGo,
+    /// Calls go on there that give no block.
+    Fails,
 }
 
 impl SiteReason {
@@ -130,6 +139,10 @@ impl SiteReason {
             Self::Exit => "it returns there",
             Self::BlockKnown => "emulated, and the block is known there already",
             Self::LeadsOn => "emulated, and calls go on there that give no block at once",
+            Self::BeforeArgumentsGo => {
+                "emulated, and the arguments are known there for the last time"
+            }
+            Self::Fails => "calls go on there that fail",
         }
     }
 }
@@ -163,7 +176,8 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
                 _ if is_behind_test => SiteReason::BehindNullTest,
                 _ => SiteReason::NothingBefore,
             };
-            chosen = Some(ProbeSite { offset, emulated: true, reason, places, given: None });
+            let (midst, frame) = (None, FrameAt::ENTRY);
+            chosen = Some(ProbeSite { offset, emulated: true, reason, places, midst, frame });
             if is_behind_test || need.block.is_none() {
                 break reason;
             }
@@ -188,25 +202,68 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
         emulated: false,
         reason: obstacle,
         places: ArgumentPlaces::AS_PASSED,
-        given: None,
+        midst: None,
+        frame: FrameAt::ENTRY,
     })
 }
 
 /// Chooses the sites of a function that gives a block in `rax` and needs no other one: several, if
-/// what some calls give is known before they return, which spares these their return probe. Each call passes one.
+/// what some calls give is known before they return, which spares these their return probe. Each call is told by one.
+///
+/// `never_returns` tells of calls and jumps, by their distances from its entry, by which it never goes on. None if what it calls may
+/// be another function that gives or ends blocks: then it has to be known that a call is under way.
 #[must_use]
-pub fn choose_sites(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Vec<ProbeSite> {
-    let Some(places) = ways::choose_places(code, need, forms) else {
-        return vec![choose_site(code, need, forms)];
-    };
-    let site = |place: ways::Place| ProbeSite {
-        offset: place.offset,
-        emulated: true,
-        reason: if place.given.is_some() { SiteReason::BlockKnown } else { SiteReason::LeadsOn },
-        places: place.places,
-        given: place.given,
-    };
-    places.into_iter().map(site).collect()
+pub fn choose_sites(
+    code: &[u8],
+    need: ProbeNeed,
+    forms: EmulatedForms,
+    never_returns: Option<&dyn Fn(u64) -> bool>,
+) -> Vec<ProbeSite> {
+    if let Some(places) = ways::choose_places(code, need, forms) {
+        return places.into_iter().map(ProbeSite::from).collect();
+    }
+    let places = never_returns.and_then(|ends| midst::choose_places(code, need, forms, ends));
+    places.map_or_else(
+        || vec![choose_site(code, need, forms)],
+        |places| places.into_iter().map(ProbeSite::from).collect(),
+    )
+}
+
+impl From<ways::Place> for ProbeSite {
+    fn from(place: ways::Place) -> Self {
+        let midst = place.given.map(|given| Midst::Gives {
+            register: Some(given.register),
+            condition: given.condition,
+            was_noted: false,
+        });
+        Self {
+            offset: place.offset,
+            emulated: true,
+            reason: if midst.is_some() { SiteReason::BlockKnown } else { SiteReason::LeadsOn },
+            places: place.places,
+            midst,
+            frame: FrameAt::ENTRY,
+        }
+    }
+}
+
+impl From<midst::MidstPlace> for ProbeSite {
+    fn from(place: midst::MidstPlace) -> Self {
+        let reason = match place.midst {
+            None => SiteReason::LeadsOn,
+            Some(Midst::Notes) => SiteReason::BeforeArgumentsGo,
+            Some(Midst::Gives { register: None, .. }) => SiteReason::Fails,
+            Some(Midst::Gives { .. }) => SiteReason::BlockKnown,
+        };
+        Self {
+            offset: place.offset,
+            emulated: place.emulated,
+            reason,
+            places: place.places,
+            midst: place.midst,
+            frame: place.frame,
+        }
+    }
 }
 
 /// What keeps a probe from sitting behind an instruction.

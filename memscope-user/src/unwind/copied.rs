@@ -14,7 +14,7 @@ use gimli::{
     CfaRule, EvaluationResult, FrameDescriptionEntry, Location, RegisterRule, UnwindContext,
     UnwindExpression, UnwindTableRow, Value, X86_64,
 };
-use memscope_common::record::{COPY_PART_BYTES, MAX_FRAMES, StackCopy};
+use memscope_common::record::{COPY_PART_BYTES, MAX_FRAMES, STACK_BEGINS_IN_PROBE, StackCopy};
 
 pub use self::functions::FrameInfo;
 use self::{
@@ -79,7 +79,17 @@ pub struct CopiedWalk {
 /// A register that is read from beyond the copy is not missed until something is
 /// computed from it. A signal handler may have had a stack of its own; then the copy ends
 /// with that.
+///
+/// If it begins in the midst of a probed function, that is no frame, unless there is no other.
 pub fn walk_copy(copy: &StackCopy, parts: &[Arc<[u8]>], code: &mut impl MappedCode) -> CopiedWalk {
+    let mut walk = walk_all(copy, parts, code);
+    if copy.flags & STACK_BEGINS_IN_PROBE != 0 && walk.frames_avma.len() > 1 {
+        walk.frames_avma.remove(0);
+    }
+    walk
+}
+
+fn walk_all(copy: &StackCopy, parts: &[Arc<[u8]>], code: &mut impl MappedCode) -> CopiedWalk {
     let mut walk = Walk {
         memory: Memory { start_avma: copy.start_avma(), parts },
         registers: Registers::of_copy(copy),

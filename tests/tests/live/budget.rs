@@ -134,7 +134,7 @@ fn a_budget_is_kept_by_a_program_that_does_nothing_but_allocate() {
     for way in ways() {
         let before = bpf::held();
         let options = [USUAL[0], USUAL[1], "--attach-by", way];
-        let (figures, export) = trace_paced(&options, &["6000", SURE_BYTES]);
+        let (figures, export) = trace_paced(&options, &["8000", SURE_BYTES]);
         eprint!("by {way}: ");
         assert_kept(&export);
         assert_all_time_is_told(&export, figures.number("cpu_ns"), 0);
@@ -150,7 +150,7 @@ fn a_budget_is_kept_by_a_program_that_does_nothing_but_allocate() {
 fn a_target_that_ends_while_nothing_is_probed_is_accounted_for() {
     for round in 1..=MOST_ROUNDS {
         let mut programs =
-            ["1500", "4000"].map(|ms| start("paced.c", &[ms, SURE_BYTES, "wait", "linger"]));
+            ["1500", "6000"].map(|ms| start("paced.c", &[ms, SURE_BYTES, "wait", "linger"]));
         let pids = programs.each_mut().map(TestProgram::wait_ready);
         let scratch = Scratch::new();
         let memscope = scratch.attach(&USUAL, &pids);
@@ -183,7 +183,7 @@ fn a_target_that_ends_while_nothing_is_probed_is_accounted_for() {
 /// Traces a program that changes what it is at half of its time, until that was while nothing was probed.
 fn changed_in_a_gap(options: &[&str], change: &str) -> (Figures, Export) {
     for round in 1..=MOST_ROUNDS {
-        let (figures, export) = trace_paced(options, &["5000", SURE_BYTES, "0", change]);
+        let (figures, export) = trace_paced(options, &["10000", SURE_BYTES, "0", change]);
         if is_in_gap(&windows(&export), figures.number("changed_ns")) {
             return (figures, export);
         }

@@ -176,3 +176,21 @@ fn a_command_that_ends_at_once_has_its_frames_placed() {
         }
     }
 }
+
+/// Stacks are remembered by the words of which they were found, up to so many: whatever that is, none is another one's.
+#[test]
+fn stacks_that_differ_in_one_function_are_told_apart_at_each_depth() {
+    for variant in [Variant::FramePointers, Variant::Default] {
+        let program = programs::build("alternating.c", variant);
+        let scratch = Scratch::new();
+        let traced = run(&mut scratch.trace_program(&["--strict"], program, &[]));
+        traced.assert_code(0);
+        let (export, figures) = (scratch.export(), Figures::parse(&traced.stdout));
+        for function in ["left", "right"] {
+            let is_of = |site: &&Value| site["frames"][1]["function"] == function;
+            let sites = export.list("sites").iter().filter(is_of);
+            let allocations: u64 = sites.map(|site| number(site, "allocations")).sum();
+            assert_eq!(allocations, figures.number(function), "{variant:?}: {function}");
+        }
+    }
+}

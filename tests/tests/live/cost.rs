@@ -35,7 +35,8 @@ fn pace(mut program: TestProgram) -> f64 {
 /// Where malloc and free are probed, as memscope's doctor says.
 fn probed(pid: u32) -> (PathBuf, u64, u64) {
     let mut doctor = memscope();
-    doctor.args(["doctor", "--json", "--pid", &pid.to_string()]);
+    // At its entry, as calls are probed that are followed to their return.
+    doctor.args(["doctor", "--json", "--attach-by", "perf-event", "--pid", &pid.to_string()]);
     let diagnosis: Value = serde_json::from_str(&run(&mut doctor).stdout).unwrap();
     let stacks = &diagnosis["process"]["stacks"];
     assert_eq!(number(stacks, "files_refused"), 0);
@@ -50,7 +51,7 @@ fn probed(pid: u32) -> (PathBuf, u64, u64) {
     (path, file_offset("malloc"), file_offset("free"))
 }
 
-/// malloc's entry and return, and free's entry, on the instructions that memscope probes.
+/// malloc's entry and return, and free's entry, on the cheapest instructions.
 fn floor_of(pid: u32) -> Floor {
     let (path, malloc, free) = probed(pid);
     let probes = [(malloc, true), (malloc, false), (free, false)]

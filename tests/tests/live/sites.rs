@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::kit::{memscope, number, run, skip};
 
-/// What is chosen in glibc 2.36 as Debian 12 compiles it: distance of the instruction, and the
-/// instruction. None: the entry, which is not emulated.
+/// What is chosen in glibc 2.36 as Debian 12 compiles it, where calls are followed to their return: distance of the
+/// instruction, and the instruction. None: the entry, which is not emulated.
 const DEBIAN_12: [(&str, Option<(u64, &str)>); 9] = [
     ("malloc", Some((0, "push %r12"))),
     ("calloc", Some((0, "push %r13"))),
@@ -20,6 +20,16 @@ const DEBIAN_12: [(&str, Option<(u64, &str)>); 9] = [
     ("aligned_alloc", Some((7, "je "))),
     ("valloc", Some((7, "push %rbx"))),
     ("pvalloc", Some((7, "push %rbx"))),
+];
+
+/// The same of `malloc`, where calls can be told in their midst.
+const MALLOC_DEBIAN_12: [(u64, &str); 6] = [
+    (0xaa, "jg "),
+    (0x157, "jne "),
+    (0x195, "call "),
+    (0x19d, "je "),
+    (0x21e, "mov "),
+    (0x28d, "jne "),
 ];
 
 fn diagnosis(arguments: &[&str]) -> Value {
@@ -58,6 +68,7 @@ fn doctor_shows_each_function_with_its_instruction_and_its_cost() {
     let mut program = TestProgram::spawn(Command::new(program).args(["1", "32", "1", "wait"]));
     program.wait_ready();
     let pid = program.pid().to_string();
+    let followed = diagnosis(&["--pid", &pid, "--attach-by", "perf-event"]);
     let diagnosis = diagnosis(&["--pid", &pid]);
     let text = run(memscope().args(["doctor", "--pid", &pid])).assert_code(0).stdout.clone();
     program.go();
@@ -76,7 +87,9 @@ fn doctor_shows_each_function_with_its_instruction_and_its_cost() {
     }
     let pair = number(probe("malloc"), "cost_ns") + number(probe("free"), "cost_ns");
     assert_eq!(number(allocator, "pair_ns"), pair);
-    assert_eq!(pair, number(hit, "with_return_ns") + number(hit, "emulated_ns"));
+    let returns = probe("malloc")["returns"] == true;
+    let of_malloc = if returns { "with_return_ns" } else { "emulated_ns" };
+    assert_eq!(pair, number(hit, of_malloc) + number(hit, "emulated_ns"));
 
     let version = libc_version();
     let is_debian_12 = std::fs::read_to_string("/etc/os-release")
@@ -84,6 +97,20 @@ fn doctor_shows_each_function_with_its_instruction_and_its_cost() {
     if version != "2.36" || !is_debian_12 {
         return skip("the instructions of glibc 2.36", &format!("this is glibc {version}"));
     }
+    let site = |probe: &Value| {
+        let instruction = probe["instruction"].as_str().unwrap().to_owned();
+        (number(probe, "offset"), instruction)
+    };
+    if hit["way"] == "session" {
+        let malloc = probes.iter().filter(|probe| probe["function"] == "malloc");
+        let found: Vec<(u64, String)> = malloc.map(site).collect();
+        assert_eq!(found.len(), MALLOC_DEBIAN_12.len(), "{found:?}");
+        for ((offset, instruction), (found_offset, found)) in MALLOC_DEBIAN_12.iter().zip(&found) {
+            assert!(offset == found_offset && found.starts_with(instruction), "{found}");
+        }
+    }
+    let probes = followed["process"]["allocators"][0]["probes"].as_array().unwrap();
+    let probe = |name: &str| probes.iter().find(|probe| probe["function"] == name).unwrap();
     for (function, site) in DEBIAN_12 {
         let probe = probe(function);
         assert_eq!(probe["emulated"], site.is_some(), "{probe}");

@@ -56,7 +56,8 @@ fn pace(program: &mut TestProgram) -> f64 {
 /// Where malloc's return, malloc's entry and free's entry are probed, as memscope's doctor says.
 fn probed(pid: u32) -> (PathBuf, [FloorProbe; 3]) {
     let mut doctor = memscope();
-    doctor.args(["doctor", "--json", "--pid", &pid.to_string()]);
+    // As functions are probed whose calls are followed to their return.
+    doctor.args(["doctor", "--json", "--attach-by", "perf-event", "--pid", &pid.to_string()]);
     let diagnosis: Value = serde_json::from_str(&run(&mut doctor).stdout).unwrap();
     let libc = &diagnosis["process"]["allocators"][0];
     let file_offset = |function: &str| {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::results::{Results, Run, Spread};
 use super::tracers::{
-    BARE_TRAP, BPFTRACE, CALLER, DHAT, ELSEWHERE, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED,
-    MAPPINGS_ELSEWHERE, MASSIF, MEMCHECK, NONE, SAMPLED,
+    BARE_TRAP, BPFTRACE, CALLER, DHAT, ELSEWHERE, EMPTY, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW,
+    LIMITED, MAPPINGS_ELSEWHERE, MASSIF, MEMCHECK, NONE, SAMPLED,
 };
 use super::workloads::{WORKLOADS, Workload};
 
@@ -46,6 +46,20 @@ const COMPARISONS: &[Comparison] = &[
         claim: "with complete stacks at depth 20 at most 1.3 × the floor",
         tracer: FULL,
         base: FLOOR,
+        on: On::These(&["depth-20"]),
+        bound: Bound::AtMost(1.3),
+    },
+    Comparison {
+        claim: "without stacks at most 1.10 × empty programs in the place of its own",
+        tracer: CALLER,
+        base: EMPTY,
+        on: On::These(&["pairs"]),
+        bound: Bound::AtMost(1.10),
+    },
+    Comparison {
+        claim: "with complete stacks at depth 20 at most 1.3 × empty programs in the place of its own",
+        tracer: FULL,
+        base: EMPTY,
         on: On::These(&["depth-20"]),
         bound: Bound::AtMost(1.3),
     },
@@ -153,11 +167,11 @@ impl Bound {
 
 impl Comparison {
     /// The same two, if memscope did nothing in its probes.
-    fn with_floor(&self) -> Option<(&'static str, &'static str)> {
+    fn with_empty_programs(&self) -> Option<(&'static str, &'static str)> {
         match (self.tracer, self.base) {
-            (FULL, FLOOR) => None,
-            (FULL, base) => Some((FLOOR, base)),
-            (tracer, FULL) => Some((tracer, FLOOR)),
+            (FULL, FLOOR | EMPTY) => None,
+            (FULL, base) => Some((EMPTY, base)),
+            (tracer, FULL) => Some((tracer, EMPTY)),
             _ => None,
         }
     }
@@ -175,7 +189,7 @@ pub(super) struct Verdict {
     /// The same by the program's processor time, which others on the machine hardly change. None where it is no time.
     pub(super) by_processor_time: Option<Spread>,
     /// What would be measured if memscope's programs did nothing. None where it is compared with another tracer of probes.
-    pub(super) of_the_floor: Option<Spread>,
+    pub(super) of_empty_programs: Option<Spread>,
     pub(super) bound: Bound,
 }
 
@@ -186,8 +200,8 @@ impl Verdict {
     }
 
     /// Whether no tracer by probes could hold it here.
-    pub(super) fn is_below_the_floor(&self) -> bool {
-        self.of_the_floor.is_some_and(|floor| !self.bound.holds(floor))
+    pub(super) fn is_below_empty_programs(&self) -> bool {
+        self.of_empty_programs.is_some_and(|floor| !self.bound.holds(floor))
     }
 }
 
@@ -203,8 +217,8 @@ pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
                 what: format!("{tracer} / {base}"),
                 measured: results.slowdown(name, tracer, base),
                 by_processor_time: results.ratio(name, tracer, base, Run::cpu_ns_per_unit),
-                of_the_floor: comparison
-                    .with_floor()
+                of_empty_programs: comparison
+                    .with_empty_programs()
                     .and_then(|(tracer, base)| results.slowdown(name, tracer, base)),
                 bound: comparison.bound,
             });
@@ -248,7 +262,7 @@ fn of_the_worst(
         what: what.to_owned(),
         measured: worst.map(|(_, spread)| *spread),
         by_processor_time: None,
-        of_the_floor: None,
+        of_empty_programs: None,
         bound,
     }
 }
@@ -284,8 +298,14 @@ mod tests {
 
     #[test]
     fn claims_are_decided_by_the_medians() {
-        let costs =
-            [(FULL, 1000.0), (FLOOR, 900.0), (CALLER, 991.0), (DHAT, 800.0), (BPFTRACE, 5999.0)];
+        let costs = [
+            (FULL, 1000.0),
+            (FLOOR, 900.0),
+            (EMPTY, 900.0),
+            (CALLER, 991.0),
+            (DHAT, 800.0),
+            (BPFTRACE, 5999.0),
+        ];
         let mut runs: Vec<_> =
             costs.iter().map(|(tracer, cost)| run("pairs", tracer, 1, *cost)).collect();
         runs.extend([
@@ -302,10 +322,10 @@ mod tests {
         assert_eq!(holds("1.5 × heaptrack's slowdown", "stl"), Some(true));
         assert_eq!(holds("than DHAT", "stl"), Some(false));
         assert_eq!(holds("than massif", "stl"), None);
-        let is_below = |claim| found(&verdicts, claim, "pairs").is_below_the_floor();
+        let is_below = |claim| found(&verdicts, claim, "pairs").is_below_empty_programs();
         assert!(!is_below("naive bpftrace"), "5999 is more than 6 times 900");
         assert!(!is_below("within 1.25"));
-        assert!(!is_below("without stacks"), "the floor is not compared with itself");
+        assert!(!is_below("without stacks"), "they are not compared with themselves");
         assert!(
             verdicts
                 .iter()
@@ -314,12 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_floor_cannot_hold_is_below_it() {
-        let runs = [(FULL, 1500.0), (FLOOR, 1001.0), (DHAT, 800.0)];
+    fn what_empty_programs_cannot_hold_is_below_them() {
+        let runs = [(FULL, 1500.0), (EMPTY, 1001.0), (DHAT, 800.0)];
         let runs = runs.map(|(tracer, cost)| run("pairs", tracer, 1, cost)).to_vec();
         let verdicts = verdicts(&results(runs));
         let verdict = found(&verdicts, "within 1.25", "pairs");
-        assert_eq!((verdict.holds(), verdict.is_below_the_floor()), (Some(false), true));
+        assert_eq!((verdict.holds(), verdict.is_below_empty_programs()), (Some(false), true));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use memscope_tests::floor::RunTimes;
 
 use super::machine;
 use super::results::{Results, Run, Skipped};
-use super::sites::{EmptyPrograms, Returns, Sites};
+use super::sites::{EmptyPrograms, Sites, Where};
 use super::tracers::{Kind, Kit, Tracer};
 use super::workloads::{Launch, Workload};
 
@@ -82,18 +82,18 @@ impl Measurement<'_> {
         program.finish()?;
         let mut how = None;
         for tracer in tracers {
-            let Kind::Empty(returns) = tracer.kind else { continue };
+            let Kind::Empty(place) = tracer.kind else { continue };
             let mut program = self.workload.start(amount, &Launch::default(), folder.path())?;
-            let empty = EmptyPrograms::attach(&sites, program.pid(), returns)?;
+            let empty = EmptyPrograms::attach(&sites, program.pid(), place)?;
             let _counting = RunTimes::measure().context("the kernel does not count runs")?;
             let at_least = program.work()?.allocations_at_least;
             let (runs, per_allocation) =
-                (empty.runs()?, if returns == Returns::Probed { 2 } else { 1 });
+                (empty.runs()?, if place == Where::EntryAndReturn { 2 } else { 1 });
             program.finish()?;
             if runs < per_allocation * at_least {
                 bail!("{}: programs ran {runs} times for {at_least} allocations", tracer.name);
             }
-            if returns == Returns::Probed {
+            if place == Where::EntryAndReturn {
                 how = Some(empty.how);
             }
         }

@@ -55,7 +55,7 @@ fn document(results: &Results) -> String {
     text += &machine(results);
     text += "\n## What memscope is to show\n\n";
     text += "Each ratio is made within rounds; shown are the median and, in brackets, the least and the most. \
-             Where the floor in memscope's place misses the limit as well, no tracer by probes can hold it on this machine, \
+             Where empty programs in memscope's place miss the limit as well, no tracer by probes can hold it on this machine, \
              whatever it does in them.\n\n";
     text += &claims(&verdicts(results));
     text += "\n## Measured\n";
@@ -160,7 +160,7 @@ fn claims(verdicts: &[Verdict]) -> String {
         "compared",
         "measured",
         "by processor time",
-        "the floor in its place",
+        "empty programs in its place",
         "limit",
         "holds",
     ];
@@ -173,7 +173,7 @@ fn claims(verdicts: &[Verdict]) -> String {
         };
         let holds = match verdict.holds() {
             Some(true) => "yes",
-            Some(false) if verdict.is_below_the_floor() => "**no**, nor would the floor",
+            Some(false) if verdict.is_below_empty_programs() => "**no**, nor would these",
             Some(false) => "**no**",
             None => "not measured",
         };
@@ -183,7 +183,7 @@ fn claims(verdicts: &[Verdict]) -> String {
             verdict.what.clone(),
             shown(verdict.measured, ratio),
             shown(verdict.by_processor_time, ratio),
-            shown(verdict.of_the_floor, ratio),
+            shown(verdict.of_empty_programs, ratio),
             limit,
             holds.to_owned(),
         ]);
@@ -368,7 +368,7 @@ mod tests {
         for line in [
             "| **memscope**, every event with its stack | 2000 (1800–2200) | 100 | 1000 (900–1100) | 100 |",
             "| none | 20 (18–22) | 1.00 | 10 (9–11) | 1.00 |",
-            "| bare trap: the same without the return | 1000 | 50.0 (45.5–55.6) | 500 | 50.0 (45.5–55.6) |",
+            "| bare trap: the same, without the returns | 1000 | 50.0 (45.5–55.6) | 500 | 50.0 (45.5–55.6) |",
             "| **memscope**, every event with its stack | 20.0 | – | 50000 | 10.0 | – |",
             "| pairs | memscope | 30 | 50 | 4.0 | 0 | 0 |",
             "| within 1.25 × of DHAT on the tight loop | pairs | memscope / dhat | – | – | – | ≤ 1.25 | not measured |",

@@ -13,7 +13,10 @@ use crate::process::output;
 /// The probed instructions of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sites {
+    /// Those that memscope probes.
     pub(super) files: Vec<SiteFile>,
+    /// Those that whoever follows each call from its entry to its return probes: the cheapest ones at entries.
+    functions: Vec<SiteFile>,
 }
 
 /// The probed instructions of one file, as offsets in it.
@@ -49,35 +52,43 @@ struct Probe {
 
 impl Sites {
     pub(super) fn of(memscope: &Path, pid: u32) -> Result<Self> {
-        let mut doctor = Command::new(memscope);
-        let diagnosis = output(doctor.args(["doctor", "--json", "--pid", &pid.to_string()]))?;
-        Self::parse(&diagnosis)
+        let diagnosis = |options: &[&str]| {
+            let mut doctor = Command::new(memscope);
+            output(doctor.args(["doctor", "--json", "--pid", &pid.to_string()]).args(options))
+        };
+        // Attached so, an entry and a return have a program each, which tell nothing in the midst of calls.
+        let functions = diagnosis(&["--attach-by", "perf-event"])?;
+        Ok(Self { files: parse(&diagnosis(&[])?)?, functions: parse(&functions)? })
     }
 
-    fn parse(diagnosis: &str) -> Result<Self> {
-        let diagnosis: Diagnosis =
-            serde_json::from_str(diagnosis).context("memscope doctor printed no such JSON")?;
-        let files = diagnosis.process.allocators.into_iter().map(|allocator| {
-            let (with_return, alone): (Vec<_>, Vec<_>) =
-                allocator.probes.into_iter().partition(|probe| probe.returns);
-            let offsets = |probes: Vec<Probe>| {
-                let mut offsets: Vec<_> = probes.iter().map(|probe| probe.file_offset).collect();
-                offsets.sort_unstable();
-                offsets.dedup();
-                offsets
-            };
-            SiteFile {
-                path: allocator.path,
-                with_return: offsets(with_return),
-                alone: offsets(alone),
-            }
-        });
-        let files: Vec<_> = files.collect();
-        if !files.iter().any(|file| !file.with_return.is_empty() && !file.alone.is_empty()) {
-            bail!("memscope would probe no allocator in this process");
+    /// Which of them programs that do nothing are on.
+    fn of_empty_programs(&self, place: Where) -> &[SiteFile] {
+        match place {
+            Where::EntryAndReturn => &self.functions,
+            Where::AsMemscope | Where::NoReturn => &self.files,
         }
-        Ok(Self { files })
     }
+}
+
+fn parse(diagnosis: &str) -> Result<Vec<SiteFile>> {
+    let diagnosis: Diagnosis =
+        serde_json::from_str(diagnosis).context("memscope doctor printed no such JSON")?;
+    let files = diagnosis.process.allocators.into_iter().map(|allocator| {
+        let (with_return, alone): (Vec<_>, Vec<_>) =
+            allocator.probes.into_iter().partition(|probe| probe.returns);
+        let offsets = |probes: Vec<Probe>| {
+            let mut offsets: Vec<_> = probes.iter().map(|probe| probe.file_offset).collect();
+            offsets.sort_unstable();
+            offsets.dedup();
+            offsets
+        };
+        SiteFile { path: allocator.path, with_return: offsets(with_return), alone: offsets(alone) }
+    });
+    let files: Vec<_> = files.collect();
+    if !files.iter().any(|file| !file.with_return.is_empty() && !file.alone.is_empty()) {
+        bail!("memscope would probe no allocator in this process");
+    }
+    Ok(files)
 }
 
 /// Programs that do nothing, attached the cheapest way that this kernel has.
@@ -87,18 +98,23 @@ pub(super) struct EmptyPrograms {
     pub(super) how: &'static str,
 }
 
-/// Whether the returns of allocating functions are probed too.
+/// Where programs are that do nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Returns {
-    Probed,
-    NotProbed,
+pub(super) enum Where {
+    /// At the entry and return of functions that give blocks, and at the entry of those that end them.
+    EntryAndReturn,
+    /// Where memscope's are.
+    AsMemscope,
+    /// On the instructions that memscope probes, and at no return.
+    NoReturn,
 }
 
 impl EmptyPrograms {
-    pub(super) fn attach(sites: &Sites, pid: u32, returns: Returns) -> Result<Self> {
+    pub(super) fn attach(sites: &Sites, pid: u32, place: Where) -> Result<Self> {
         let mut reasons = Vec::new();
         for (how, attach) in WAYS {
-            let attached = sites.files.iter().map(|file| attach(file, pid, returns));
+            let files = sites.of_empty_programs(place).iter();
+            let attached = files.map(|file| attach(file, pid, place));
             match attached.collect::<io::Result<Vec<_>>>() {
                 Ok(floors) => {
                     return Ok(Self { floors: floors.into_iter().flatten().collect(), how });
@@ -119,25 +135,27 @@ impl EmptyPrograms {
     }
 }
 
-type Attach = fn(&SiteFile, u32, Returns) -> io::Result<Vec<Floor>>;
+type Attach = fn(&SiteFile, u32, Where) -> io::Result<Vec<Floor>>;
 
 /// The cheapest first.
 const WAYS: &[(&str, Attach)] = &[
-    ("a session", |file, pid, returns| {
-        let beginning = match returns {
-            Returns::Probed => MultiProbe::Session,
-            Returns::NotProbed => MultiProbe::SessionWithoutReturn,
+    ("a session", |file, pid, place| {
+        let beginning = match place {
+            Where::EntryAndReturn | Where::AsMemscope => MultiProbe::Session,
+            Where::NoReturn => MultiProbe::SessionWithoutReturn,
         };
         multi(file, pid, &[beginning])
     }),
-    ("uprobe_multi", |file, pid, returns| match returns {
-        Returns::Probed => multi(file, pid, &[MultiProbe::Return, MultiProbe::Instruction]),
-        Returns::NotProbed => multi(file, pid, &[MultiProbe::Instruction]),
+    ("uprobe_multi", |file, pid, place| match place {
+        Where::EntryAndReturn | Where::AsMemscope => {
+            multi(file, pid, &[MultiProbe::Return, MultiProbe::Instruction])
+        }
+        Where::NoReturn => multi(file, pid, &[MultiProbe::Instruction]),
     }),
-    ("perf events", |file, pid, returns| {
+    ("perf events", |file, pid, place| {
         let probe = |at_return| move |&file_offset| FloorProbe { file_offset, at_return };
         let mut probes: Vec<_> = file.with_return.iter().map(probe(false)).collect();
-        if returns == Returns::Probed {
+        if place != Where::NoReturn {
             probes.extend(file.with_return.iter().map(probe(true)));
         }
         probes.extend(file.alone.iter().map(probe(false)));
@@ -167,13 +185,13 @@ mod tests {
             {"function": "malloc", "file_offset": 3, "returns": true}]}]}}"#;
         let path = "/l/libc.so.6".into();
         let file = SiteFile { path, with_return: vec![3, 5], alone: vec![9] };
-        assert_eq!(Sites::parse(diagnosis).unwrap(), Sites { files: vec![file] });
+        assert_eq!(parse(diagnosis).unwrap(), [file]);
     }
 
     #[test]
     fn a_process_without_an_allocator_is_an_error() {
         for text in ["{}", r#"{"process": {"allocators": []}}"#, "no JSON"] {
-            assert!(Sites::parse(text).is_err(), "{text}");
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 }

@@ -44,8 +44,11 @@ The tracers:
   second memscope's start alone costs more. What `--probes host` and `--mappings` cost processes that are not traced is
   measured while memscope traces one that sleeps; where the kernel lets no programs run in its functions, `--mappings`
   runs them at the entry and return of all system calls (`memscope doctor` tells).
-- **floor**: programs that do nothing, on the instructions that memscope probes, attached the cheapest way that this kernel
-  has. **bare trap**: the same, but nothing is run at the return of malloc.
+- **floor**: programs that do nothing, at the entry and the return of the functions that give blocks and at the entry of those
+  that end them, each on its cheapest instruction, attached the cheapest way that this kernel has: what it costs to
+  follow calls by uprobes. **empty**: the same where memscope's own programs are. Of most calls of malloc that is one
+  place, in their midst, where the block is known already; so memscope can cost less than the floor, and is compared with
+  both. **bare trap**: as empty, but at no return.
 - **bpftrace, naive**: what one would write first, and what bcc's memleak does: probes at the first instruction of malloc and
   free and at malloc's return, stacks counted by the kernel, live blocks in a map. bpftrace 0.17 probes every process that
   maps the file, so the program gets a copy of the file to itself.

@@ -9,7 +9,7 @@ use super::memscope::{self, Mode};
 use super::peers::{JEMALLOC_USUAL, Libraries, Peer};
 use super::process::Output;
 use super::results::MemscopeFigures;
-use super::sites::{EmptyPrograms, Returns, Sites};
+use super::sites::{EmptyPrograms, Sites, Where};
 use super::workloads::Launch;
 use crate::process::find_in_path;
 
@@ -27,8 +27,8 @@ pub(super) enum Kind {
     Memscope(Mode),
     /// memscope, tracing another process in a way that others notice.
     Elsewhere(Mode),
-    /// Programs that do nothing, on memscope's instructions.
-    Empty(Returns),
+    /// Programs that do nothing.
+    Empty(Where),
     Bpftrace,
     Peer(Peer),
 }
@@ -42,6 +42,7 @@ pub(super) const ELSEWHERE: &str = "memscope-elsewhere";
 pub(super) const MAPPINGS: &str = "memscope-mappings";
 pub(super) const MAPPINGS_ELSEWHERE: &str = "memscope-mappings-elsewhere";
 pub(super) const FLOOR: &str = "floor";
+pub(super) const EMPTY: &str = "empty";
 pub(super) const BARE_TRAP: &str = "bare-trap";
 pub(super) const BPFTRACE: &str = "bpftrace";
 pub(super) const HEAPTRACK: &str = "heaptrack";
@@ -93,13 +94,18 @@ pub(super) const TRACERS: &[Tracer] = &[
     },
     Tracer {
         name: FLOOR,
-        title: "floor: programs that do nothing",
-        kind: Kind::Empty(Returns::Probed),
+        title: "floor: programs that do nothing, at entry and return",
+        kind: Kind::Empty(Where::EntryAndReturn),
+    },
+    Tracer {
+        name: EMPTY,
+        title: "empty: programs that do nothing, where memscope's are",
+        kind: Kind::Empty(Where::AsMemscope),
     },
     Tracer {
         name: BARE_TRAP,
-        title: "bare trap: the same without the return",
-        kind: Kind::Empty(Returns::NotProbed),
+        title: "bare trap: the same, without the returns",
+        kind: Kind::Empty(Where::NoReturn),
     },
     Tracer { name: BPFTRACE, title: "bpftrace, naive", kind: Kind::Bpftrace },
     Tracer { name: HEAPTRACK, title: "heaptrack", kind: Kind::Peer(Peer::Heaptrack) },

@@ -89,6 +89,26 @@ fn what_is_first_seen_may_be_there_since_the_observation_before() {
     assert_eq!(history(&space, 5, &[20, 21, 30]), [0, 2, 2]);
 }
 
+/// The collector and who attaches probes look at the same time.
+#[test]
+fn what_two_readings_saw_that_overlap_is_not_taken_for_missing() {
+    for (first, second) in [((10, 12), (11, 20)), ((11, 20), (10, 12)), ((10, 20), (11, 12))] {
+        let mut space = AddressSpace::default();
+        for (begun_ns, done_ns) in [first, second] {
+            space.observe(&[pages(1, 4, Some(1))], begun_ns, done_ns);
+        }
+        assert_eq!(history(&space, 2, &[12, 20, LATER]), [1, 1, 1], "{first:?}, {second:?}");
+        // It is as one that was seen last when the later of the two began.
+        space.observe(&[], 30, 31);
+        assert_eq!(history(&space, 2, &[20, 30, 31]), [1, 1, 0], "{first:?}, {second:?}");
+    }
+    // Another took its place: the later reading is right.
+    let mut space = AddressSpace::default();
+    space.observe(&[pages(1, 4, Some(1))], 10, 12);
+    space.observe(&[pages(1, 4, Some(2))], 11, 20);
+    assert_eq!(history(&space, 2, &[20, LATER]), [2, 2]);
+}
+
 #[test]
 fn what_is_mapped_while_maps_is_read_is_not_taken_for_missing() {
     let mut space = AddressSpace::default();

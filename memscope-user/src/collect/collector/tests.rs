@@ -246,6 +246,25 @@ impl Bench {
 }
 
 #[test]
+fn events_are_told_by_the_first_probe_of_their_function() {
+    let mut bench = Bench::new(Vec::new());
+    let probe = |id: u16, function: &str| Probe {
+        id: ProbeId(id.into()),
+        function: function.to_owned(),
+        module: ModuleId(0),
+        file_offset: u64::from(id),
+        emulated: true,
+    };
+    for (id, function) in [(PROBE + 1, "malloc"), (PROBE + 2, "malloc"), (PROBE + 3, "free")] {
+        bench.collector.define_probe(probe(id, function), None, |_item| ());
+    }
+    let known = |id: u16| bench.collector.known_probe(id);
+    assert_eq!(known(PROBE + 2), Some(ProbeId((PROBE + 1).into())));
+    assert_eq!(known(PROBE + 3), known(PROBE), "free has one already");
+    assert_eq!(known(PROBE + 4), None);
+}
+
+#[test]
 fn a_target_is_defined_with_what_was_seen() {
     let bench = Bench::new(vec![range(0x10_000, Some(0)), range(0x20_000, None)]);
     let process = bench.items.iter().rev().find_map(|item| match item {

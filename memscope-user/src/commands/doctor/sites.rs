@@ -114,7 +114,11 @@ impl AllocatorDiagnosis {
             .filter(|probe| probe.function.kind.is_of_blocks())
             .map(|probe| ProbeDiagnosis::of(probe, facts, costs))
             .collect();
-        let cost = |name| probes.iter().find(|probe| probe.function == name)?.cost_ns;
+        // By the cheapest way through it, if there are several.
+        let cost = |name| {
+            let of = probes.iter().filter(|probe| probe.function == name);
+            of.filter_map(|probe| probe.cost_ns).min()
+        };
         let pair_ns = cost("malloc").zip(cost("free")).map(|(malloc, free)| malloc + free);
         let unseen = unseen_functions(facts).into_iter();
         let unseen: Vec<UnseenDiagnosis> = unseen
@@ -144,7 +148,7 @@ impl ProbeDiagnosis {
         let start = probe.file_offset.saturating_sub(offset);
         let function = facts.function_at(start);
         let with_return =
-            kind == FunctionKind::Allocates && !can_throw && probe.site.given.is_none();
+            kind == FunctionKind::Allocates && !can_throw && probe.site.midst.is_none();
         let cost_of_call = |costs: HitCosts| {
             // Such a function's return is a stepped instruction.
             let at_exit_ns = if can_throw { costs.single_stepped_ns } else { 0.0 };
@@ -178,6 +182,8 @@ impl ProbeDiagnosis {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::target::{EmulatedForms, ExitObstacle, FunctionCode};
 
@@ -195,6 +201,7 @@ mod tests {
             file_offset,
             code: code.to_vec(),
             is_local: false,
+            never_return: BTreeSet::new(),
         };
         ModuleFacts {
             functions: vec![

@@ -12,10 +12,6 @@ use crate::{
     unwind::{Problems, Tables, UnwindTable},
 };
 
-/// The kernel's own code in a process that calls nothing: stacks never lead there. The
-/// first is emulated, the second holds copies of single instructions.
-const WITHOUT_CALLS: [&str; 2] = ["[vsyscall]", "[uprobes]"];
-
 /// A file that is mapped as code.
 pub(super) struct CodeFile {
     pub(super) path: String,
@@ -109,7 +105,6 @@ impl StackDiagnosis {
                     let code = 0..length_bytes;
                     diagnosis.add(FileDiagnosis::of(name, table, std::slice::from_ref(&code)));
                 }
-                MappedFile::Kernel(name) if WITHOUT_CALLS.contains(&name.as_str()) => {}
                 MappedFile::Kernel(_) | MappedFile::Anonymous => {
                     diagnosis.generated_code_bytes += length_bytes;
                 }

@@ -23,7 +23,7 @@ const SHORTEST_WINDOW_NS: u64 = 20_000_000;
 const LONGEST_WINDOW_NS: u64 = 500_000_000;
 /// Work that is paid for in advance: else what memscope does as it starts would end the first
 /// window of a target that can be observed all the time.
-const FORESEEN_WORK_NS: f64 = 100_000_000.0;
+const FORESEEN_WORK_NS: f64 = 200_000_000.0;
 /// A window is cut short when the account is overdrawn by this share of all that could be spent.
 const FAR_OVER: f64 = 0.04;
 /// A target that does next to nothing is looked at as often as this, even if that is too dear.

@@ -669,7 +669,7 @@ mod tests {
         let mappings = me.code_mappings().unwrap();
         let own = mappings.iter().find(|mapping| matches!(mapping.file, MappedFile::File { .. }));
         let own = own.unwrap();
-        let mut cache = ModuleCache::new(SiteRules::of_this_kernel(AttachMethod::PerfEvent));
+        let mut cache = ModuleCache::new(SiteRules::of_this_kernel(AttachMethod::PerfEvent, false));
         let load =
             |cache: &mut ModuleCache, file| cache.load_opened(me.pid(), own, || file).unwrap();
         let unseen = load(&mut cache, None);

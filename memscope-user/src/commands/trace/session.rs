@@ -113,7 +113,9 @@ impl Session {
         debuginfod: Option<Debuginfod>,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
-        let rules = SiteRules::of_this_kernel(kernel.attach_method());
+        // What an allocator maps is told with the call that it was for.
+        let follows_calls = kernel.mappings_by().is_some();
+        let rules = SiteRules::of_this_kernel(kernel.attach_method(), follows_calls);
         let modules = Arc::new(Mutex::new(ModuleCache::new(rules)));
         let processes = SharedProcesses::default();
         let (notices_sender, notices) = unbounded_channel();
@@ -343,6 +345,10 @@ impl Session {
             let seen = observation_of(&self.modules, &process, &seen);
             self.tell(Control::Seen(target, seen))?;
         }
+        let coming = new.iter().filter(|module| module.is_allocator()).count();
+        let known = self.targets.get(&target).map_or(0, |state| state.allocators);
+        // Before they are probed: from then on a free that is seen in one of several may be handed on to another.
+        self.kernel.set_single_allocator(target, known + coming == 1);
         let mut is_late = false;
         for module in &new {
             self.probe(target, &process, module)?;
@@ -356,8 +362,6 @@ impl Session {
                 && self.scope == ProbeScope::Targets
                 && module.is_allocator();
         }
-        let single = self.targets.get(&target).is_some_and(|state| state.allocators == 1);
-        self.kernel.set_single_allocator(target, single);
         if is_late {
             self.tell(Control::ProbedLate(target))?;
         }

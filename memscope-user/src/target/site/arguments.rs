@@ -4,12 +4,16 @@ use iced_x86::{
     Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
+/// Registers that are the caller's still when a function returns, besides the stack pointer (System V ABI for x86-64, 3.2.1).
+pub(in crate::target) const OF_CALLER: [Register; 6] =
+    [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+
 /// How many arguments are passed in registers.
 pub(super) const ARGUMENT_COUNT: usize = 6;
 
 /// Registers that carry arguments at the entry, in their order (System V ABI for x86-64,
 /// 3.2.3).
-const ARGUMENT_REGISTERS: [Register; ARGUMENT_COUNT] =
+pub(super) const ARGUMENT_REGISTERS: [Register; ARGUMENT_COUNT] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 /// Arguments of a function, by their positions.
@@ -25,18 +29,24 @@ impl ArgumentSet {
         Self(known.fold(0, |set, position| set | 1 << position))
     }
 
-    fn contains(self, position: usize) -> bool {
+    pub(super) fn contains(self, position: usize) -> bool {
         self.0 >> position & 1 != 0
     }
 }
 
-/// For each argument the position of the argument register that holds it at the site.
+/// For each argument the position of the register that holds it at the site: among those that carry arguments or, behind
+/// these, those that calls leave as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArgumentPlaces([u8; ARGUMENT_COUNT]);
 
 impl ArgumentPlaces {
     /// Each where it was passed.
     pub(super) const AS_PASSED: Self = Self([0, 1, 2, 3, 4, 5]);
+
+    /// Each in the register of this position.
+    pub(super) const fn at(places: [u8; ARGUMENT_COUNT]) -> Self {
+        Self(places)
+    }
 
     /// Where an argument is.
     #[must_use]
@@ -46,13 +56,13 @@ impl ArgumentPlaces {
 }
 
 /// What an instruction does that matters here.
-pub(super) struct Effects {
+pub(in crate::target) struct Effects {
     written: Vec<Register>,
     pub(super) writes_memory: bool,
 }
 
 impl Effects {
-    pub(super) fn of(instruction: &Instruction) -> Self {
+    pub(in crate::target) fn of(instruction: &Instruction) -> Self {
         let mut factory = InstructionInfoFactory::new();
         let info = factory.info(instruction);
         let writes = |access: OpAccess| {
@@ -69,6 +79,11 @@ impl Effects {
             .collect();
         let writes_memory = info.used_memory().iter().any(|used| writes(used.access()));
         Self { written, writes_memory }
+    }
+
+    /// The registers that it writes, or parts of which.
+    pub(in crate::target) fn written_registers(&self) -> impl Iterator<Item = Register> + '_ {
+        self.written.iter().copied().filter(|register| register.is_gpr64())
     }
 
     pub(super) fn moves_stack_pointer(&self) -> bool {
@@ -120,12 +135,24 @@ impl Registers {
 }
 
 /// The whole register that an instruction copies to another one, if that is all it does.
-fn moved_register(instruction: &Instruction) -> Option<Register> {
+pub(super) fn moved_register(instruction: &Instruction) -> Option<Register> {
     let is_move = instruction.mnemonic() == Mnemonic::Mov
         && instruction.op0_kind() == OpKind::Register
         && instruction.op1_kind() == OpKind::Register
         && instruction.op0_register().is_gpr64();
     is_move.then(|| instruction.op1_register()).filter(|from| from.is_gpr64())
+}
+
+/// The register whose being 0 the zero flag says after an instruction that changes it.
+pub(super) fn tested_for_zero(instruction: &Instruction) -> Option<Register> {
+    let (first, second) = (instruction.op0_register(), instruction.op1_register());
+    let of_register = instruction.op0_kind() == OpKind::Register && first.is_gpr64();
+    let tests_itself = instruction.mnemonic() == Mnemonic::Test
+        && instruction.op1_kind() == OpKind::Register
+        && first == second;
+    let compares_to_zero = instruction.mnemonic() == Mnemonic::Cmp
+        && instruction.try_immediate(1).is_ok_and(|value| value == 0);
+    (of_register && (tests_itself || compares_to_zero)).then_some(first)
 }
 
 /// Which register holds which argument, and what the flags tell of one.
@@ -175,17 +202,9 @@ impl Arguments {
 
     /// What an instruction changes.
     pub(super) fn follow(&mut self, instruction: &Instruction, effects: &Effects) {
-        let of_registers = instruction.op0_kind() == OpKind::Register
-            && instruction.op1_kind() == OpKind::Register;
-        let (first, second) = (instruction.op0_register(), instruction.op1_register());
         if instruction.rflags_modified() & RflagsBits::ZF != 0 {
-            let tests_itself =
-                instruction.mnemonic() == Mnemonic::Test && of_registers && first == second;
-            let compares_to_zero = instruction.mnemonic() == Mnemonic::Cmp
-                && instruction.op0_kind() == OpKind::Register
-                && instruction.try_immediate(1).is_ok_and(|value| value == 0);
-            self.zero_flag_of =
-                (tests_itself || compares_to_zero).then(|| self.in_register(first)).flatten();
+            let tested = tested_for_zero(instruction);
+            self.zero_flag_of = tested.and_then(|register| self.in_register(register));
         }
         self.registers.follow(instruction, effects);
     }

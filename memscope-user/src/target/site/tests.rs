@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::{
@@ -10,6 +12,7 @@ use super::{
 use crate::target::{FunctionCode, ModuleFacts, PlannedProbe, plan_probes};
 
 mod machine;
+mod midst;
 
 const OLD: EmulatedForms = EmulatedForms { long_nops: false };
 const NEW: EmulatedForms = EmulatedForms { long_nops: true };
@@ -44,8 +47,13 @@ fn library(name: &str) -> &'static Library {
 
 /// As it is planned for a module that has this function only.
 fn planned(name: &str, code: Vec<u8>, forms: EmulatedForms) -> PlannedProbe {
-    let function =
-        FunctionCode { name: name.to_owned(), file_offset: 0x1000, code, is_local: false };
+    let function = FunctionCode {
+        name: name.to_owned(),
+        file_offset: 0x1000,
+        code,
+        is_local: false,
+        never_return: BTreeSet::new(),
+    };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
     plan_probes(&facts, SiteRules { forms, at_once: true })[0]
 }
@@ -314,12 +322,17 @@ fn arguments_are_found_where_they_have_been_moved() {
 /// Offset, the register of the block, and the condition; or that the call leads on.
 type Shown = (u64, Option<(u8, Option<u8>)>);
 
+fn given(site: &ProbeSite) -> Option<(u8, Option<u8>)> {
+    match site.midst? {
+        Midst::Gives { register, condition, .. } => Some((register?, condition)),
+        Midst::Notes => None,
+    }
+}
+
 fn sites(code: &[u8], arguments: &[u8]) -> Vec<Shown> {
     let need = ProbeNeed { arguments: ArgumentSet::of(arguments.iter().copied()), block: None };
-    let sites = choose_sites(code, need, OLD).into_iter();
-    sites
-        .map(|site| (site.offset, site.given.map(|given| (given.register, given.condition))))
-        .collect()
+    let sites = choose_sites(code, need, OLD, Some(&|_| false)).into_iter();
+    sites.map(|site| (site.offset, given(&site))).collect()
 }
 
 #[test]
@@ -328,12 +341,17 @@ fn of_lists_of_free_blocks_the_first_is_known_before_it_is_given() {
     let (not_equal, r11, rdx, rcx) = (Some(5), 11, 2, 1);
     let code = library("jemalloc-5.3.0-debian12").code_of("malloc");
     let rules = SiteRules { forms: OLD, at_once: false };
-    let function =
-        FunctionCode { name: "malloc".to_owned(), file_offset: 0x1000, code, is_local: false };
+    let function = FunctionCode {
+        name: "malloc".to_owned(),
+        file_offset: 0x1000,
+        code,
+        is_local: false,
+        never_return: BTreeSet::new(),
+    };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
     let probes = plan_probes(&facts, rules);
     let offsets: Vec<_> =
-        probes.iter().map(|probe| (probe.site.offset, probe.site.given)).collect();
+        probes.iter().map(|probe| (probe.site.offset, probe.site.midst)).collect();
     assert_eq!(offsets, [(7, None)], "where programs cannot tell");
     // Where the list has come to its low mark, there are some left or there are none.
     let jemalloc = [(0x6e, Some((r11, not_equal))), (0xa0, None), (0xb0, Some((r11, not_equal)))];
@@ -345,6 +363,74 @@ fn of_lists_of_free_blocks_the_first_is_known_before_it_is_given() {
         let places = of(name);
         assert!(matches!(places[..], [(_, None)]), "{name}: {places:?}");
     }
+}
+
+/// glibc's, which moves the stack pointer at its begin.
+#[test]
+fn of_a_cache_behind_saved_registers_the_block_is_known_as_well() {
+    let code = library("glibc-2.36-debian12").code_of("malloc");
+    let need = ProbeNeed { arguments: ArgumentSet::of([0]), block: None };
+    // Calls of __libc_message and malloc_printerr.
+    let sites = choose_sites(&code, need, OLD, Some(&|at| [0x205, 0x2b3, 0x2f7].contains(&at)));
+    let gives = |register, condition, was_noted| Midst::Gives { register, condition, was_noted };
+    let (equal, rsi, rbx) = (Some(4), 1, 6);
+    let expected = [
+        // je: the cache's block is one, or the program is at its end
+        (0x157, gives(Some(0), equal, false), rbx, Some(16)),
+        // call _int_malloc with the main arena, whose address is put into %rbx
+        (0x195, Midst::Notes, rsi, Some(16)),
+        // je: behind it
+        (0x19d, gives(Some(0), None, true), 0, Some(16)),
+        // jg: behind that of another arena
+        (0xaa, gives(Some(0), None, false), rbx, Some(16)),
+        // jne: behind the second attempt
+        (0x28d, gives(Some(0), None, false), rbx, Some(16)),
+        // mov: too large a size
+        (0x21e, gives(None, None, false), rbx, None),
+    ];
+    for (offset, midst, size, rbp_depth_bytes) in expected {
+        let site = sites.iter().find(|site| site.offset == offset).unwrap();
+        assert_eq!((site.midst, site.emulated), (Some(midst), offset != 0x21e), "{offset:#x}");
+        let frame = FrameAt { depth_bytes: 40, rbp_depth_bytes, rbx_depth_bytes: Some(24) };
+        assert_eq!((site.places.of(0), site.frame), (size, frame), "{offset:#x}");
+    }
+    assert_eq!(sites.len(), expected.len());
+    // If they may return, some ways are told twice, or never.
+    let known = |site: &ProbeSite| site.midst.is_some();
+    assert!(!choose_sites(&code, need, OLD, Some(&|_| false)).iter().any(known));
+}
+
+#[test]
+fn of_other_versions_of_it_too() {
+    let sites = |name: &str, endless: &[u64]| -> Vec<(u64, Option<Midst>)> {
+        let code = library(name).code_of("malloc");
+        let need = ProbeNeed { arguments: ArgumentSet::of([0]), block: None };
+        let sites = choose_sites(&code, need, OLD, Some(&|at| endless.contains(&at)));
+        sites.iter().map(|site| (site.offset, site.midst)).collect()
+    };
+    let gives =
+        |register, condition, was_noted| Some(Midst::Gives { register, condition, was_noted });
+    let (rax, equal) = (Some(0), Some(4));
+    let expected = [
+        (0x66, gives(rax, equal, false)),
+        (0x10f, gives(rax, None, false)),
+        (0x18e, gives(None, None, false)),
+        (0x1d9, gives(rax, None, false)),
+        (0x1fd, Some(Midst::Notes)),
+        (0x205, gives(rax, None, true)),
+        // je: without an arena; behind it others come that were told
+        (0x273, gives(None, equal, false)),
+        (0x29c, gives(rax, None, false)),
+    ];
+    assert_eq!(sites("glibc-2.41-debian13", &[0x17b, 0x267, 0x2c7]), expected);
+    // A small block's cache, where others are looked for, and large blocks' cache.
+    let expected = [
+        (0x4b, gives(rax, equal, false)),
+        (0x76, None),
+        (0xd0, gives(rax, equal, false)),
+        (0x10c, gives(rax, equal, false)),
+    ];
+    assert_eq!(sites("glibc-2.43-debian-sid", &[0xfb]), expected);
 }
 
 #[test]
@@ -361,9 +447,13 @@ fn each_way_passes_one_place_or_there_is_but_one_site() {
     assert_eq!(sites(&with(0, &[0x53]), &[0]), [(0, None)]);
     // mov (%rcx),%rbx behind the load: what is the caller's is gone
     assert_eq!(sites(&with(3, &[0x48, 0x8b, 0x19]), &[0]), [(9, None)]);
-    // xor %eax,%eax; ret in place of the jump away: nothing tells what fails
+    // xor %eax,%eax; ret in place of the jump away: what fails gives what is in the register, too
     let fails = [&list[..12], &[0x31, 0xc0, 0xc3]].concat();
-    assert_eq!(sites(&fails, &[0]), [(6, None)]);
+    assert_eq!(sites(&fails, &[0]), [(6, Some((1, None)))]);
+    assert_eq!(choose_sites(&fails, need(None), OLD, None), [choose_site(&fails, need(None), OLD)]);
+    // call *%rcx in place of it: it may lead to another allocator
+    let calls = [&list[..12], &[0xff, 0xd1, 0xc3]].concat();
+    assert_eq!(sites(&calls, &[0]), [(6, None)]);
     // sub $8,%rsp in place of it: the kernel does not emulate that
     let lowers = [&list[..12], &[0x48, 0x83, 0xec, 8]].concat();
     assert_eq!(sites(&lowers, &[0]), [(6, None)]);
@@ -469,9 +559,9 @@ proptest! {
             prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
             prop_assert!(site.emulated || site.offset == 0);
         }
-        for site in choose_sites(&code, need(None), EmulatedForms { long_nops }) {
+        for site in choose_sites(&code, need(None), EmulatedForms { long_nops }, Some(&|_| false)) {
             prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
-            prop_assert!(site.given.is_none_or(|given| given.register < 16 && site.emulated));
+            prop_assert!(given(&site).is_none_or(|(register, _)| register < 16 && site.emulated));
         }
     }
 
@@ -490,8 +580,8 @@ proptest! {
     fn a_machine_that_runs_the_code_passes_one_place(
         pieces in prop::collection::vec(machine::piece(), 1..24),
     ) {
-        let sites = choose_sites(&machine::assemble(&pieces), need(None), OLD);
-        if sites.iter().any(|site| site.given.is_some()) {
+        let sites = choose_sites(&machine::assemble(&pieces), need(None), OLD, None);
+        if sites.iter().any(|site| site.midst.is_some()) {
             prop_assert_eq!(machine::objection_to_places(&pieces, &sites), None);
         }
     }

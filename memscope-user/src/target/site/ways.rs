@@ -13,7 +13,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 
 use super::{
     ProbeNeed,
-    arguments::{ArgumentPlaces, Arguments, Effects, Registers},
+    arguments::{ArgumentPlaces, Arguments, Effects, OF_CALLER, Registers},
     emulated::EmulatedForms,
 };
 
@@ -24,24 +24,13 @@ const MAX_STEPS: usize = 96;
 /// Most places that are probed for one function.
 const MAX_PLACES: usize = 6;
 
-/// Registers that are the caller's still when a function returns, and the stack pointer (System V ABI for x86-64, 3.2.1).
-const OF_CALLER: [Register; 7] = [
-    Register::RSP,
-    Register::RBX,
-    Register::RBP,
-    Register::R12,
-    Register::R13,
-    Register::R14,
-    Register::R15,
-];
-
 /// What a probe finds in the midst of a call: the block that it gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Given {
+pub(super) struct Given {
     /// The number of the register that holds it (Intel SDM, volume 2, table 3-1).
-    pub register: u8,
+    pub(super) register: u8,
     /// The condition, as in a conditional jump, without which the call goes another way; none if there is none.
-    pub condition: Option<u8>,
+    pub(super) condition: Option<u8>,
 }
 
 /// A place that is probed in the entry's stead.
@@ -105,7 +94,7 @@ fn place_of(way: &Way) -> Option<Place> {
         let is_callers = |register: &Register| step.registers.is_as_at_entry(*register);
         let given = Given { register, condition: step.condition };
         let place = Place { offset: step.offset, places: step.places?, given: Some(given) };
-        OF_CALLER.iter().all(is_callers).then_some(place)
+        OF_CALLER.iter().chain(&[Register::RSP]).all(is_callers).then_some(place)
     })
 }
 
@@ -188,7 +177,7 @@ fn note_condition(way: &mut Way, condition: u8) {
 }
 
 /// The instruction at a distance from the entry, if it is one and lies in the code.
-fn instruction_at(code: &[u8], offset: u64) -> Option<(Instruction, &[u8])> {
+pub(super) fn instruction_at(code: &[u8], offset: u64) -> Option<(Instruction, &[u8])> {
     let bytes = code.get(usize::try_from(offset).ok()?..)?;
     let instruction =
         Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE).into_iter().next()?;
@@ -198,6 +187,6 @@ fn instruction_at(code: &[u8], offset: u64) -> Option<(Instruction, &[u8])> {
 
 /// The number of a conditional jump's condition, of which the lowest bit says whether it is another one's contrary (Intel SDM,
 /// volume 2, table B-10).
-fn condition_of(jump: &Instruction) -> Option<u8> {
+pub(super) fn condition_of(jump: &Instruction) -> Option<u8> {
     (jump.is_jcc_short_or_near()).then(|| (jump.condition_code() as u8).checked_sub(1)).flatten()
 }

@@ -6,7 +6,9 @@ use gimli::{
     Register, X86_64,
     write::{CallFrameInstruction as Cfi, Expression},
 };
-use memscope_common::record::{COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_FRAMES, StackCopy};
+use memscope_common::record::{
+    COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_FRAMES, STACK_BEGINS_IN_PROBE, StackCopy,
+};
 use proptest::prelude::*;
 
 use super::image::{Function, Image, cfa_expression, frames};
@@ -89,6 +91,17 @@ fn function(offset: u64, said: &[Cfi]) -> Function {
 }
 
 const OUTERMOST: u64 = 0x800;
+
+#[test]
+fn the_function_that_a_walk_begins_in_the_midst_of_is_no_frame() {
+    let said = [Cfi::Cfa(X86_64::RSP, 0x48)];
+    let image = image(&[function(0, &said)]);
+    let mut copy = copy(inside(0));
+    copy.flags = STACK_BEGINS_IN_PROBE;
+    let frames = |words: &[(usize, u64)]| walk(&image, &copy, &stack(0x400, words)).frames_avma;
+    assert_eq!(frames(&[(0x40, inside(OUTERMOST))]), [inside(OUTERMOST)]);
+    assert_eq!(frames(&[]), [inside(0)], "there is no other");
+}
 
 /// These functions, and one that nobody has called.
 fn image(functions: &[Function]) -> Image {

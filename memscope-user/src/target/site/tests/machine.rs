@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::given;
 use crate::target::site::ProbeSite;
 
 /// Numbers of `rdi`, `rsi`, `rdx` and `rcx`, the first four arguments, and of `rax`.
@@ -175,7 +176,7 @@ pub(super) fn objection_to_places(pieces: &[Piece], sites: &[ProbeSite]) -> Opti
         }
         for (next, condition) in ends {
             let mut told: Option<Option<u64>> = told;
-            let wanted = |site: &ProbeSite| site.given.and_then(|given| given.condition);
+            let wanted = |site: &ProbeSite| given(site).and_then(|(_, condition)| condition);
             let site = site.filter(|site| wanted(site).is_none_or(|it| Some(it) == condition));
             if let Some(site) = site {
                 if told.is_some() {
@@ -186,7 +187,7 @@ pub(super) fn objection_to_places(pieces: &[Piece], sites: &[ProbeSite]) -> Opti
                 {
                     return Some("an argument is elsewhere");
                 }
-                told = Some(site.given.map(|given| register(given.register)));
+                told = Some(given(site).map(|(held, _)| register(held)));
             }
             match (piece, told) {
                 (Piece::Return, None) => return Some("it returns and was not told"),

@@ -1,0 +1,573 @@
+//! What is known at each instruction of a function: on all ways that lead there, of the registers, the stack and what the
+//! caller had in them; and on all ways that go on from there, where the result is already.
+//!
+//! Two data-flow analyses (Kildall 1973): values go forward, and where ways meet that bring different ones, that is a new value; the
+//! result goes backward, from the register in which it is returned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+
+use super::{
+    arguments::{Effects, OF_CALLER, moved_register, tested_for_zero},
+    ways::{condition_of, instruction_at},
+};
+
+/// Most instructions of a function.
+const MAX_NODES: usize = 1 << 10;
+/// Largest distance between the stack pointer and where it was at the entry.
+const MAX_DEPTH_BYTES: i64 = 1 << 20;
+
+/// Registers that calls do not leave as they are (System V ABI for x86-64, 3.2.1).
+const CLOBBERED: [Register; 9] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
+/// Values are told apart, and nothing else is known of them: but which those of the registers at the entry are, by the
+/// registers' numbers, and addresses in the stack.
+type Value = u32;
+/// Values that come about at one instruction: one for each register, and one where ways meet.
+const VALUES_OF_NODE: u32 = 32;
+/// From here on: addresses in the stack.
+const STACK_ADDRESS: Value = 1 << 30;
+
+fn entry_value(register: Register) -> Value {
+    register.number() as u32
+}
+
+fn stack_address(depth: i64) -> Value {
+    STACK_ADDRESS + depth as u32
+}
+
+fn depth_of(value: Value) -> Option<i64> {
+    value.checked_sub(STACK_ADDRESS).map(i64::from)
+}
+
+/// What is known before an instruction, on whatever way it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    registers: [Value; 16],
+    /// How far below the return address the stack pointer is.
+    pub(super) depth: i64,
+    /// Words of the stack, by how far below the return address they are: pushed ones and those that were moved there.
+    pushed: BTreeMap<i64, Value>,
+    moved: BTreeMap<i64, Value>,
+    /// The register that is 0 exactly if the zero flag is set.
+    zero_flag_of: Option<u8>,
+}
+
+impl Known {
+    fn at_entry() -> Self {
+        let mut registers = [0; 16];
+        for (value, number) in registers.iter_mut().zip(0..) {
+            *value = number;
+        }
+        Self {
+            registers,
+            depth: 0,
+            pushed: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            zero_flag_of: None,
+        }
+    }
+
+    fn register(&self, register: Register) -> Option<Value> {
+        self.registers.get(register.number()).copied().filter(|_| register.is_gpr64())
+    }
+
+    fn set(&mut self, register: Register, value: Value) {
+        if let Some(held) = self.registers.get_mut(register.number()) {
+            *held = value;
+        }
+        if self.zero_flag_of == Some(register.number() as u8) {
+            self.zero_flag_of = None;
+        }
+    }
+
+    /// Whether a register holds what one held at the entry.
+    pub(super) fn holds(&self, register: Register, at_entry: Register) -> bool {
+        self.register(register) == Some(entry_value(at_entry))
+    }
+
+    /// How far below the return address it lies on the stack what a register held at the entry; none if it does not.
+    pub(super) fn saved(&self, at_entry: Register) -> Option<i64> {
+        let is = |(_, value): &(&i64, &Value)| **value == entry_value(at_entry);
+        self.pushed.iter().chain(&self.moved).find(is).map(|(depth, _)| *depth)
+    }
+
+    /// Where in the stack an operand is that is the word at a register and a distance; none if it is not in the stack, or that
+    /// is not known.
+    fn slot(&self, instruction: &Instruction) -> Option<i64> {
+        if instruction.segment_prefix() != Register::None {
+            return None;
+        }
+        let base = match instruction.memory_base() {
+            Register::RSP => self.depth,
+            base => depth_of(self.register(base)?)?,
+        };
+        let is_plain = instruction.memory_index() == Register::None;
+        is_plain.then(|| base.wrapping_sub(instruction.memory_displacement64().cast_signed()))
+    }
+
+    fn move_stack_pointer(&mut self, depth: i64) -> Option<()> {
+        self.depth = Some(depth).filter(|depth| (0..=MAX_DEPTH_BYTES).contains(depth))?;
+        self.pushed.retain(|slot, _| *slot <= depth);
+        self.moved.retain(|slot, _| *slot <= depth);
+        Some(())
+    }
+
+    /// Joined with what is known on another way; none if the stack pointer is not at the same place.
+    fn join(&mut self, other: &Self, node: usize) -> Option<bool> {
+        if self.depth != other.depth {
+            return None;
+        }
+        let before = self.clone();
+        for (number, value) in self.registers.iter_mut().enumerate() {
+            if other.registers.get(number) != Some(value) {
+                *value = value_of(node, 16 + number);
+            }
+        }
+        self.pushed.retain(|slot, value| other.pushed.get(slot) == Some(value));
+        self.moved.retain(|slot, value| other.moved.get(slot) == Some(value));
+        if self.zero_flag_of != other.zero_flag_of {
+            self.zero_flag_of = None;
+        }
+        Some(*self != before)
+    }
+}
+
+fn value_of(node: usize, which: usize) -> Value {
+    16 + node as u32 * VALUES_OF_NODE + which as u32
+}
+
+/// Where the result can be before it is returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holder {
+    /// The result is 0.
+    Zero,
+    /// In the register of this number.
+    Register(u8),
+    /// In the stack, so far below the return address.
+    Slot(i64),
+}
+
+/// All that hold the result; none where nothing returns.
+pub(super) type Holders = Option<BTreeSet<Holder>>;
+
+/// One instruction.
+pub(super) struct Node<'a> {
+    pub(super) instruction: Instruction,
+    pub(super) bytes: &'a [u8],
+    pub(super) edges: Vec<Edge>,
+    /// Whether it is a jump in place of a call: another function goes on there, and returns.
+    pub(super) leads_on: bool,
+    effects: Effects,
+    /// What is known before it.
+    pub(super) known: Known,
+    /// What holds the result before it.
+    pub(super) result: Holders,
+}
+
+impl Node<'_> {
+    /// Whether it makes an address of a part of the stack, but for a frame pointer.
+    fn lends_stack(&self) -> bool {
+        let Self { instruction, known, .. } = self;
+        let of_stack = |register: Register| {
+            register == Register::RSP
+                || known.register(register).is_some_and(|value| depth_of(value).is_some())
+        };
+        let made = match instruction.mnemonic() {
+            Mnemonic::Lea => of_stack(instruction.memory_base()),
+            _ => moved_register(instruction).is_some_and(of_stack),
+        };
+        made && ![Register::RSP, Register::RBP].contains(&instruction.op0_register())
+    }
+}
+
+/// What can follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Edge {
+    /// Position among the nodes; none where it goes on without ever returning.
+    pub(super) to: Option<usize>,
+    /// The condition of a conditional jump that holds then.
+    pub(super) condition: Option<u8>,
+}
+
+/// A function whose instructions are all known that its calls can execute.
+pub(super) struct Flow<'a> {
+    /// The first one is its entry.
+    pub(super) nodes: Vec<Node<'a>>,
+    /// Whether the address of a part of the stack is in use: then others can write there.
+    lends_stack: bool,
+}
+
+impl<'a> Flow<'a> {
+    /// Of a function's machine code; none if it cannot be said where it goes on somewhere, what it calls, or what happens to the
+    /// stack pointer.
+    /// `never_returns` tells it of calls and jumps, by their distances from the entry, by which it never goes on.
+    pub(super) fn of(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<Self> {
+        let mut flow = Self { nodes: nodes_of(code, never_returns)?, lends_stack: false };
+        flow.go_forward()?;
+        flow.lends_stack = flow.nodes.iter().any(Node::lends_stack);
+        if flow.lends_stack {
+            flow.go_forward()?;
+        }
+        flow.go_backward();
+        Some(flow)
+    }
+
+    fn go_forward(&mut self) -> Option<()> {
+        let mut seen = vec![false; self.nodes.len()];
+        let mut open = vec![0];
+        *seen.first_mut()? = true;
+        while let Some(at) = open.pop() {
+            let node = self.nodes.get(at)?;
+            let after = self.after(at, node)?;
+            let next: Vec<usize> = node.edges.iter().filter_map(|edge| edge.to).collect();
+            for to in next {
+                let node = self.nodes.get_mut(to)?;
+                let seen = seen.get_mut(to)?;
+                let changes = if *seen {
+                    node.known.join(&after, to)?
+                } else {
+                    node.known = after.clone();
+                    true
+                };
+                *seen = true;
+                if changes {
+                    open.push(to);
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// What is known after an instruction.
+    fn after(&self, at: usize, node: &Node<'_>) -> Option<Known> {
+        let Node { instruction, effects, known, .. } = node;
+        let mut after = known.clone();
+        if instruction.rflags_modified() & RflagsBits::ZF != 0 {
+            after.zero_flag_of =
+                tested_for_zero(instruction).map(|register| register.number() as u8);
+        }
+        match instruction.flow_control() {
+            FlowControl::Call | FlowControl::IndirectCall => {
+                for register in CLOBBERED {
+                    after.set(register, value_of(at, register.number()));
+                }
+                after.move_stack_pointer(known.depth)?;
+                if self.lends_stack {
+                    after.moved.clear();
+                }
+                after.zero_flag_of = None;
+                return Some(after);
+            }
+            FlowControl::Return if known.depth != 0 => return None,
+            FlowControl::Return => return Some(after),
+            _ => {}
+        }
+        if effects.moves_stack_pointer() {
+            follow_stack(at, instruction, known, &mut after)?;
+            return Some(after);
+        }
+        if effects.writes_memory {
+            self.follow_write(instruction, known, &mut after)?;
+        }
+        let value = value_moved(instruction, known);
+        for register in effects.written_registers() {
+            after.set(register, value.unwrap_or_else(|| value_of(at, register.number())));
+        }
+        Some(after)
+    }
+
+    /// What writing to memory changes.
+    fn follow_write(
+        &self,
+        instruction: &Instruction,
+        known: &Known,
+        after: &mut Known,
+    ) -> Option<()> {
+        let base = instruction.memory_base();
+        let in_stack =
+            base == Register::RSP || known.register(base).is_some_and(|at| depth_of(at).is_some());
+        if !in_stack || instruction.op0_kind() != OpKind::Memory {
+            if self.lends_stack {
+                after.moved.clear();
+            }
+            return Some(());
+        }
+        let slot = known.slot(instruction)?;
+        let bytes = instruction.memory_size().size() as i64;
+        // The lowest word that is not touched begins above its last byte.
+        let is_touched = |word: &i64| *word > slot - bytes && *word < slot + 8;
+        if is_touched(&0) || slot < 0 || after.pushed.keys().any(is_touched) {
+            return None;
+        }
+        after.moved.retain(|word, _| !is_touched(word));
+        if let (true, Some(value)) =
+            (is_move(instruction), known.register(instruction.op1_register()))
+        {
+            after.moved.insert(slot, value);
+        }
+        Some(())
+    }
+
+    fn go_backward(&mut self) {
+        let mut changes = true;
+        while changes {
+            changes = false;
+            for at in (0..self.nodes.len()).rev() {
+                let result = self.result_before(at);
+                if let Some(node) = self.nodes.get_mut(at)
+                    && node.result != result
+                {
+                    node.result = result;
+                    changes = true;
+                }
+            }
+        }
+    }
+
+    /// What holds the result where a way goes on from an instruction by an edge.
+    pub(super) fn result_by(&self, node: &Node<'_>, edge: Edge) -> Holders {
+        let mut held = self.nodes.get(edge.to?)?.result.clone()?;
+        // If the flags say that a register is 0, then what is 0 is in it, and what is in it is 0.
+        if let (Some(4), Some(register)) = (edge.condition, node.known.zero_flag_of) {
+            let both = [Holder::Zero, Holder::Register(register)];
+            if both.iter().any(|holder| held.contains(holder)) {
+                held.extend(both);
+            }
+        }
+        Some(held)
+    }
+
+    fn result_before(&self, at: usize) -> Holders {
+        let node = self.nodes.get(at)?;
+        if node.instruction.flow_control() == FlowControl::Return {
+            return Some(BTreeSet::from([Holder::Register(0)]));
+        }
+        if node.leads_on {
+            return Some(BTreeSet::new());
+        }
+        let mut after: Holders = None;
+        for held in node.edges.iter().filter_map(|edge| self.result_by(node, *edge)) {
+            after = Some(match after {
+                Some(others) => others.intersection(&held).copied().collect(),
+                None => held,
+            });
+        }
+        let is_call = matches!(
+            node.instruction.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall
+        );
+        let before = |holder: Holder| match holder {
+            Holder::Zero => Some(Holder::Zero),
+            Holder::Register(_) | Holder::Slot(_) if is_call => {
+                Some(holder).filter(|holder| match holder {
+                    Holder::Register(number) => {
+                        OF_CALLER.iter().any(|kept| kept.number() == usize::from(*number))
+                    }
+                    _ => !self.lends_stack,
+                })
+            }
+            _ => holder_before(node, holder, self.lends_stack),
+        };
+        Some(after?.into_iter().filter_map(before).collect())
+    }
+}
+
+/// What an instruction does that moves the stack pointer.
+fn follow_stack(
+    at: usize,
+    instruction: &Instruction,
+    known: &Known,
+    after: &mut Known,
+) -> Option<()> {
+    let (first, second) = (instruction.op0_register(), instruction.op1_register());
+    let pop = |after: &mut Known, depth: i64, register: Register| {
+        let lies_there = known.pushed.get(&depth).or_else(|| known.moved.get(&depth));
+        after.set(register, lies_there.copied().unwrap_or_else(|| value_of(at, register.number())));
+        after.move_stack_pointer(depth - 8)
+    };
+    match instruction.mnemonic() {
+        Mnemonic::Push => {
+            let depth = known.depth + 8;
+            after.move_stack_pointer(depth)?;
+            after.moved.remove(&depth);
+            if let Some(value) = known.register(first) {
+                after.pushed.insert(depth, value);
+            }
+            (instruction.stack_pointer_increment() == -8).then_some(())
+        }
+        Mnemonic::Pop if first.is_gpr64() && first != Register::RSP => {
+            pop(after, known.depth, first)
+        }
+        Mnemonic::Leave => pop(after, depth_of(known.register(Register::RBP)?)?, Register::RBP),
+        Mnemonic::Sub | Mnemonic::Add if first == Register::RSP => {
+            let bytes = instruction.try_immediate(1).ok()?.cast_signed();
+            let raises = instruction.mnemonic() == Mnemonic::Add;
+            let lower = if raises { bytes.checked_neg()? } else { bytes };
+            after.move_stack_pointer(known.depth.checked_add(lower)?)
+        }
+        Mnemonic::Mov if first == Register::RSP => {
+            after.move_stack_pointer(depth_of(known.register(second)?)?)
+        }
+        Mnemonic::Lea if first == Register::RSP => {
+            after.move_stack_pointer(known.slot(instruction)?)
+        }
+        _ => None,
+    }
+}
+
+fn is_move(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && [instruction.op0_register(), instruction.op1_register()]
+            .iter()
+            .all(|register| *register == Register::None || register.is_gpr64())
+        && instruction.op1_kind() != OpKind::Immediate32to64
+}
+
+/// The value that a register is given, if it is one that is known already.
+fn value_moved(instruction: &Instruction, known: &Known) -> Option<Value> {
+    if let Some(from) = moved_register(instruction) {
+        let of_stack = from == Register::RSP;
+        return if of_stack { Some(stack_address(known.depth)) } else { known.register(from) };
+    }
+    let loads = is_move(instruction)
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Memory;
+    let slot = known.slot(instruction).filter(|_| loads)?;
+    known.pushed.get(&slot).or_else(|| known.moved.get(&slot)).copied()
+}
+
+/// What an instruction that is no call makes of what holds the result after it: what holds it before, if anything does.
+fn holder_before(node: &Node<'_>, holder: Holder, lends_stack: bool) -> Option<Holder> {
+    let Node { instruction, effects, known, .. } = node;
+    let (first, second) = (instruction.op0_register(), instruction.op1_register());
+    let number = |register: Register| Holder::Register(register.number() as u8);
+    match holder {
+        Holder::Zero => Some(Holder::Zero),
+        Holder::Register(held) => {
+            let writes = |register: &Register| register.number() == usize::from(held);
+            if !effects.written_registers().any(|register| writes(&register)) {
+                return Some(holder);
+            }
+            if let Some(from) = moved_register(instruction) {
+                return Some(number(from)).filter(|_| from != Register::RSP);
+            }
+            let clears = instruction.mnemonic() == Mnemonic::Xor && first == second;
+            let is_zero = instruction.mnemonic() == Mnemonic::Mov
+                && instruction.try_immediate(1).is_ok_and(|value| value == 0);
+            if (clears || is_zero) && (first.is_gpr64() || first.is_gpr32()) {
+                return Some(Holder::Zero);
+            }
+            let from_stack = match instruction.mnemonic() {
+                Mnemonic::Pop => Some(known.depth),
+                Mnemonic::Mov if is_move(instruction) => known.slot(instruction),
+                _ => None,
+            };
+            from_stack.filter(|slot| *slot > 0).map(Holder::Slot)
+        }
+        Holder::Slot(slot) => {
+            if instruction.mnemonic() == Mnemonic::Push {
+                let is_it = slot == known.depth + 8;
+                return if is_it { first.is_gpr64().then(|| number(first)) } else { Some(holder) };
+            }
+            if !effects.writes_memory {
+                return Some(holder);
+            }
+            let Some(written) = known.slot(instruction) else {
+                return Some(holder).filter(|_| !lends_stack);
+            };
+            if written == slot {
+                return Some(number(second)).filter(|_| is_move(instruction) && second.is_gpr64());
+            }
+            let bytes = instruction.memory_size().size() as i64;
+            let is_touched = slot > written - bytes && slot < written + 8;
+            Some(holder).filter(|_| !is_touched)
+        }
+    }
+}
+
+/// All instructions that calls can execute, each with what can follow.
+fn nodes_of<'a>(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<Vec<Node<'a>>> {
+    let mut positions = BTreeMap::new();
+    let mut nodes: Vec<Node<'a>> = Vec::new();
+    let mut targets: Vec<Vec<(Option<u64>, Option<u8>)>> = Vec::new();
+    let mut open = vec![0_u64];
+    while let Some(offset) = open.pop() {
+        if positions.contains_key(&offset) {
+            continue;
+        }
+        let (instruction, bytes) = instruction_at(code, offset)?;
+        let leads_on = instruction.flow_control() == FlowControl::UnconditionalBranch
+            && instruction.near_branch_target() >= code.len() as u64
+            && !never_returns(offset);
+        let next = if leads_on {
+            Vec::new()
+        } else {
+            targets_of(&instruction, code.len() as u64, never_returns)?
+        };
+        open.extend(next.iter().rev().filter_map(|(to, _)| *to));
+        positions.insert(offset, nodes.len());
+        targets.push(next);
+        nodes.push(Node {
+            instruction,
+            bytes,
+            edges: Vec::new(),
+            leads_on,
+            effects: Effects::of(&instruction),
+            known: Known::at_entry(),
+            result: None,
+        });
+        if nodes.len() > MAX_NODES {
+            return None;
+        }
+    }
+    for (node, targets) in nodes.iter_mut().zip(targets) {
+        for (to, condition) in targets {
+            let to = match to {
+                Some(offset) => Some(*positions.get(&offset)?),
+                None => None,
+            };
+            node.edges.push(Edge { to, condition });
+        }
+    }
+    Some(nodes)
+}
+
+/// Where it goes on after an instruction, and the condition of it; none if that cannot be said.
+fn targets_of(
+    instruction: &Instruction,
+    code_bytes: u64,
+    never_returns: &dyn Fn(u64) -> bool,
+) -> Option<Vec<(Option<u64>, Option<u8>)>> {
+    let next = instruction.next_ip();
+    let ends = never_returns(instruction.ip());
+    let to = |target: u64| {
+        let is_inside = target < code_bytes;
+        (is_inside || ends).then_some(Some(target).filter(|_| is_inside))
+    };
+    Some(match instruction.flow_control() {
+        FlowControl::Next => vec![(Some(next), None)],
+        FlowControl::Call | FlowControl::IndirectCall if ends => vec![(None, None)],
+        FlowControl::Call => vec![(Some(next), None)],
+        FlowControl::Return => Vec::new(),
+        FlowControl::UnconditionalBranch => vec![(to(instruction.near_branch_target())?, None)],
+        FlowControl::ConditionalBranch => {
+            let condition = condition_of(instruction)?;
+            let target = to(instruction.near_branch_target())?;
+            vec![(Some(next), Some(condition ^ 1)), (target, Some(condition))]
+        }
+        FlowControl::Exception => vec![(None, None)],
+        _ => return None,
+    })
+}

@@ -1,0 +1,368 @@
+//! Where calls are told in the midst of a function whose stack pointer moves before it is known what they give.
+//!
+//! glibc's malloc saves registers first. Then it takes a block from the thread's cache, if there is one: there one probe
+//! tells all. On other ways it calls what finds a block, and behind that the block is in a register, and what was asked for
+//! often still is. Where it is not, another probe notes it before. So nothing of the return needs to be probed: each way passes
+//! one place at which what it gives is known, or jumps to another function in place of a call, where it is probed as at an entry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{FlowControl, Mnemonic, Register};
+
+use super::{
+    ProbeNeed,
+    arguments::{ARGUMENT_COUNT, ARGUMENT_REGISTERS, ArgumentPlaces, OF_CALLER},
+    emulated::EmulatedForms,
+    flow::{Edge, Flow, Holder, Known, Node},
+};
+
+/// Most places that are probed for one function.
+const MAX_PLACES: usize = 12;
+/// Farthest from the return address that the stack pointer may be: what a cookie can say.
+const MAX_DEPTH_BYTES: i64 = 31 * 8;
+
+/// What a probe tells of a call in its midst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Midst {
+    /// What it was given, which is not known any more where what it gives is.
+    Notes,
+    /// What it gives.
+    Gives {
+        /// The number of the register that holds the block (Intel SDM, volume 2, table 3-1); none if it gives none.
+        register: Option<u8>,
+        /// The condition, as in a conditional jump, without which the call never returns or is told elsewhere; none if there
+        /// is none.
+        condition: Option<u8>,
+        /// Whether what it was given was noted before.
+        was_noted: bool,
+    },
+}
+
+/// How the caller's frame is found from a place in the midst of a function: it is at a fixed distance from the stack pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameAt {
+    /// How far below the return address the stack pointer is.
+    pub depth_bytes: u16,
+    /// How far below the return address the caller's `rbp` lies; none if it is in the register.
+    pub rbp_depth_bytes: Option<u16>,
+    /// The same of `rbx`.
+    pub rbx_depth_bytes: Option<u16>,
+}
+
+impl FrameAt {
+    /// At a function's entry.
+    pub(super) const ENTRY: Self =
+        Self { depth_bytes: 0, rbp_depth_bytes: None, rbx_depth_bytes: None };
+}
+
+/// A place that is probed in the entry's stead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MidstPlace {
+    pub(super) offset: u64,
+    pub(super) emulated: bool,
+    pub(super) places: ArgumentPlaces,
+    /// None where another function goes on in place of this one: its return is to be probed.
+    pub(super) midst: Option<Midst>,
+    pub(super) frame: FrameAt,
+}
+
+/// The places to probe in the entry's stead; none if these would not do, or not be cheaper.
+pub(super) fn choose_places(
+    code: &[u8],
+    need: ProbeNeed,
+    forms: EmulatedForms,
+    never_returns: &dyn Fn(u64) -> bool,
+) -> Option<Vec<MidstPlace>> {
+    let flow = Flow::of(code, never_returns)?;
+    // Places that lead to where other ways have not been told yet.
+    let mut refused = BTreeSet::new();
+    let choice = loop {
+        let choice = Choice::of(&flow, need, forms, &refused)?;
+        match choice.objection() {
+            None => break choice,
+            Some(Objection::ToldOnOneWay(at)) => {
+                let before = refused.len();
+                match choice.chosen.get(&at) {
+                    // Where calls fail; each way there can be told before.
+                    Some(place) if !place.emulated => {
+                        refused.insert(at);
+                    }
+                    _ => refused.extend(choice.telling_before(at)),
+                }
+                (refused.len() > before).then_some(())?;
+            }
+            Some(Objection::Other) => return None,
+        }
+    };
+    let mut places: Vec<MidstPlace> = choice.chosen.into_values().collect();
+    places.sort_by_key(|place| place.offset);
+    let is_cheaper = places.iter().any(|place| {
+        place.emulated
+            && matches!(place.midst, Some(Midst::Gives { was_noted: false, register: Some(_), .. }))
+    });
+    (is_cheaper && places.len() <= MAX_PLACES).then_some(places)
+}
+
+/// Why places will not do.
+enum Objection {
+    /// A way that was told and one that was not come together at a node.
+    ToldOnOneWay(usize),
+    /// A way is not told, or twice, or not noted where it has to be.
+    Other,
+}
+
+/// Places in a function, by their nodes.
+struct Choice<'a> {
+    flow: &'a Flow<'a>,
+    need: ProbeNeed,
+    forms: EmulatedForms,
+    /// Nodes at which nothing is to be told.
+    refused: &'a BTreeSet<usize>,
+    chosen: BTreeMap<usize, MidstPlace>,
+}
+
+impl<'a> Choice<'a> {
+    /// On each way the first place at which what it gives is known; none if there is none on one of them.
+    fn of(
+        flow: &'a Flow<'a>,
+        need: ProbeNeed,
+        forms: EmulatedForms,
+        refused: &'a BTreeSet<usize>,
+    ) -> Option<Self> {
+        let mut choice = Self { flow, need, forms, refused, chosen: BTreeMap::new() };
+        let mut seen = BTreeSet::new();
+        let mut open = vec![0];
+        let mut to_note = Vec::new();
+        while let Some(at) = open.pop() {
+            let node = flow.nodes.get(at)?;
+            // Where nothing returns, nothing is to be told.
+            if node.result.is_none() || !seen.insert(at) {
+                continue;
+            }
+            let places = places_of(&node.known, need);
+            if node.leads_on {
+                // There the return address has to be on top of the stack, as at an entry.
+                let is_as_at_entry = node.known.depth == 0 && forms.emulate(node.bytes);
+                choice.choose(at, places.filter(|_| is_as_at_entry)?, None)?;
+                continue;
+            }
+            let Some((register, condition)) = choice.told_at(at) else {
+                (node.instruction.flow_control() != FlowControl::Return).then_some(())?;
+                let fails = |edge: &&Edge| choice.fails_by(node, **edge);
+                let failing = node.edges.iter().find(fails).filter(|_| forms.emulate(node.bytes));
+                if let (Some(edge), Some(places)) = (failing, places) {
+                    let condition = edge.condition;
+                    let midst = Midst::Gives { register: None, condition, was_noted: false };
+                    choice.choose(at, places, Some(midst))?;
+                }
+                let goes_on =
+                    node.edges.iter().filter(|edge| places.is_none() || Some(*edge) != failing);
+                open.extend(goes_on.filter_map(|edge| edge.to));
+                continue;
+            };
+            let was_noted = places.is_none();
+            if was_noted {
+                to_note.push(at);
+            }
+            let midst = Some(Midst::Gives { register, condition, was_noted });
+            let places = places.unwrap_or(ArgumentPlaces::AS_PASSED);
+            choice.choose(at, places, midst)?;
+        }
+        for at in to_note {
+            choice.note_before(at)?;
+        }
+        Some(choice)
+    }
+
+    /// None if what was the caller's cannot be found from there.
+    fn choose(&mut self, at: usize, places: ArgumentPlaces, midst: Option<Midst>) -> Option<()> {
+        let node = self.flow.nodes.get(at)?;
+        let frame = frame_at(&node.known)?;
+        let (offset, emulated) = (node.instruction.ip(), self.forms.emulate(node.bytes));
+        self.chosen.insert(at, MidstPlace { offset, emulated, places, midst, frame });
+        Some(())
+    }
+
+    /// As [`given_at`], of a node that is not refused. A call that fails is to be told where it is known what it was given.
+    fn told_at(&self, at: usize) -> Option<(Option<u8>, Option<u8>)> {
+        let node = self.flow.nodes.get(at).filter(|_| !self.refused.contains(&at))?;
+        let is_emulated = self.forms.emulate(node.bytes);
+        let is_known = is_emulated || places_of(&node.known, self.need).is_some();
+        given_at(self.flow, node, is_emulated).filter(|_| is_known)
+    }
+
+    /// Whether calls that a conditional jump leads there are known to fail, and are not told behind it.
+    fn fails_by(&self, node: &Node<'_>, edge: Edge) -> bool {
+        let held = self.flow.result_by(node, edge);
+        let fails = held.is_some_and(|held| held.contains(&Holder::Zero));
+        let is_told_behind = edge.to.is_some_and(|to| self.told_at(to).is_some());
+        edge.condition.is_some() && fails && !is_told_behind
+    }
+
+    /// Adds, on each way to a place, the last one before it at which what the call was given is known.
+    fn note_before(&mut self, at: usize) -> Option<()> {
+        let mut seen = BTreeSet::from([at]);
+        let mut open = vec![at];
+        while let Some(at) = open.pop() {
+            let leads_here = |node: &Node<'_>| node.edges.iter().any(|edge| edge.to == Some(at));
+            // At the entry the way is at its end.
+            (at != 0).then_some(())?;
+            for (before, node) in self.flow.nodes.iter().enumerate() {
+                if !leads_here(node) || !seen.insert(before) {
+                    continue;
+                }
+                let is_emulated = self.forms.emulate(node.bytes);
+                let Some(places) = places_of(&node.known, self.need).filter(|_| is_emulated) else {
+                    open.push(before);
+                    continue;
+                };
+                self.choose(before, places, Some(Midst::Notes))?;
+            }
+        }
+        Some(())
+    }
+
+    /// What is wrong, if not each way is told exactly once, and noted once before if it has to be, and never else.
+    fn objection(&self) -> Option<Objection> {
+        // How often a way has been noted and told before it comes to a node.
+        let mut counts: BTreeMap<usize, (u8, u8)> = BTreeMap::from([(0, (0, 0))]);
+        let mut open = vec![0];
+        while let Some(at) = open.pop() {
+            let (Some(node), Some(&(noted, told))) = (self.flow.nodes.get(at), counts.get(&at))
+            else {
+                return Some(Objection::Other);
+            };
+            if node.result.is_none() {
+                continue;
+            }
+            let chosen = self.chosen.get(&at).map(|place| place.midst);
+            let after = match chosen {
+                None => (noted, told),
+                Some(Some(Midst::Notes)) if (noted, told) == (0, 0) => (1, 0),
+                Some(Some(Midst::Gives { was_noted, .. }))
+                    if (noted, told) == (was_noted.into(), 0) =>
+                {
+                    (noted, 1)
+                }
+                Some(None) if (noted, told) == (0, 0) => (0, 1),
+                // Another way comes here untold, or it would not have been chosen.
+                Some(Some(Midst::Gives { .. }) | None) if told == 1 => {
+                    return Some(Objection::ToldOnOneWay(at));
+                }
+                Some(_) => return Some(Objection::Other),
+            };
+            let ends = node.instruction.flow_control() == FlowControl::Return;
+            if ends && after.1 != 1 {
+                return Some(Objection::Other);
+            }
+            let condition = match chosen {
+                Some(Some(Midst::Gives { condition, .. })) => condition,
+                _ => None,
+            };
+            for edge in &node.edges {
+                let Some(to) = edge.to else { continue };
+                let is_told = condition.is_none() || condition == edge.condition;
+                let after = if is_told { after } else { (noted, told) };
+                match counts.insert(to, after) {
+                    None => open.push(to),
+                    // What was noted is of no interest once it was told.
+                    Some((_, 1)) if after.1 == 1 => {}
+                    Some(before) if before == after => {}
+                    Some(before) if before.1 != after.1 => {
+                        return Some(Objection::ToldOnOneWay(to));
+                    }
+                    Some(_) => return Some(Objection::Other),
+                }
+            }
+        }
+        None
+    }
+
+    /// The last places that tell on the ways to a node.
+    fn telling_before(&self, at: usize) -> BTreeSet<usize> {
+        let mut telling = BTreeSet::new();
+        let mut seen = BTreeSet::from([at]);
+        let mut open = vec![at];
+        while let Some(at) = open.pop() {
+            for (before, node) in self.flow.nodes.iter().enumerate() {
+                if !node.edges.iter().any(|edge| edge.to == Some(at)) || !seen.insert(before) {
+                    continue;
+                }
+                match self.chosen.get(&before).and_then(|place| place.midst) {
+                    Some(Midst::Gives { .. }) => {
+                        telling.insert(before);
+                    }
+                    _ => open.push(before),
+                }
+            }
+        }
+        telling
+    }
+}
+
+/// In which register the result is at an instruction, if in any, and under which condition; none if it is not known there, or
+/// the instruction will not do.
+fn given_at(
+    flow: &Flow<'_>,
+    node: &Node<'_>,
+    is_emulated: bool,
+) -> Option<(Option<u8>, Option<u8>)> {
+    let held = node.result.as_ref()?;
+    let in_register = held.iter().find_map(|holder| match holder {
+        Holder::Register(number) if *number != Register::RSP.number() as u8 => Some(*number),
+        _ => None,
+    });
+    let is_zero = held.contains(&Holder::Zero);
+    if !is_emulated {
+        // A failing call may cost more.
+        return (is_zero && can_be_stepped(node)).then_some((None, None));
+    }
+    let register = if is_zero { None } else { Some(in_register?) };
+    let returns = |edge: &&Edge| flow.result_by(node, **edge).is_some();
+    let mut returning = node.edges.iter().filter(returns);
+    let condition = match (returning.next(), returning.next()) {
+        (Some(edge), None) => edge.condition,
+        _ => None,
+    };
+    Some((register, condition))
+}
+
+/// Whether the kernel can step through it: plain instructions that compilers write, without a prefix that it may refuse.
+fn can_be_stepped(node: &Node<'_>) -> bool {
+    let instruction = &node.instruction;
+    let is_plain = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Mov | Mnemonic::Lea | Mnemonic::Xor | Mnemonic::Add | Mnemonic::Pop
+    );
+    is_plain && instruction.segment_prefix() == Register::None && !instruction.has_lock_prefix()
+}
+
+/// In which registers the needed arguments are; none if one is not in any that a program can read.
+fn places_of(known: &Known, need: ProbeNeed) -> Option<ArgumentPlaces> {
+    let mut places = [0; ARGUMENT_COUNT];
+    for (argument, (place, passed)) in places.iter_mut().zip(ARGUMENT_REGISTERS).enumerate() {
+        *place = argument as u8;
+        let is_in = |register: &Register| known.holds(*register, passed);
+        if need.arguments.contains(argument) && !is_in(&passed) {
+            let mut all = ARGUMENT_REGISTERS.iter().chain(&OF_CALLER);
+            *place = all.position(is_in)? as u8;
+        }
+    }
+    Some(ArgumentPlaces::at(places))
+}
+
+/// Where the caller's frame is; none if it cannot be found from there.
+fn frame_at(known: &Known) -> Option<FrameAt> {
+    let is_found =
+        |register: &Register| known.holds(*register, *register) || known.saved(*register).is_some();
+    let depth = |register: Register| {
+        let saved = if known.holds(register, register) { None } else { known.saved(register) };
+        saved.map(|depth| depth as u16)
+    };
+    let is_near = known.depth <= MAX_DEPTH_BYTES && known.depth % 8 == 0;
+    (is_near && OF_CALLER.iter().all(is_found)).then(|| FrameAt {
+        depth_bytes: known.depth as u16,
+        rbp_depth_bytes: depth(Register::RBP),
+        rbx_depth_bytes: depth(Register::RBX),
+    })
+}
