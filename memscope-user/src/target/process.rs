@@ -3,7 +3,7 @@ use std::{
     io::{self, Cursor, Read},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -321,12 +321,15 @@ pub fn path_of_open(file: &File) -> PathBuf {
 }
 
 fn open_identical(path: &Path, identity: FileIdentity) -> io::Result<File> {
-    // Looked at before it is opened: opening a device or a pipe could have effects.
-    let metadata = std::fs::metadata(path)?;
+    // Looked at before it is opened for reading, as opening a device or a pipe could have effects; and held
+    // meanwhile, as the same path can lead to another file a moment later. Libraries that come and go at one
+    // address are at one path in map_files.
+    let held = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let metadata = held.metadata()?;
     if metadata.file_type().is_fifo() || metadata.ino() != identity.inode {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the path leads to another file"));
     }
-    File::open(path)
+    File::open(path_of_open(&held))
 }
 
 fn check_traceable(pid: u32, stat: &Stat) -> Result<(), TargetError> {
@@ -442,6 +445,40 @@ mod tests {
         // Its allocator has asked for one.
         assert!(me.heap_end_avma().unwrap().is_some_and(|end_avma| end_avma % 4096 == 0));
         assert!(me.is_alive());
+    }
+
+    #[test]
+    fn a_file_is_never_taken_for_the_one_that_was_at_its_path_before() {
+        const REPLACEMENTS: usize = 20_000;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("library");
+        let files = ["one", "other"].map(|name| place.path().join(name));
+        for file in &files {
+            std::fs::write(file, "").unwrap();
+        }
+        let inode = std::fs::metadata(&files[0]).unwrap().ino();
+        let wanted = FileIdentity { device: (0, 0), inode };
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| {
+                let mut opened = 0;
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    if let Ok(file) = open_identical(&path, wanted) {
+                        assert_eq!(file.metadata().unwrap().ino(), inode);
+                        opened += 1;
+                    }
+                }
+                opened
+            });
+            let link = place.path().join("link");
+            for round in 0..REPLACEMENTS {
+                std::fs::hard_link(&files[round % 2], &link).unwrap();
+                std::fs::rename(&link, &path).unwrap();
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            opening.join().unwrap()
+        });
+        assert!(opened > 0, "it was never found");
     }
 
     #[test]
