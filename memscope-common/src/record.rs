@@ -317,6 +317,8 @@ pub const STACK_USED_FRAME_POINTERS: u16 = 1;
 pub const STACK_TABLES_OLD: u16 = 2;
 /// Of a copied stack: its registers are those at a probe in the midst of a function, which is no frame of the stack.
 pub const STACK_BEGINS_IN_PROBE: u16 = 4;
+/// Besides, the next frame is none either: the probe is inside of a function that the one of interest calls.
+pub const STACK_BEGINS_INSIDE: u16 = 8;
 
 /// The walk ended in a null frame pointer, or in a null return address above one.
 pub const OUTCOME_FRAME_POINTERS_ENDED: u16 = 1;

@@ -25,13 +25,13 @@ use memscope_common::{
         Allocation, AllocatorCall, Free, Header, KIND_ALLOCATION, KIND_ALLOCATOR_CALL, KIND_FREE,
         KIND_REALLOCATION_BEGIN, KIND_REALLOCATION_END, KIND_SMALL_ALLOCATION, KIND_SMALL_FREE,
         KIND_SMALL_FREE_INTERNAL, KIND_THREAD_NUMBER, MAX_SMALL_AVMA, MAX_THREAD_NUMBER,
-        ReallocationBegin, ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, SmallAllocation,
-        ThreadNumber, address_and_thread, kind_and_time,
+        ReallocationBegin, ReallocationEnd, SMALL_FREE_ALLOCATED_SINCE, STACK_BEGINS_IN_PROBE,
+        STACK_BEGINS_INSIDE, SmallAllocation, ThreadNumber, address_and_thread, kind_and_time,
     },
 };
 use memscope_ebpf::{
-    Entry, FreeCall, classify_entry, condition_holds, is_caught_outside, is_exit_of,
-    is_internal_call, is_return_of, product_bytes,
+    Entry, FreeCall, InnerHit, classify_entry, condition_holds, inner_hit, is_caught_outside,
+    is_exit_of, is_internal_call, is_return_of, product_bytes,
 };
 
 use crate::{
@@ -199,6 +199,9 @@ pub(crate) fn entered<const CAN_THROW: bool>(
     if !hit.modes().0 {
         return None;
     }
+    if !CAN_THROW && hit.cookie.is_inner() && !is_told_inside(context, &hit, spot, sp_avma) {
+        return None;
+    }
     let Some(state) = threads::known_or_made(known, context.as_ptr()) else {
         emit::lose(COUNTER_THREAD_TABLE_FULL);
         debug!(context, "thread table full at thread {}", hit.thread());
@@ -264,13 +267,17 @@ fn entered_inside<const CAN_THROW: bool>(
     Some(ptr::from_mut(state))
 }
 
-/// Where a call's block is known that was noted before. None if it was not, as in a call inside another one. Not asked whether
-/// recording is on, as at a return.
+/// Where a call's block is known that was noted before. None if it was not, as in a call inside another one, or if recording has
+/// ended since, as at a return.
 #[inline(always)]
 fn noted(state: *mut ThreadState, hit: &Hit, sp_avma: u64) -> Option<*mut ThreadState> {
     // SAFETY: as in `entered`.
     let known = unsafe { &mut *state };
     if !Cookie(known.cookie).notes() || known.sp_avma != sp_avma {
+        return None;
+    }
+    if !hit.modes().0 {
+        known.cookie = 0;
         return None;
     }
     known.cookie = hit.cookie.0;
@@ -296,6 +303,29 @@ fn is_passed_by(context: &ProbeContext, cookie: Cookie) -> bool {
         emit::count(COUNTER_PASSED_BY);
     }
     is_passed_by
+}
+
+/// Whether a call is to be told inside of a function that the one of interest calls. `sp_avma` is where that one's return address
+/// lies.
+#[inline(always)]
+fn is_told_inside(context: &ProbeContext, hit: &Hit, spot: &Spot, sp_avma: u64) -> bool {
+    let fails = block_in_register(context.regs, hit.cookie.register()) == 0;
+    told_inside(hit.cookie.probe().into(), u32::from(fails), spot.avma, sp_avma) != 0
+}
+
+/// The same. A function with a name of its own, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn told_inside(probe: u32, fails: u32, probe_avma: u64, sp_avma: u64) -> u32 {
+    let Some(surroundings) = SURROUNDINGS.get(probe) else { return 0 };
+    let inner_sp_avma = sp_avma.wrapping_sub(surroundings.inner.depth_bytes.into());
+    let return_avma = return_address(inner_sp_avma);
+    match inner_hit(surroundings, probe_avma, return_avma, fails != 0) {
+        InnerHit::Told => return 1,
+        InnerHit::PassedBy => emit::count(COUNTER_PASSED_BY),
+        InnerHit::Unknown => emit::lose(COUNTER_RETURN_NOT_SEEN),
+    }
+    0
 }
 
 /// What is in a register, by its number; 0 for the stack pointer's.
@@ -452,8 +482,7 @@ fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()
 }
 
 /// The block of a call is known: at its return, or, if it `gives_at_once`, right after [`entered`]. Nothing
-/// that ends a block is between such a place and the return, and who has its address now has got it from nobody else. Not asked
-/// whether recording is on: a call that was entered while it was on is followed to its end.
+/// that ends a block is between such a place and the return, and who has its address now has got it from nobody else.
 #[inline(always)]
 pub(crate) fn returned(
     context: &RetProbeContext,
@@ -473,7 +502,7 @@ pub(crate) fn returned(
         }
     }
     state.cookie = 0;
-    if sample::is_unrecorded(state) {
+    if sample::is_unrecorded(state) || !gives_at_once && has_ended(state, &hit) {
         return None;
     }
     let address_avma = if gives_at_once {
@@ -489,9 +518,18 @@ pub(crate) fn returned(
             emit::count(COUNTER_GIVEN_AT_ONCE);
         }
         caller.in_probe = hit.cookie.probe();
+        let inside = u16::from(hit.cookie.is_inner()) * STACK_BEGINS_INSIDE;
+        caller.begins = STACK_BEGINS_IN_PROBE | inside;
     }
     let stack = stack_of(state, &caller, header, hit.removals);
     record(state, &hit, header, address_avma, stack)
+}
+
+/// Whether recording has ended since a call was entered that gives a new block. Then its block is not recorded either: the one
+/// that was at its address may have ended in between. Of reallocations the begin was recorded.
+#[inline(always)]
+fn has_ended(state: &ThreadState, hit: &Hit) -> bool {
+    state.block_avma == 0 && !hit.modes().0
 }
 
 /// Whether what a call has given, 0 if nothing, is to be recorded with its stack; then the

@@ -5,7 +5,9 @@
 
 pub mod unwind;
 
-use memscope_common::control::{Cookie, GAP_STEPS, Gaps, ProbeSurroundings};
+use memscope_common::control::{
+    Cookie, GAP_STEPS, Gaps, InnerCalls, MAX_INNER_CALLS, ProbeSurroundings,
+};
 
 /// What an entry probe has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +130,43 @@ pub const fn is_internal_call(
     let start_avma = probe_avma.wrapping_sub(surroundings.before_bytes as u64);
     let length_bytes = surroundings.before_bytes as u64 + surroundings.after_bytes as u64;
     return_avma.wrapping_sub(start_avma) < length_bytes
+}
+
+/// What a hit is, inside of a function that the one of interest calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InnerHit {
+    /// Of a call that is told there.
+    Told,
+    /// Of one that is not: by another function, or to be tried again.
+    PassedBy,
+    /// It cannot be said whose it is, as the return address is not one of the module.
+    Unknown,
+}
+
+/// Tells the calls of a function that are told inside of it from the others, by where they return to.
+#[must_use]
+#[inline(always)]
+pub const fn inner_hit(
+    surroundings: &ProbeSurroundings,
+    probe_avma: u64,
+    return_avma: u64,
+    fails: bool,
+) -> InnerHit {
+    let InnerCalls { return_distances, tell_failures, .. } = surroundings.inner;
+    let mut number = 0;
+    while number < MAX_INNER_CALLS {
+        let distance = return_distances[number] as i64 as u64;
+        if distance != 0 && return_avma.wrapping_sub(probe_avma) == distance {
+            let is_told = !fails || tell_failures >> number & 1 != 0;
+            return if is_told { InnerHit::Told } else { InnerHit::PassedBy };
+        }
+        number += 1;
+    }
+    if is_internal_call(surroundings, probe_avma, return_avma) {
+        InnerHit::PassedBy
+    } else {
+        InnerHit::Unknown
+    }
 }
 
 /// Whether a condition of conditional jumps holds, by its number (Intel SDM, volume 2, table B-10), for these flags (volume 1,
@@ -496,7 +535,9 @@ mod tests {
     #[test]
     fn calls_from_within_the_code_around_the_probe_are_internal() {
         let to_caller = Rule::of_kind(CFA_SP);
-        let around = ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200, to_caller };
+        let inner = InnerCalls::default();
+        let around =
+            ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x200, to_caller, inner };
         for (return_avma, expected) in [
             (0x8eff, false),
             (0x8f00, true),
@@ -511,8 +552,28 @@ mod tests {
                 "{return_avma:#x}"
             );
         }
-        let unknown = ProbeSurroundings { before_bytes: 0, after_bytes: 0, to_caller };
+        let unknown = ProbeSurroundings { before_bytes: 0, after_bytes: 0, to_caller, inner };
         assert!(!is_internal_call(&unknown, 0x9000, 0x9000));
+    }
+
+    #[test]
+    fn of_a_function_that_many_call_the_calls_of_one_are_told() {
+        let inner = InnerCalls {
+            return_distances: [0x1080, -0x40, 0, 0],
+            depth_bytes: 48,
+            tell_failures: 0b10,
+        };
+        let to_caller = Rule::of_kind(CFA_SP);
+        let around =
+            ProbeSurroundings { before_bytes: 0x100, after_bytes: 0x2000, to_caller, inner };
+        let hit = |return_avma, fails| inner_hit(&around, 0x9000, return_avma, fails);
+        assert_eq!(hit(0xa080, false), InnerHit::Told);
+        assert_eq!(hit(0xa080, true), InnerHit::PassedBy, "it is tried again");
+        assert_eq!((hit(0x8fc0, false), hit(0x8fc0, true)), (InnerHit::Told, InnerHit::Told));
+        assert_eq!(hit(0x9000, false), InnerHit::PassedBy, "none is there");
+        assert_eq!(hit(0xa000, false), InnerHit::PassedBy, "another function's");
+        assert_eq!(hit(0x7fff_ffff_f000, false), InnerHit::Unknown);
+        assert_eq!(hit(0, false), InnerHit::Unknown, "it could not be read");
     }
 
     #[test]

@@ -25,8 +25,7 @@ use memscope_common::{
     record::{
         Header, KIND_STACK, MAX_FRAMES, OUTCOME_CALLER_ONLY, OUTCOME_COMPLETE, OUTCOME_DEPTH_LIMIT,
         OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_NO_TABLES, OUTCOME_TABLES_REPLACED,
-        OUTCOME_UNKNOWN_CODE, STACK_BEGINS_IN_PROBE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS,
-        StackHeader,
+        OUTCOME_UNKNOWN_CODE, STACK_TABLES_OLD, STACK_USED_FRAME_POINTERS, StackHeader,
     },
     unwind::{
         CACHE_WORDS, CFA_END, CFA_NONE, CFA_SIGNAL, CFA_SP, CHUNK_WORDS, KernelOffsets,
@@ -81,6 +80,8 @@ pub(crate) struct CallerRegisters {
     pub(crate) returns: u64,
     /// The probe in the midst of a function in which these are its registers, and not its caller's; else 0.
     pub(crate) in_probe: u16,
+    /// `STACK_` flags of a copy that begins with them.
+    pub(crate) begins: u16,
     pub(crate) sp_avma: u64,
     pub(crate) rbp: u64,
     pub(crate) rbx: u64,
@@ -126,6 +127,7 @@ impl CallerRegisters {
                 return_avma,
                 returns,
                 in_probe: 0,
+                begins: 0,
                 sp_avma,
                 rbp: read_volatile(&raw const (*registers).rbp),
                 rbx: read_volatile(&raw const (*registers).rbx),
@@ -256,8 +258,7 @@ fn walk_and_announce(
     if copy::is_wanted(outcome, flags, walked_bytes) && copy::is_allowed(target, header.time_ns) {
         // Each copy is a stack of its own, as what was not walked may differ.
         let number = sent::number_for_once();
-        let begins = if caller.in_probe == 0 { 0 } else { STACK_BEGINS_IN_PROBE };
-        if copy::send(caller, header, number, outcome, flags | begins) {
+        if copy::send(caller, header, number, outcome, flags | caller.begins) {
             memo::keep(memo, walk, 0);
             return number as u32;
         }

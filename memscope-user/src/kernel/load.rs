@@ -21,8 +21,8 @@ use memscope_common::{
         COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT,
         COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
         COUNTER_PASSED_BY, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, MAX_THREADS,
-        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
+        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, InnerCalls,
+        MAX_INNER_CALLS, MAX_THREADS, NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
     unwind::{CFA_SP, Rule, SAVED_AT_CFA, SAVED_NOT},
 };
@@ -52,7 +52,7 @@ use crate::{
     model::{
         AttachMethod, Counters, LossCause, MappingMethod, Observes, OnOverflow, ProbeId, StackMode,
     },
-    target::{FrameAt, FunctionKind, Midst, PlannedProbe},
+    target::{self, FrameAt, FunctionKind, Inner, Midst, PlannedProbe},
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -633,6 +633,7 @@ fn cookie_of(id: ProbeId, probe: &PlannedProbe) -> Cookie {
         None => cookie,
     };
     let cookie = cookie.of_depth(probe.site.frame.depth_bytes);
+    let cookie = if probe.site.inner.is_some() { cookie.of_inner() } else { cookie };
     let cookie =
         if probe.frees_again_unnoticed { cookie.of_freeing_again_unnoticed() } else { cookie };
     if probe.site.emulated { cookie } else { cookie.of_stepped() }
@@ -645,7 +646,21 @@ fn surroundings_of(probe: &PlannedProbe) -> ProbeSurroundings {
         before_bytes: bytes(begin, probe.file_offset),
         after_bytes: bytes(probe.file_offset, end),
         to_caller: to_caller(probe.site.frame),
+        inner: probe.site.inner.map_or_else(InnerCalls::default, |inner| inner_calls(&inner)),
     }
+}
+
+fn inner_calls(inner: &Inner) -> InnerCalls {
+    const { assert!(MAX_INNER_CALLS == target::MAX_INNER_CALLS) };
+    let mut calls = InnerCalls { depth_bytes: inner.depth_bytes, ..InnerCalls::default() };
+    let places = calls.return_distances.iter_mut().zip(inner.calls);
+    for (number, (return_distance, call)) in places.enumerate() {
+        if let Some(call) = call {
+            *return_distance = call.return_distance;
+            calls.tell_failures |= u16::from(call.tells_failure) << number;
+        }
+    }
+    calls
 }
 
 /// How the caller is found from where a probe is.

@@ -227,7 +227,7 @@ impl Kernel {
     }
 
     /// Ends recording of all targets for good, also of those that only the programs know of. After
-    /// [`Self::settle`] nothing is recorded but the returns of calls that are under way.
+    /// [`Self::settle`] nothing is recorded but the ends of reallocations that are under way.
     pub fn end_all(&mut self) {
         self.targets.end_all();
     }

@@ -1,5 +1,7 @@
 //! Where functions without symbols begin and end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection as _};
 use object::{Object, ObjectSection as _};
 
@@ -9,23 +11,34 @@ const MAX_SECTION_BYTES: u64 = 1 << 28;
 /// How long the function is that begins at an address of the file's own numbering, as its call
 /// frame information says; none if none begins there, or nothing is said of it.
 pub(super) fn length_of_function<'data>(elf: &impl Object<'data>, svma: u64) -> Option<u64> {
-    let section = elf.section_by_name(".eh_frame")?;
-    if section.size() > MAX_SECTION_BYTES {
-        return None;
-    }
-    let frames = EhFrame::new(section.data().ok()?, LittleEndian);
+    lengths_of_functions(elf, &BTreeSet::from([svma])).get(&svma).copied()
+}
+
+/// The same of several, by where they begin.
+pub(super) fn lengths_of_functions<'data>(
+    elf: &impl Object<'data>,
+    wanted: &BTreeSet<u64>,
+) -> BTreeMap<u64, u64> {
+    let mut found = BTreeMap::new();
+    let Some(section) = elf.section_by_name(".eh_frame") else { return found };
+    let Some(bytes) = section.data().ok().filter(|_| section.size() <= MAX_SECTION_BYTES) else {
+        return found;
+    };
+    let frames = EhFrame::new(bytes, LittleEndian);
     let text = elf.section_by_name(".text").map_or(0, |text| text.address());
     let bases = BaseAddresses::default().set_eh_frame(section.address()).set_text(text);
     let mut entries = frames.entries(&bases);
-    while let Ok(Some(entry)) = entries.next() {
+    while found.len() < wanted.len()
+        && let Ok(Some(entry)) = entries.next()
+    {
         if let CieOrFde::Fde(entry) = entry
             && let Ok(entry) = entry.parse(EhFrame::cie_from_offset)
-            && entry.initial_address() == svma
+            && wanted.contains(&entry.initial_address())
         {
-            return Some(entry.len());
+            found.entry(entry.initial_address()).or_insert(entry.len());
         }
     }
-    None
+    found
 }
 
 #[cfg(test)]

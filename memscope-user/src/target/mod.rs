@@ -26,7 +26,9 @@ pub use description::{Description, DescriptionError, Descriptions};
 pub use exits::ExitObstacle;
 pub use launch::{HeldCommand, Invoker, LaunchError, RunningCommand, Startup};
 pub use memory::ControlGroups;
-pub use module::{CodeSegment, DescribedCode, FunctionCode, ModuleError, ModuleFacts, Search};
+pub use module::{
+    CalledCode, CodeSegment, DescribedCode, FunctionCode, ModuleError, ModuleFacts, Search,
+};
 pub use plan::{Owner, PlannedProbe, is_of_interest, plan_probes, unseen_functions};
 pub use process::{
     CodeMapping, FileIdentity, MappedFile, TargetError, TargetProcess, all_pids, other_root,
@@ -37,6 +39,7 @@ pub(crate) use separate::{
     DebugFile, ElfFacts, Wanted, hexadecimal, open_in_directory, open_in_root,
 };
 pub use site::{
-    ArgumentPlaces, ArgumentSet, EmulatedForms, FrameAt, Midst, ProbeNeed, ProbeSite, SiteReason,
-    SiteRules, choose_site, choose_sites, instruction_text,
+    ArgumentPlaces, ArgumentSet, Calls, EmulatedForms, FrameAt, Inner, InnerCall, MAX_INNER_CALLS,
+    Midst, ProbeNeed, ProbeSite, SiteReason, SiteRules, choose_site, choose_sites,
+    instruction_text,
 };

@@ -16,9 +16,10 @@ use super::{
     description::{Description, Descriptions, Place},
     endless::{KnownFunctions, endless_transfers},
     exits::{CodeView, ExitObstacle, Linked, exits_of, never_returns},
-    extent::length_of_function,
+    extent::{length_of_function, lengths_of_functions},
     plan::is_of_interest,
     separate::{ElfFacts, Wanted, hexadecimal},
+    site::judged_calls,
 };
 
 /// Largest file looked into.
@@ -27,6 +28,9 @@ const MAX_FILE_BYTES: u64 = 1 << 36;
 const CODE_PAGE_BYTES: u64 = 1 << 12;
 /// Most bytes of a function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 16;
+
+/// Most functions that one calls of which the code is kept.
+const MAX_CALLED: usize = 4;
 
 /// What is looked for in a file, and where beside it.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +139,19 @@ pub struct FunctionCode {
     pub is_local: bool,
     /// Its calls and jumps to other functions that never return, by their distances from its first instruction. Known of
     /// the C library's that give blocks and call no others that do.
+    pub never_return: BTreeSet<u64>,
+    /// Functions that it calls and whose results it looks at, as far as they are known. Of the same ones.
+    pub called: Vec<CalledCode>,
+}
+
+/// A function that another one calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CalledCode {
+    /// Where it begins, as a distance from the first instruction of the one that calls it.
+    pub distance: i64,
+    /// Its machine code, as far as its call frame information says it reaches.
+    pub code: Vec<u8>,
+    /// As in [`FunctionCode`].
     pub never_return: BTreeSet<u64>,
 }
 
@@ -262,6 +279,23 @@ impl ModuleFacts {
         })
     }
 
+    /// The machine code of the function that begins at a position, if it was looked for or one of those calls it.
+    #[must_use]
+    pub fn code_at(&self, file_offset: u64) -> Option<&[u8]> {
+        let own = self.function_at(file_offset).map(|found| found.code.as_slice());
+        own.or_else(|| {
+            let all = self
+                .functions
+                .iter()
+                .flat_map(|found| found.called.iter().map(|called| (found.file_offset, called)));
+            all.filter(|(from, called)| {
+                from.checked_add_signed(called.distance) == Some(file_offset)
+            })
+            .map(|(_, called)| called.code.as_slice())
+            .next()
+        })
+    }
+
     /// The function that begins at a position, if it is one of those that were looked for.
     #[must_use]
     pub fn function_at(&self, file_offset: u64) -> Option<&FunctionCode> {
@@ -350,8 +384,14 @@ impl<'a> Parsed<'a, '_> {
         let inside = file_offset - segment.file_offset;
         let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
         let code = self.blocks.read_bytes_at(file_offset, length).ok()?.to_vec();
-        let never_return = BTreeSet::new();
-        Some(FunctionCode { name: name.to_owned(), file_offset, code, is_local, never_return })
+        Some(FunctionCode {
+            name: name.to_owned(),
+            file_offset,
+            code,
+            is_local,
+            never_return: BTreeSet::new(),
+            called: Vec::new(),
+        })
     }
 
     /// What was described and is there. A place counts only if a function begins there: a probe
@@ -382,6 +422,39 @@ impl<'a> Parsed<'a, '_> {
             code.into_iter().map(described).collect()
         };
         descriptions.iter().flat_map(of).collect()
+    }
+
+    /// What a function calls and looks at the result of, in the same part of the file.
+    fn called(
+        &self,
+        found: &FunctionCode,
+        start_svma: u64,
+        view: &CodeView<'_>,
+        known: &mut KnownFunctions,
+    ) -> Vec<CalledCode> {
+        let targets: BTreeSet<u64> = judged_calls(&found.code)
+            .map(|distance| start_svma.wrapping_add_signed(distance))
+            .filter(|target| {
+                let same = |segment: &&CodeSegment| {
+                    [start_svma, *target]
+                        .iter()
+                        .all(|svma| svma.wrapping_sub(segment.start_svma) < segment.length_bytes)
+                };
+                self.code.iter().any(|segment| same(&segment))
+            })
+            .take(MAX_CALLED)
+            .collect();
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        let of = |(svma, length): (u64, u64)| {
+            let code = self.function("", svma, length, true)?.code;
+            let endless = endless_transfers(svma, code.len() as u64, view, known);
+            let never_return = endless.iter().map(|at| at - svma).collect();
+            let distance = svma.wrapping_sub(start_svma).cast_signed();
+            Some(CalledCode { distance, code, never_return })
+        };
+        lengths_of_functions(self.elf, &targets).into_iter().filter_map(of).collect()
     }
 
     fn svma_of(&self, file_offset: u64) -> Option<u64> {
@@ -474,6 +547,9 @@ fn exits(
         let Some(start_svma) = file.svma_of(found.file_offset) else { continue };
         let endless = endless_transfers(start_svma, found.code.len() as u64, &view, &mut known);
         found.never_return = endless.iter().map(|svma| svma - start_svma).collect();
+        if row_of(found).is_some_and(|row| row.count.is_none()) {
+            found.called = file.called(found, start_svma, &view, &mut known);
+        }
     }
     let of = |found: &FunctionCode| {
         let exits = exits_of(file.svma_of(found.file_offset)?, &view);

@@ -10,8 +10,8 @@ use super::{
     },
     module::{FunctionCode, ModuleFacts},
     site::{
-        ArgumentPlaces, ArgumentSet, ProbeNeed, ProbeSite, SiteRules, choose_site, choose_sites,
-        first_transfer,
+        ArgumentPlaces, ArgumentSet, Calls, ProbeNeed, ProbeSite, SiteRules, choose_site,
+        choose_sites, first_transfer,
     },
 };
 
@@ -97,7 +97,9 @@ pub fn plan_probes(facts: &ModuleFacts, rules: SiteRules) -> Vec<PlannedProbe> {
         by_offset.entry(found.file_offset).or_insert_with(|| {
             let sites = sites_of(&function, found, facts, rules).into_iter();
             let probes = sites.filter_map(|site| {
-                let file_offset = found.file_offset.checked_add(site.offset)?;
+                let distance = site.inner.map_or(0, |inner| inner.distance);
+                let begin = found.file_offset.checked_add_signed(distance)?;
+                let file_offset = begin.checked_add(site.offset)?;
                 Some(planned(found_at(function, site.places), file_offset, site, owner))
             });
             probes.collect()
@@ -130,11 +132,10 @@ fn sites_of(
         && function.result_slot.is_none()
         && !function.can_throw;
     if gives_in_register {
-        let never_returns = |transfer| found.never_return.contains(&transfer);
+        let calls = Calls { never_return: &found.never_return, called: &found.called };
         // What else is called malloc may stand in front of another one, and lead there by any call.
         let calls_no_other = function.is_leaf && facts.is_c_library;
-        let never_returns = calls_no_other.then_some(&never_returns as &dyn Fn(u64) -> bool);
-        choose_sites(&found.code, need, rules.forms, never_returns)
+        choose_sites(&found.code, need, rules.forms, calls_no_other.then_some(calls))
     } else {
         vec![choose_site(&found.code, need, rules.forms)]
     }
@@ -264,8 +265,14 @@ mod tests {
         SiteRules { forms: EmulatedForms { long_nops: false }, at_once: true };
 
     fn function(name: &str, file_offset: u64) -> FunctionCode {
-        let (name, never_return) = (name.to_owned(), BTreeSet::new());
-        FunctionCode { name, file_offset, code: vec![0x55], is_local: false, never_return }
+        FunctionCode {
+            name: name.to_owned(),
+            file_offset,
+            code: vec![0x55],
+            is_local: false,
+            never_return: BTreeSet::new(),
+            called: Vec::new(),
+        }
     }
 
     #[test]

@@ -8,11 +8,14 @@
 mod arguments;
 mod emulated;
 mod flow;
+mod inner;
 mod midst;
 mod path;
 #[cfg(test)]
 mod tests;
 mod ways;
+
+use std::collections::BTreeSet;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter as _, GasFormatter, Instruction};
 
@@ -21,9 +24,11 @@ pub use self::{
     emulated::EmulatedForms,
     midst::{FrameAt, Midst},
 };
+use super::module::CalledCode;
 use crate::model::AttachMethod;
 
 pub(super) use self::arguments::{Effects, OF_CALLER};
+pub(super) use self::inner::judged_calls;
 use self::{arguments::Arguments, path::Path};
 
 /// What a probe's program will want to find, besides the return address on top of the
@@ -71,18 +76,59 @@ pub struct ProbeSite {
     pub midst: Option<Midst>,
     /// Where the caller's frame is from there.
     pub frame: FrameAt,
+    /// If it is in another function, which the one of interest calls: in which. Then `offset` is the distance from the first
+    /// instruction of that.
+    pub inner: Option<Inner>,
+}
+
+/// A function that the one of interest calls: what is told in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// Where it begins, as a distance from the first instruction of the one of interest.
+    pub distance: i64,
+    /// How far its return address is below that of the one of interest.
+    pub depth_bytes: u16,
+    /// The calls of it that are told there. Others call it as well.
+    pub calls: [Option<InnerCall>; MAX_INNER_CALLS],
+}
+
+/// Most calls of a function that are told in it.
+pub const MAX_INNER_CALLS: usize = 4;
+
+/// A call, by the function of interest, of a function in which it is told what that gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerCall {
+    /// Where it returns to, as a distance from the probed instruction.
+    pub return_distance: i32,
+    /// Whether it is told as well that it gives no block. Else the function of interest tries again.
+    pub tells_failure: bool,
+}
+
+/// What is known of the calls that a function makes.
+#[derive(Clone, Copy)]
+pub struct Calls<'a> {
+    /// Calls and jumps, by their distances from its entry, by which it never goes on.
+    pub never_return: &'a BTreeSet<u64>,
+    /// Functions that it calls.
+    pub called: &'a [CalledCode],
 }
 
 impl ProbeSite {
     /// An instruction by which a function returns.
-    pub(super) const EXIT: Self = Self {
-        offset: 0,
-        emulated: false,
-        reason: SiteReason::Exit,
-        places: ArgumentPlaces::AS_PASSED,
-        midst: None,
-        frame: FrameAt::ENTRY,
-    };
+    pub(super) const EXIT: Self = Self::at_entry(SiteReason::Exit);
+
+    /// A function's first instruction, stepped through.
+    const fn at_entry(reason: SiteReason) -> Self {
+        Self {
+            offset: 0,
+            emulated: false,
+            reason,
+            places: ArgumentPlaces::AS_PASSED,
+            midst: None,
+            frame: FrameAt::ENTRY,
+            inner: None,
+        }
+    }
 }
 
 /// Why a probe is where it is.
@@ -110,6 +156,8 @@ pub enum SiteReason {
     Exit,
     /// What the call gives is known there, so that its return needs no probe.
     BlockKnown,
+    /// The same, in a function that it calls.
+    BlockKnownInside,
     /// A call that gives no block at once goes on there.
     LeadsOn,
     /// What the call was given is still known there, and where its block is, it is not.
@@ -138,6 +186,7 @@ impl SiteReason {
             Self::NoneNear => "no emulated instruction near the entry",
             Self::Exit => "it returns there",
             Self::BlockKnown => "emulated, and the block is known there already",
+            Self::BlockKnownInside => "emulated, in what it calls, and the block is known there",
             Self::LeadsOn => "emulated, and calls go on there that give no block at once",
             Self::BeforeArgumentsGo => {
                 "emulated, and the arguments are known there for the last time"
@@ -176,8 +225,8 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
                 _ if is_behind_test => SiteReason::BehindNullTest,
                 _ => SiteReason::NothingBefore,
             };
-            let (midst, frame) = (None, FrameAt::ENTRY);
-            chosen = Some(ProbeSite { offset, emulated: true, reason, places, midst, frame });
+            let entry = ProbeSite::at_entry(reason);
+            chosen = Some(ProbeSite { offset, emulated: true, places, ..entry });
             if is_behind_test || need.block.is_none() {
                 break reason;
             }
@@ -197,32 +246,25 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
         }
         arguments.follow(&instruction, &effects);
     };
-    chosen.unwrap_or(ProbeSite {
-        offset: 0,
-        emulated: false,
-        reason: obstacle,
-        places: ArgumentPlaces::AS_PASSED,
-        midst: None,
-        frame: FrameAt::ENTRY,
-    })
+    chosen.unwrap_or(ProbeSite::at_entry(obstacle))
 }
 
 /// Chooses the sites of a function that gives a block in `rax` and needs no other one: several, if
 /// what some calls give is known before they return, which spares these their return probe. Each call is told by one.
 ///
-/// `never_returns` tells of calls and jumps, by their distances from its entry, by which it never goes on. None if what it calls may
-/// be another function that gives or ends blocks: then it has to be known that a call is under way.
+/// `calls`: what is known of the functions that it calls. None if these may give or end blocks: then it has to be known that a
+/// call is under way.
 #[must_use]
 pub fn choose_sites(
     code: &[u8],
     need: ProbeNeed,
     forms: EmulatedForms,
-    never_returns: Option<&dyn Fn(u64) -> bool>,
+    calls: Option<Calls<'_>>,
 ) -> Vec<ProbeSite> {
     if let Some(places) = ways::choose_places(code, need, forms) {
         return places.into_iter().map(ProbeSite::from).collect();
     }
-    let places = never_returns.and_then(|ends| midst::choose_places(code, need, forms, ends));
+    let places = calls.and_then(|calls| midst::choose_places(code, need, forms, calls));
     places.map_or_else(
         || vec![choose_site(code, need, forms)],
         |places| places.into_iter().map(ProbeSite::from).collect(),
@@ -243,6 +285,7 @@ impl From<ways::Place> for ProbeSite {
             places: place.places,
             midst,
             frame: FrameAt::ENTRY,
+            inner: None,
         }
     }
 }
@@ -253,6 +296,7 @@ impl From<midst::MidstPlace> for ProbeSite {
             None => SiteReason::LeadsOn,
             Some(Midst::Notes) => SiteReason::BeforeArgumentsGo,
             Some(Midst::Gives { register: None, .. }) => SiteReason::Fails,
+            Some(Midst::Gives { .. }) if place.inner.is_some() => SiteReason::BlockKnownInside,
             Some(Midst::Gives { .. }) => SiteReason::BlockKnown,
         };
         Self {
@@ -262,6 +306,7 @@ impl From<midst::MidstPlace> for ProbeSite {
             places: place.places,
             midst: place.midst,
             frame: place.frame,
+            inner: place.inner,
         }
     }
 }

@@ -14,7 +14,9 @@ use gimli::{
     CfaRule, EvaluationResult, FrameDescriptionEntry, Location, RegisterRule, UnwindContext,
     UnwindExpression, UnwindTableRow, Value, X86_64,
 };
-use memscope_common::record::{COPY_PART_BYTES, MAX_FRAMES, STACK_BEGINS_IN_PROBE, StackCopy};
+use memscope_common::record::{
+    COPY_PART_BYTES, MAX_FRAMES, STACK_BEGINS_IN_PROBE, STACK_BEGINS_INSIDE, StackCopy,
+};
 
 pub use self::functions::FrameInfo;
 use self::{
@@ -80,12 +82,14 @@ pub struct CopiedWalk {
 /// computed from it. A signal handler may have had a stack of its own; then the copy ends
 /// with that.
 ///
-/// If it begins in the midst of a probed function, that is no frame, unless there is no other.
+/// If it begins in the midst of a probed function, that is no frame, nor is one that this has called, unless there is no other.
 pub fn walk_copy(copy: &StackCopy, parts: &[Arc<[u8]>], code: &mut impl MappedCode) -> CopiedWalk {
     let mut walk = walk_all(copy, parts, code);
-    if copy.flags & STACK_BEGINS_IN_PROBE != 0 && walk.frames_avma.len() > 1 {
-        walk.frames_avma.remove(0);
-    }
+    let no_frames = [STACK_BEGINS_IN_PROBE, STACK_BEGINS_INSIDE]
+        .iter()
+        .filter(|flag| copy.flags & **flag != 0)
+        .count();
+    walk.frames_avma.drain(..no_frames.min(walk.frames_avma.len().saturating_sub(1)));
     walk
 }
 

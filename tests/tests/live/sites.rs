@@ -22,14 +22,22 @@ const DEBIAN_12: [(&str, Option<(u64, &str)>); 9] = [
     ("pvalloc", Some((7, "push %rbx"))),
 ];
 
-/// The same of `malloc`, where calls can be told in their midst.
-const MALLOC_DEBIAN_12: [(u64, &str); 6] = [
-    (0xaa, "jg "),
+/// The same of `malloc`, where calls can be told in their midst, and of what it calls where they can be told in that.
+const MALLOC_DEBIAN_12: [(u64, &str); 14] = [
     (0x157, "jne "),
-    (0x195, "call "),
-    (0x19d, "je "),
     (0x21e, "mov "),
     (0x28d, "jne "),
+    (0x4bc, "je "),
+    (0x4d4, "jmp "),
+    (0x5d0, "jne "),
+    (0x600, "mov "),
+    (0x62d, "jne "),
+    (0x6bd, "jne "),
+    (0xbc2, "je "),
+    (0xbda, "jmp "),
+    (0xc45, "jne "),
+    (0xd42, "jmp "),
+    (0xd66, "jmp "),
 ];
 
 fn diagnosis(arguments: &[&str]) -> Value {

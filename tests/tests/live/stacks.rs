@@ -99,6 +99,25 @@ fn stacks_that_differ_far_from_the_allocator_only_are_exact() {
     }
 }
 
+/// Told in the midst of what malloc calls, which others call as well, and which malloc calls again if it finds nothing.
+#[test]
+fn stacks_of_blocks_that_no_cache_has_are_exact() {
+    for compiler in compilers(&BOTH) {
+        let program = stacks::build("stacks_arena.c", compiler, &[]);
+        for (how, (export, figures)) in [
+            ("started", trace_started(&program, &[])),
+            ("attached", trace_attached(&program, &[], |_| ())),
+        ] {
+            judge(&export, &stacks::expected(&figures), None)
+                .assert_all_exact(&format!("{compiler:?}, {how}"));
+            export.assert_complete();
+            let failed = figures.number("failed_allocations");
+            assert!(failed > 0, "{how}");
+            assert_eq!(export.total("failed_allocations"), failed, "{how}");
+        }
+    }
+}
+
 #[test]
 fn stacks_in_cpp_are_exact_while_exceptions_are_thrown_and_caught() {
     for compiler in compilers(&BOTH) {

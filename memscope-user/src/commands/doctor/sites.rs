@@ -146,7 +146,7 @@ impl ProbeDiagnosis {
         let AllocatorFunction { name, kind, can_throw, .. } = probe.function;
         let offset = probe.site.offset;
         let start = probe.file_offset.saturating_sub(offset);
-        let function = facts.function_at(start);
+        let code = facts.code_at(start);
         let with_return =
             kind == FunctionKind::Allocates && !can_throw && probe.site.midst.is_none();
         let cost_of_call = |costs: HitCosts| {
@@ -158,8 +158,7 @@ impl ProbeDiagnosis {
             function: name,
             file_offset: probe.file_offset,
             offset,
-            instruction: function
-                .and_then(|function| instruction_text(&function.code, offset, start)),
+            instruction: code.and_then(|code| instruction_text(code, offset, start)),
             emulated: probe.site.emulated,
             returns: with_return,
             reason: probe.site.reason.as_str(),
@@ -202,6 +201,7 @@ mod tests {
             code: code.to_vec(),
             is_local: false,
             never_return: BTreeSet::new(),
+            called: Vec::new(),
         };
         ModuleFacts {
             functions: vec![

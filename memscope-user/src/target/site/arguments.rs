@@ -48,6 +48,11 @@ impl ArgumentPlaces {
         Self(places)
     }
 
+    /// That of each argument.
+    pub(super) const fn all(self) -> [u8; ARGUMENT_COUNT] {
+        self.0
+    }
+
     /// Where an argument is.
     #[must_use]
     pub fn of(self, argument: u8) -> u8 {

@@ -10,16 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{FlowControl, Mnemonic, Register};
 
 use super::{
-    ProbeNeed,
+    Calls, Inner, ProbeNeed,
     arguments::{ARGUMENT_COUNT, ARGUMENT_REGISTERS, ArgumentPlaces, OF_CALLER},
     emulated::EmulatedForms,
     flow::{Edge, Flow, Holder, Known, Node},
+    inner::{JudgedCall, JudgedCalls, judged_calls_of, places_inside},
 };
 
-/// Most places that are probed for one function.
-const MAX_PLACES: usize = 12;
+/// Most places in one function that are probed.
+const MAX_PLACES: usize = 16;
 /// Farthest from the return address that the stack pointer may be: what a cookie can say.
-const MAX_DEPTH_BYTES: i64 = 31 * 8;
+pub(super) const MAX_DEPTH_BYTES: i64 = 31 * 8;
 
 /// What a probe tells of a call in its midst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,7 @@ pub(super) struct MidstPlace {
     /// None where another function goes on in place of this one: its return is to be probed.
     pub(super) midst: Option<Midst>,
     pub(super) frame: FrameAt,
+    pub(super) inner: Option<Inner>,
 }
 
 /// The places to probe in the entry's stead; none if these would not do, or not be cheaper.
@@ -71,13 +73,43 @@ pub(super) fn choose_places(
     code: &[u8],
     need: ProbeNeed,
     forms: EmulatedForms,
-    never_returns: &dyn Fn(u64) -> bool,
+    calls: Calls<'_>,
 ) -> Option<Vec<MidstPlace>> {
-    let flow = Flow::of(code, never_returns)?;
+    let flow = Flow::of(code, &|at| calls.never_return.contains(&at))?;
+    let judged = judged_calls_of(&flow, need, calls.called);
+    let with_inner = || {
+        let Chosen { mut places, told_inside } = choose(&flow, need, forms, &judged)?;
+        let told: Vec<_> = told_inside.iter().filter_map(|jump| judged.get(jump)).collect();
+        places.extend(places_inside(&flow, need, forms, calls.called, &told)?);
+        Some(places)
+    };
+    let places = if judged.is_empty() { None } else { with_inner() };
+    places.or_else(|| Some(choose(&flow, need, forms, &JudgedCalls::new())?.places))
+}
+
+/// What was chosen in a function.
+pub(super) struct Chosen {
+    pub(super) places: Vec<MidstPlace>,
+    /// The jumps behind those calls that are to be told inside of what they call.
+    told_inside: BTreeSet<usize>,
+}
+
+/// The places to probe in a function if some of its calls are told inside of what they call.
+pub(super) fn choose(
+    flow: &Flow<'_>,
+    need: ProbeNeed,
+    forms: EmulatedForms,
+    judged: &JudgedCalls,
+) -> Option<Chosen> {
+    let wanted = Wanted { flow, need, forms, judged, at_forks: false };
+    choose_among(wanted).or_else(|| choose_among(Wanted { at_forks: true, ..wanted }))
+}
+
+fn choose_among(wanted: Wanted<'_>) -> Option<Chosen> {
     // Places that lead to where other ways have not been told yet.
     let mut refused = BTreeSet::new();
     let choice = loop {
-        let choice = Choice::of(&flow, need, forms, &refused)?;
+        let choice = Choice::of(wanted, &refused)?;
         match choice.objection() {
             None => break choice,
             Some(Objection::ToldOnOneWay(at)) => {
@@ -94,13 +126,15 @@ pub(super) fn choose_places(
             Some(Objection::Other) => return None,
         }
     };
-    let mut places: Vec<MidstPlace> = choice.chosen.into_values().collect();
-    places.sort_by_key(|place| place.offset);
-    let is_cheaper = places.iter().any(|place| {
+    let Choice { mut chosen, told_inside, .. } = choice;
+    let is_cheaper = chosen.values().any(|place| {
         place.emulated
             && matches!(place.midst, Some(Midst::Gives { was_noted: false, register: Some(_), .. }))
     });
-    (is_cheaper && places.len() <= MAX_PLACES).then_some(places)
+    chosen.retain(|at, _| !told_inside.contains(at));
+    let mut places: Vec<MidstPlace> = chosen.into_values().collect();
+    places.sort_by_key(|place| place.offset);
+    (is_cheaper && places.len() <= MAX_PLACES).then_some(Chosen { places, told_inside })
 }
 
 /// Why places will not do.
@@ -111,25 +145,33 @@ enum Objection {
     Other,
 }
 
-/// Places in a function, by their nodes.
-struct Choice<'a> {
+/// What places are wanted.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
     flow: &'a Flow<'a>,
     need: ProbeNeed,
     forms: EmulatedForms,
+    judged: &'a JudgedCalls,
+    /// Whether they can be jumps behind which what is given is known on one way, and not yet on the other.
+    at_forks: bool,
+}
+
+/// Places in a function, by their nodes.
+struct Choice<'a> {
+    wanted: Wanted<'a>,
     /// Nodes at which nothing is to be told.
     refused: &'a BTreeSet<usize>,
+    /// As seen from this function, what is told inside of another one is told by the jump behind the call.
     chosen: BTreeMap<usize, MidstPlace>,
+    told_inside: BTreeSet<usize>,
 }
 
 impl<'a> Choice<'a> {
     /// On each way the first place at which what it gives is known; none if there is none on one of them.
-    fn of(
-        flow: &'a Flow<'a>,
-        need: ProbeNeed,
-        forms: EmulatedForms,
-        refused: &'a BTreeSet<usize>,
-    ) -> Option<Self> {
-        let mut choice = Self { flow, need, forms, refused, chosen: BTreeMap::new() };
+    fn of(wanted: Wanted<'a>, refused: &'a BTreeSet<usize>) -> Option<Self> {
+        let (chosen, told_inside) = (BTreeMap::new(), BTreeSet::new());
+        let mut choice = Self { wanted, refused, chosen, told_inside };
+        let Wanted { flow, need, forms, judged, .. } = wanted;
         let mut seen = BTreeSet::new();
         let mut open = vec![0];
         let mut to_note = Vec::new();
@@ -144,6 +186,11 @@ impl<'a> Choice<'a> {
                 // There the return address has to be on top of the stack, as at an entry.
                 let is_as_at_entry = node.known.depth == 0 && forms.emulate(node.bytes);
                 choice.choose(at, places.filter(|_| is_as_at_entry)?, None)?;
+                continue;
+            }
+            if let Some(call) = judged.get(&at).filter(|_| !refused.contains(&at)) {
+                choice.tell_inside(at, call);
+                open.extend(untold(node, call.condition));
                 continue;
             }
             let Some((register, condition)) = choice.told_at(at) else {
@@ -167,6 +214,7 @@ impl<'a> Choice<'a> {
             let midst = Some(Midst::Gives { register, condition, was_noted });
             let places = places.unwrap_or(ArgumentPlaces::AS_PASSED);
             choice.choose(at, places, midst)?;
+            open.extend(untold(node, condition));
         }
         for at in to_note {
             choice.note_before(at)?;
@@ -176,24 +224,50 @@ impl<'a> Choice<'a> {
 
     /// None if what was the caller's cannot be found from there.
     fn choose(&mut self, at: usize, places: ArgumentPlaces, midst: Option<Midst>) -> Option<()> {
-        let node = self.flow.nodes.get(at)?;
+        let node = self.wanted.flow.nodes.get(at)?;
         let frame = frame_at(&node.known)?;
-        let (offset, emulated) = (node.instruction.ip(), self.forms.emulate(node.bytes));
-        self.chosen.insert(at, MidstPlace { offset, emulated, places, midst, frame });
-        Some(())
+        let (offset, emulated) = (node.instruction.ip(), self.wanted.forms.emulate(node.bytes));
+        let place = MidstPlace { offset, emulated, places, midst, frame, inner: None };
+        self.chosen.insert(at, place);
+        (!self.told_inside.contains(&at)).then_some(())
+    }
+
+    /// A call is told inside of what it calls, before the jump by its result.
+    fn tell_inside(&mut self, jump: usize, call: &JudgedCall) {
+        let register = Some(Register::RAX.number() as u8);
+        let condition = call.condition;
+        let place = MidstPlace {
+            offset: 0,
+            emulated: true,
+            places: ArgumentPlaces::AS_PASSED,
+            midst: Some(Midst::Gives { register, condition, was_noted: false }),
+            frame: FrameAt::ENTRY,
+            inner: None,
+        };
+        self.chosen.insert(jump, place);
+        self.told_inside.insert(jump);
     }
 
     /// As [`given_at`], of a node that is not refused. A call that fails is to be told where it is known what it was given.
     fn told_at(&self, at: usize) -> Option<(Option<u8>, Option<u8>)> {
-        let node = self.flow.nodes.get(at).filter(|_| !self.refused.contains(&at))?;
-        let is_emulated = self.forms.emulate(node.bytes);
-        let is_known = is_emulated || places_of(&node.known, self.need).is_some();
-        given_at(self.flow, node, is_emulated).filter(|_| is_known)
+        let Wanted { flow, need, forms, at_forks, .. } = self.wanted;
+        let node = flow.nodes.get(at).filter(|_| !self.refused.contains(&at))?;
+        let is_emulated = forms.emulate(node.bytes);
+        let has_arguments = places_of(&node.known, need).is_some();
+        let is_known = is_emulated || has_arguments;
+        let at_fork = || {
+            if at_forks && is_emulated && has_arguments {
+                given_on_one_way(flow, node)
+            } else {
+                None
+            }
+        };
+        given_at(flow, node, is_emulated).filter(|_| is_known).or_else(at_fork)
     }
 
     /// Whether calls that a conditional jump leads there are known to fail, and are not told behind it.
     fn fails_by(&self, node: &Node<'_>, edge: Edge) -> bool {
-        let held = self.flow.result_by(node, edge);
+        let held = self.wanted.flow.result_by(node, edge);
         let fails = held.is_some_and(|held| held.contains(&Holder::Zero));
         let is_told_behind = edge.to.is_some_and(|to| self.told_at(to).is_some());
         edge.condition.is_some() && fails && !is_told_behind
@@ -207,12 +281,13 @@ impl<'a> Choice<'a> {
             let leads_here = |node: &Node<'_>| node.edges.iter().any(|edge| edge.to == Some(at));
             // At the entry the way is at its end.
             (at != 0).then_some(())?;
-            for (before, node) in self.flow.nodes.iter().enumerate() {
+            for (before, node) in self.wanted.flow.nodes.iter().enumerate() {
                 if !leads_here(node) || !seen.insert(before) {
                     continue;
                 }
-                let is_emulated = self.forms.emulate(node.bytes);
-                let Some(places) = places_of(&node.known, self.need).filter(|_| is_emulated) else {
+                let is_emulated = self.wanted.forms.emulate(node.bytes);
+                let places = places_of(&node.known, self.wanted.need).filter(|_| is_emulated);
+                let Some(places) = places else {
                     open.push(before);
                     continue;
                 };
@@ -228,8 +303,8 @@ impl<'a> Choice<'a> {
         let mut counts: BTreeMap<usize, (u8, u8)> = BTreeMap::from([(0, (0, 0))]);
         let mut open = vec![0];
         while let Some(at) = open.pop() {
-            let (Some(node), Some(&(noted, told))) = (self.flow.nodes.get(at), counts.get(&at))
-            else {
+            let node = self.wanted.flow.nodes.get(at);
+            let (Some(node), Some(&(noted, told))) = (node, counts.get(&at)) else {
                 return Some(Objection::Other);
             };
             if node.result.is_none() {
@@ -284,15 +359,22 @@ impl<'a> Choice<'a> {
         let mut seen = BTreeSet::from([at]);
         let mut open = vec![at];
         while let Some(at) = open.pop() {
-            for (before, node) in self.flow.nodes.iter().enumerate() {
-                if !node.edges.iter().any(|edge| edge.to == Some(at)) || !seen.insert(before) {
+            for (before, node) in self.wanted.flow.nodes.iter().enumerate() {
+                let mut here = node.edges.iter().filter(|edge| edge.to == Some(at)).peekable();
+                if here.peek().is_none() {
                     continue;
                 }
-                match self.chosen.get(&before).and_then(|place| place.midst) {
-                    Some(Midst::Gives { .. }) => {
-                        telling.insert(before);
+                let tells = match self.chosen.get(&before).and_then(|place| place.midst) {
+                    Some(Midst::Gives { condition: None, .. }) => true,
+                    Some(Midst::Gives { condition, .. }) => {
+                        here.any(|edge| edge.condition == condition)
                     }
-                    _ => open.push(before),
+                    _ => false,
+                };
+                if tells {
+                    telling.insert(before);
+                } else if seen.insert(before) {
+                    open.push(before);
                 }
             }
         }
@@ -308,10 +390,7 @@ fn given_at(
     is_emulated: bool,
 ) -> Option<(Option<u8>, Option<u8>)> {
     let held = node.result.as_ref()?;
-    let in_register = held.iter().find_map(|holder| match holder {
-        Holder::Register(number) if *number != Register::RSP.number() as u8 => Some(*number),
-        _ => None,
-    });
+    let in_register = register_of(held);
     let is_zero = held.contains(&Holder::Zero);
     if !is_emulated {
         // A failing call may cost more.
@@ -325,6 +404,27 @@ fn given_at(
         _ => None,
     };
     Some((register, condition))
+}
+
+/// The same, of a conditional jump behind which it is known on one of its two ways.
+fn given_on_one_way(flow: &Flow<'_>, node: &Node<'_>) -> Option<(Option<u8>, Option<u8>)> {
+    node.edges.iter().filter(|edge| edge.condition.is_some()).find_map(|edge| {
+        let held = flow.result_by(node, *edge)?;
+        Some((Some(register_of(&held)?), edge.condition))
+    })
+}
+
+fn register_of(held: &BTreeSet<Holder>) -> Option<u8> {
+    held.iter().find_map(|holder| match holder {
+        Holder::Register(number) if *number != Register::RSP.number() as u8 => Some(*number),
+        _ => None,
+    })
+}
+
+/// Where it goes on from a place where what is given is told under a condition, if that does not hold.
+fn untold(node: &Node<'_>, condition: Option<u8>) -> impl Iterator<Item = usize> {
+    let goes_on = move |edge: &&Edge| condition.is_some() && edge.condition != condition;
+    node.edges.iter().filter(goes_on).filter_map(|edge| edge.to)
 }
 
 /// Whether the kernel can step through it: plain instructions that compilers write, without a prefix that it may refuse.
@@ -352,7 +452,7 @@ fn places_of(known: &Known, need: ProbeNeed) -> Option<ArgumentPlaces> {
 }
 
 /// Where the caller's frame is; none if it cannot be found from there.
-fn frame_at(known: &Known) -> Option<FrameAt> {
+pub(super) fn frame_at(known: &Known) -> Option<FrameAt> {
     let is_found =
         |register: &Register| known.holds(*register, *register) || known.saved(*register).is_some();
     let depth = |register: Register| {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::target::{FunctionCode, ModuleFacts, PlannedProbe, plan_probes};
 
+mod inner;
 mod machine;
 mod midst;
 
@@ -53,6 +54,7 @@ fn planned(name: &str, code: Vec<u8>, forms: EmulatedForms) -> PlannedProbe {
         code,
         is_local: false,
         never_return: BTreeSet::new(),
+        called: Vec::new(),
     };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
     plan_probes(&facts, SiteRules { forms, at_once: true })[0]
@@ -329,9 +331,12 @@ fn given(site: &ProbeSite) -> Option<(u8, Option<u8>)> {
     }
 }
 
+/// None that never return, and none that is known.
+const NO_CALLS: Calls<'static> = Calls { never_return: &BTreeSet::new(), called: &[] };
+
 fn sites(code: &[u8], arguments: &[u8]) -> Vec<Shown> {
     let need = ProbeNeed { arguments: ArgumentSet::of(arguments.iter().copied()), block: None };
-    let sites = choose_sites(code, need, OLD, Some(&|_| false)).into_iter();
+    let sites = choose_sites(code, need, OLD, Some(NO_CALLS)).into_iter();
     sites.map(|site| (site.offset, given(&site))).collect()
 }
 
@@ -347,6 +352,7 @@ fn of_lists_of_free_blocks_the_first_is_known_before_it_is_given() {
         code,
         is_local: false,
         never_return: BTreeSet::new(),
+        called: Vec::new(),
     };
     let facts = ModuleFacts { functions: vec![function], ..ModuleFacts::default() };
     let probes = plan_probes(&facts, rules);
@@ -371,7 +377,8 @@ fn of_a_cache_behind_saved_registers_the_block_is_known_as_well() {
     let code = library("glibc-2.36-debian12").code_of("malloc");
     let need = ProbeNeed { arguments: ArgumentSet::of([0]), block: None };
     // Calls of __libc_message and malloc_printerr.
-    let sites = choose_sites(&code, need, OLD, Some(&|at| [0x205, 0x2b3, 0x2f7].contains(&at)));
+    let endless = BTreeSet::from([0x205, 0x2b3, 0x2f7]);
+    let sites = choose_sites(&code, need, OLD, Some(Calls { never_return: &endless, called: &[] }));
     let gives = |register, condition, was_noted| Midst::Gives { register, condition, was_noted };
     let (equal, rsi, rbx) = (Some(4), 1, 6);
     let expected = [
@@ -397,7 +404,7 @@ fn of_a_cache_behind_saved_registers_the_block_is_known_as_well() {
     assert_eq!(sites.len(), expected.len());
     // If they may return, some ways are told twice, or never.
     let known = |site: &ProbeSite| site.midst.is_some();
-    assert!(!choose_sites(&code, need, OLD, Some(&|_| false)).iter().any(known));
+    assert!(!choose_sites(&code, need, OLD, Some(NO_CALLS)).iter().any(known));
 }
 
 #[test]
@@ -405,7 +412,9 @@ fn of_other_versions_of_it_too() {
     let sites = |name: &str, endless: &[u64]| -> Vec<(u64, Option<Midst>)> {
         let code = library(name).code_of("malloc");
         let need = ProbeNeed { arguments: ArgumentSet::of([0]), block: None };
-        let sites = choose_sites(&code, need, OLD, Some(&|at| endless.contains(&at)));
+        let endless = endless.iter().copied().collect();
+        let calls = Calls { never_return: &endless, called: &[] };
+        let sites = choose_sites(&code, need, OLD, Some(calls));
         sites.iter().map(|site| (site.offset, site.midst)).collect()
     };
     let gives =
@@ -559,7 +568,7 @@ proptest! {
             prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
             prop_assert!(site.emulated || site.offset == 0);
         }
-        for site in choose_sites(&code, need(None), EmulatedForms { long_nops }, Some(&|_| false)) {
+        for site in choose_sites(&code, need(None), EmulatedForms { long_nops }, Some(NO_CALLS)) {
             prop_assert!(site.offset == 0 || (site.offset as usize) < code.len());
             prop_assert!(given(&site).is_none_or(|(register, _)| register < 16 && site.emulated));
         }

@@ -11,7 +11,10 @@ use proptest::{
 };
 
 use super::OLD;
-use crate::target::site::{ArgumentSet, Midst, ProbeNeed, ProbeSite, choose_sites};
+use crate::target::{
+    CalledCode,
+    site::{ArgumentSet, Calls, Inner, Midst, ProbeNeed, ProbeSite, choose_sites},
+};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -46,6 +49,8 @@ enum Piece {
     Fill(u8),
     /// Whether it never returns.
     Call(bool),
+    /// Of a function whose code is known: see [`called`].
+    CallKnown,
     Jump(usize),
     JumpIfZero(bool, usize),
     JumpIfSign(usize),
@@ -89,12 +94,47 @@ fn function() -> impl Strategy<Value = Vec<Piece>> {
         1 => register().prop_map(Piece::Fill),
         1 => Just(Piece::Fill(RAX)),
         2 => Just(Piece::Call(false)),
+        2 => Just(Piece::CallKnown),
         1 => Just(Piece::Call(true)),
         2 => place().prop_map(Piece::Jump),
         6 => (any::<bool>(), place()).prop_map(|(if_zero, to)| Piece::JumpIfZero(if_zero, to)),
         2 => place().prop_map(Piece::JumpIfSign),
     ];
-    prop::collection::vec(piece, 1..14).prop_map(|midst| {
+    // What is called is mostly told the size, and its result is looked at.
+    let judged = (register(), any::<bool>(), place()).prop_map(|(from, if_zero, to)| {
+        let passes = Piece::Move { to: RSI, from };
+        vec![passes, Piece::CallKnown, Piece::Test(RAX), Piece::JumpIfZero(if_zero, to)]
+    });
+    let passed = (any::<bool>(), place()).prop_map(|(if_zero, to)| {
+        let passes = Piece::Move { to: RSI, from: RDI };
+        vec![passes, Piece::CallKnown, Piece::Test(RAX), Piece::JumpIfZero(if_zero, to)]
+    });
+    // Or another way leads to where it is looked at: the third piece behind the jump.
+    let met = (any::<bool>(), place()).prop_map(|(if_zero, to)| {
+        let way = [Piece::Load(RAX), Piece::JumpIfSign(30), Piece::Move { to: RSI, from: RDI }];
+        let call = [Piece::CallKnown, Piece::Test(RAX), Piece::JumpIfZero(if_zero, to)];
+        way.into_iter().chain(call).collect()
+    });
+    // Or it is looked for elsewhere, if nothing was found.
+    let again = [
+        Piece::Move { to: RBX, from: RDI },
+        Piece::Move { to: RSI, from: RDI },
+        Piece::CallKnown,
+        Piece::Test(RAX),
+        Piece::JumpIfZero(true, 22),
+        Piece::Jump(0),
+    ];
+    let group = prop_oneof![
+        12 => piece.prop_map(|piece| vec![piece]),
+        1 => judged,
+        2 => passed,
+        1 => met,
+        1 => Just(again.to_vec()),
+    ];
+    prop::collection::vec(group, 1..8).prop_map(|midst| {
+        let mut midst = midst.concat();
+        // Jumps reach as far as a byte says.
+        midst.truncate(16);
         let begin = [Piece::Push(RBP), Piece::Push(RBX), Piece::Lower];
         let end = begin.len() + midst.len();
         // Of the places most are ends, or lie ahead.
@@ -123,7 +163,7 @@ fn length(piece: Piece) -> usize {
         Piece::Clear(_) | Piece::Jump(_) | Piece::JumpIfZero(..) | Piece::JumpIfSign(_) => 2,
         Piece::Move { .. } | Piece::Test(_) | Piece::Load(_) => 3,
         Piece::Lower | Piece::Raise => 4,
-        Piece::Spill(_) | Piece::Fill(_) | Piece::Call(_) | Piece::Leave => 5,
+        Piece::Spill(_) | Piece::Fill(_) | Piece::Call(_) | Piece::CallKnown | Piece::Leave => 5,
     }
 }
 
@@ -152,6 +192,10 @@ fn assemble(pieces: &[Piece]) -> Vec<u8> {
             Piece::Spill(register) => code.extend([0x48, 0x89, 0x44 | register << 3, 0x24, 8]),
             Piece::Fill(register) => code.extend([0x48, 0x8b, 0x44 | register << 3, 0x24, 8]),
             Piece::Call(_) => code.extend([0xe8, 0, 1, 0, 0]),
+            Piece::CallKnown => {
+                code.push(0xe8);
+                code.extend((CALLED_AT as i32 - end as i32).to_le_bytes());
+            }
             Piece::Leave => code.extend([0xe9, 0, 1, 0, 0]),
             Piece::Jump(to) => code.extend([0xeb, distance(to)]),
             Piece::JumpIfZero(true, to) => code.extend([0x74, distance(to)]),
@@ -161,6 +205,18 @@ fn assemble(pieces: &[Piece]) -> Vec<u8> {
         }
     }
     code
+}
+
+/// Where the function of [`Piece::CallKnown`] begins.
+const CALLED_AT: i64 = 0x1000;
+/// How far below its return address it has saved `%rbx`.
+const CALLED_SAVES_RBX: u16 = 8;
+
+/// A function that gives what is found with its second argument.
+fn called() -> CalledCode {
+    // push %rbx; mov %rsi,%rbx; mov (%rdi),%rax; test %rax,%rax; je +0; pop %rbx; ret
+    let code = [0x53, 0x48, 0x89, 0xf3, 0x48, 0x8b, 0x07, 0x48, 0x85, 0xc0, 0x74, 0x00, 0x5b, 0xc3];
+    CalledCode { distance: CALLED_AT, code: code.to_vec(), never_return: BTreeSet::new() }
 }
 
 /// A way, as far as it has come.
@@ -213,7 +269,7 @@ fn objection(pieces: &[Piece], sites: &[ProbeSite]) -> Option<&'static str> {
             continue;
         }
         let here = start(pieces, machine.at) as u64;
-        let site = sites.iter().find(|site| site.offset == here);
+        let site = sites.iter().find(|site| site.inner.is_none() && site.offset == here);
         if matches!(piece, Piece::Return) {
             if machine.depth != 0 {
                 return Some("the function is none");
@@ -231,6 +287,11 @@ fn objection(pieces: &[Piece], sites: &[ProbeSite]) -> Option<&'static str> {
             continue;
         }
         for (mut next, condition) in after(&machine, piece) {
+            if matches!(piece, Piece::CallKnown)
+                && let Err(objection) = tell_inside(&machine, &mut next, sites, here)
+            {
+                return Some(objection);
+            }
             if let Some(site) = site
                 && let Err(objection) = tell(&machine, &mut next, site, condition)
             {
@@ -278,6 +339,58 @@ fn tell(
     if next.noted > 1 { Err("it is noted twice") } else { Ok(()) }
 }
 
+/// Tells what is told inside of a call, if anything is: what it has given, which is in `next`.
+fn tell_inside(
+    machine: &Machine,
+    next: &mut Machine,
+    sites: &[ProbeSite],
+    here: u64,
+) -> Result<(), &'static str> {
+    let block = next.registers[usize::from(RAX)];
+    let Some((site, inner)) = sites.iter().find_map(|site| Some((site, site.inner?))) else {
+        return Ok(());
+    };
+    let returns_to = here as i64 + length(Piece::CallKnown) as i64;
+    let distance = returns_to - inner.distance - site.offset as i64;
+    let mut calls = inner.calls.iter().flatten();
+    let Some(call) = calls.find(|call| i64::from(call.return_distance) == distance) else {
+        return Ok(());
+    };
+    if inner.depth_bytes != machine.depth + 8
+        || site.frame.depth_bytes != machine.depth + 8 + CALLED_SAVES_RBX
+    {
+        return Err("the return address is elsewhere");
+    }
+    let register = |number: u8| machine.registers[usize::from(number)];
+    for (number, depth_bytes) in
+        [(RBP, site.frame.rbp_depth_bytes), (RBX, site.frame.rbx_depth_bytes)]
+    {
+        let found = match depth_bytes {
+            Some(at) if at > machine.depth => {
+                (at == machine.depth + 8 + CALLED_SAVES_RBX && number == RBX).then(|| register(RBX))
+            }
+            Some(at) => machine.stack.get(&at).copied(),
+            None => (number == RBP).then(|| register(RBP)),
+        };
+        if found != Some(100 + u64::from(number)) {
+            return Err("a register of the caller is elsewhere");
+        }
+    }
+    // Behind `mov %rsi,%rbx`, in the place of an argument or in that of the first register that is kept.
+    let holds_size = match site.places.of(0) {
+        argument @ 0..6 => PLACES[usize::from(argument)],
+        6 => RSI,
+        _ => return Err("what it was given is in no register"),
+    };
+    if register(holds_size) != SIZE {
+        return Err("what it was given is not known");
+    }
+    if block != 0 || call.tells_failure {
+        next.told.push(block);
+    }
+    Ok(())
+}
+
 /// The states that can follow, and the number of the condition that a jump then had.
 fn after(machine: &Machine, piece: Piece) -> Vec<(Machine, Option<u8>)> {
     let mut next = Machine { at: machine.at + 1, steps: machine.steps + 1, ..machine.clone() };
@@ -323,7 +436,7 @@ fn after(machine: &Machine, piece: Piece) -> Vec<(Machine, Option<u8>)> {
                 machine.stack.get(&(machine.depth - 8)).copied().unwrap_or(1);
         }
         Piece::Call(true) | Piece::Return | Piece::Leave => return Vec::new(),
-        Piece::Call(false) => {
+        Piece::Call(false) | Piece::CallKnown => {
             for register in CLOBBERED {
                 next.registers[usize::from(register)] = next.next;
                 next.next += 1;
@@ -350,18 +463,27 @@ fn after(machine: &Machine, piece: Piece) -> Vec<(Machine, Option<u8>)> {
 fn a_machine_that_runs_the_code_is_told_once_of_what_it_gives() {
     let config = Config { cases: 3000, failure_persistence: None, ..Config::default() };
     let (told, noted, left) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let (inside, tried_again) = (Cell::new(0), Cell::new(0));
+    let called = [called()];
     let check = |pieces: Vec<Piece>| {
         let position = |(at, piece): (usize, &Piece)| {
             matches!(piece, Piece::Call(true)).then(|| start(&pieces, at) as u64)
         };
         let endless: BTreeSet<u64> = pieces.iter().enumerate().filter_map(position).collect();
         let need = ProbeNeed { arguments: ArgumentSet::of([0]), block: None };
-        let sites = choose_sites(&assemble(&pieces), need, OLD, Some(&|at| endless.contains(&at)));
-        if sites.iter().any(|site| site.midst.is_some() && site.frame.depth_bytes > 0) {
+        let calls = Calls { never_return: &endless, called: &called };
+        let sites = choose_sites(&assemble(&pieces), need, OLD, Some(calls));
+        let is_in_midst = |site: &ProbeSite| site.midst.is_some() && site.frame.depth_bytes > 0;
+        if sites.iter().any(is_in_midst) {
             let notes = sites.iter().any(|site| site.midst == Some(Midst::Notes));
             told.set(told.get() + 1);
             noted.set(noted.get() + u32::from(notes));
             left.set(left.get() + u32::from(sites.iter().any(|site| site.midst.is_none())));
+            let calls: Vec<_> = sites.iter().filter_map(|site| site.inner).collect();
+            let again =
+                |inner: &Inner| inner.calls.iter().flatten().any(|call| !call.tells_failure);
+            inside.set(inside.get() + u32::from(!calls.is_empty()));
+            tried_again.set(tried_again.get() + u32::from(calls.iter().any(again)));
             prop_assert_eq!(objection(&pieces, &sites), None);
         }
         Ok(())
@@ -369,4 +491,6 @@ fn a_machine_that_runs_the_code_is_told_once_of_what_it_gives() {
     TestRunner::new(config).run(&function(), check).unwrap();
     let often = [told.get(), noted.get(), left.get()];
     assert!(often[0] > 100 && often[1] > 10 && often[2] > 10, "{often:?}");
+    let often = [inside.get(), tried_again.get()];
+    assert!(often[0] > 30 && often[1] > 5, "{often:?}");
 }
