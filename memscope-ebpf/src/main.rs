@@ -16,6 +16,7 @@ mod memo;
 mod overflow;
 mod pages;
 mod process;
+mod registers;
 mod sample;
 mod sent;
 mod session;

@@ -77,7 +77,8 @@ const SLOW: [Piece; 4] =
 /// Behind these, where another function does it.
 const LEAVES: [Piece; 4] = [Piece::Raise, Piece::Pop(RBX), Piece::Pop(RBP), Piece::Leave];
 
-fn function() -> impl Strategy<Value = Vec<Piece>> {
+/// Pieces that mostly come in this order.
+fn group() -> impl Strategy<Value = Vec<Piece>> {
     let register = || prop::sample::select(&[RAX, RCX, RBX, RBP, RSI, RDI][..]);
     let place = || 0_usize..40;
     let piece = prop_oneof![
@@ -124,14 +125,17 @@ fn function() -> impl Strategy<Value = Vec<Piece>> {
         Piece::JumpIfZero(true, 22),
         Piece::Jump(0),
     ];
-    let group = prop_oneof![
+    prop_oneof![
         12 => piece.prop_map(|piece| vec![piece]),
         1 => judged,
         2 => passed,
         1 => met,
         1 => Just(again.to_vec()),
-    ];
-    prop::collection::vec(group, 1..8).prop_map(|midst| {
+    ]
+}
+
+fn function() -> impl Strategy<Value = Vec<Piece>> {
+    prop::collection::vec(group(), 1..8).prop_map(|midst| {
         let mut midst = midst.concat();
         // Jumps reach as far as a byte says.
         midst.truncate(16);
