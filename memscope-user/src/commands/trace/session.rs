@@ -376,8 +376,9 @@ impl Session {
             return attached;
         }
         let module = lock(&self.modules).module(module).filter(|module| !module.is_file(self.own));
-        if let (Some(module), Some(process)) = (module, self.processes.get(target)) {
-            self.probe(ANY_TARGET, &process, &module)?;
+        if let Some(module) = module {
+            // Whichever process has mapped it, and even if that is forgotten already: the next one may be as short.
+            self.probe(ANY_TARGET, &TargetProcess::gone(0), &module)?;
         }
         attached
     }

@@ -205,6 +205,8 @@ pub(super) struct Edge {
 pub(super) struct Flow<'a> {
     /// The first one is its entry.
     pub(super) nodes: Vec<Node<'a>>,
+    /// For each, those from which it goes on there.
+    before: Vec<Vec<usize>>,
     /// Whether the address of a part of the stack is in use: then others can write there.
     lends_stack: bool,
 }
@@ -214,7 +216,14 @@ impl<'a> Flow<'a> {
     /// stack pointer.
     /// `never_returns` tells it of calls and jumps, by their distances from the entry, by which it never goes on.
     pub(super) fn of(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<Self> {
-        let mut flow = Self { nodes: nodes_of(code, never_returns)?, lends_stack: false };
+        let nodes = nodes_of(code, never_returns)?;
+        let mut before = vec![Vec::new(); nodes.len()];
+        for (at, node) in nodes.iter().enumerate() {
+            for to in node.edges.iter().filter_map(|edge| edge.to) {
+                before.get_mut(to)?.push(at);
+            }
+        }
+        let mut flow = Self { nodes, before, lends_stack: false };
         flow.go_forward()?;
         flow.lends_stack = flow.nodes.iter().any(Node::lends_stack);
         if flow.lends_stack {
@@ -224,11 +233,18 @@ impl<'a> Flow<'a> {
         Some(flow)
     }
 
+    /// Those from which it goes on at a node.
+    pub(super) fn before(&self, at: usize) -> impl Iterator<Item = (usize, &Node<'a>)> {
+        let before = self.before.get(at).map_or(&[][..], Vec::as_slice).iter();
+        before.filter_map(|before| Some((*before, self.nodes.get(*before)?)))
+    }
+
     fn go_forward(&mut self) -> Option<()> {
         let mut seen = vec![false; self.nodes.len()];
-        let mut open = vec![0];
+        // In the order in which they were found, so that few are looked at again and again.
+        let mut open = BTreeSet::from([0]);
         *seen.first_mut()? = true;
-        while let Some(at) = open.pop() {
+        while let Some(at) = open.pop_first() {
             let node = self.nodes.get(at)?;
             let after = self.after(at, node)?;
             let next: Vec<usize> = node.edges.iter().filter_map(|edge| edge.to).collect();
@@ -243,7 +259,7 @@ impl<'a> Flow<'a> {
                 };
                 *seen = true;
                 if changes {
-                    open.push(to);
+                    open.insert(to);
                 }
             }
         }
@@ -321,17 +337,14 @@ impl<'a> Flow<'a> {
     }
 
     fn go_backward(&mut self) {
-        let mut changes = true;
-        while changes {
-            changes = false;
-            for at in (0..self.nodes.len()).rev() {
-                let result = self.result_before(at);
-                if let Some(node) = self.nodes.get_mut(at)
-                    && node.result != result
-                {
-                    node.result = result;
-                    changes = true;
-                }
+        let mut open: BTreeSet<usize> = (0..self.nodes.len()).collect();
+        while let Some(at) = open.pop_last() {
+            let result = self.result_before(at);
+            if let Some(node) = self.nodes.get_mut(at)
+                && node.result != result
+            {
+                node.result = result;
+                open.extend(self.before.get(at).into_iter().flatten());
             }
         }
     }

@@ -54,15 +54,9 @@ pub(super) fn judged_calls_of(
     need: ProbeNeed,
     called: &[CalledCode],
 ) -> JudgedCalls {
-    let mut leading_to: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    for (at, node) in flow.nodes.iter().enumerate() {
-        for to in node.edges.iter().filter_map(|edge| edge.to) {
-            leading_to.entry(to).or_default().insert(at);
-        }
-    }
     let only_before = |at: usize| {
-        let mut before = leading_to.get(&at)?.iter();
-        before.next().copied().filter(|_| before.next().is_none())
+        let mut before = flow.before(at);
+        before.next().map(|(before, _)| before).filter(|_| before.next().is_none())
     };
     let of_jump = |jump: usize| {
         let test = only_before(jump)?;

@@ -278,11 +278,10 @@ impl<'a> Choice<'a> {
         let mut seen = BTreeSet::from([at]);
         let mut open = vec![at];
         while let Some(at) = open.pop() {
-            let leads_here = |node: &Node<'_>| node.edges.iter().any(|edge| edge.to == Some(at));
             // At the entry the way is at its end.
             (at != 0).then_some(())?;
-            for (before, node) in self.wanted.flow.nodes.iter().enumerate() {
-                if !leads_here(node) || !seen.insert(before) {
+            for (before, node) in self.wanted.flow.before(at) {
+                if !seen.insert(before) {
                     continue;
                 }
                 let is_emulated = self.wanted.forms.emulate(node.bytes);
@@ -359,11 +358,8 @@ impl<'a> Choice<'a> {
         let mut seen = BTreeSet::from([at]);
         let mut open = vec![at];
         while let Some(at) = open.pop() {
-            for (before, node) in self.wanted.flow.nodes.iter().enumerate() {
-                let mut here = node.edges.iter().filter(|edge| edge.to == Some(at)).peekable();
-                if here.peek().is_none() {
-                    continue;
-                }
+            for (before, node) in self.wanted.flow.before(at) {
+                let mut here = node.edges.iter().filter(|edge| edge.to == Some(at));
                 let tells = match self.chosen.get(&before).and_then(|place| place.midst) {
                     Some(Midst::Gives { condition: None, .. }) => true,
                     Some(Midst::Gives { condition, .. }) => {
