@@ -5,7 +5,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{AttachRequest, Kernel, KernelError, load::OF_BLOCKS, probe_programs::CODE_CHANGED};
+use super::{
+    AttachRequest, Kernel, KernelError, OneTarget, load::OF_BLOCKS, probe_programs::CODE_CHANGED,
+};
 use crate::{model::ProbeId, target::PlannedProbe};
 
 /// How many threads remove what is attached.
@@ -16,8 +18,7 @@ type Link = Box<dyn Send>;
 
 /// An [`AttachRequest`], to be met again.
 struct Remembered {
-    target: u16,
-    pid: Option<u32>,
+    only: Option<OneTarget>,
     file: PathBuf,
     shown_path: String,
     probes: Vec<(ProbeId, PlannedProbe)>,
@@ -71,8 +72,7 @@ impl Attached {
     pub(super) fn remember(&mut self, request: &AttachRequest<'_>) {
         if let Some(remembered) = &mut self.remembered {
             remembered.push(Remembered {
-                target: request.target,
-                pid: request.pid,
+                only: request.only,
                 file: request.file.to_owned(),
                 shown_path: request.shown_path.to_owned(),
                 probes: request.probes.to_vec(),
@@ -83,7 +83,8 @@ impl Attached {
     /// A target's probes are not needed again.
     pub(super) fn forget(&mut self, target: u16) {
         if let Some(remembered) = &mut self.remembered {
-            remembered.retain(|request| request.target != target);
+            let is_of = |request: &Remembered| request.only.is_some_and(|it| it.target == target);
+            remembered.retain(|request| !is_of(request));
         }
     }
 
@@ -178,8 +179,7 @@ impl Kernel {
 impl Remembered {
     fn as_request(&self) -> AttachRequest<'_> {
         AttachRequest {
-            target: self.target,
-            pid: self.pid,
+            only: self.only,
             file: &self.file,
             shown_path: &self.shown_path,
             probes: &self.probes,

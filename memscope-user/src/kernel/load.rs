@@ -94,10 +94,8 @@ pub struct KernelConfig {
 /// What to attach to: the functions of one file.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachRequest<'a> {
-    /// Index of the target.
-    pub target: u16,
-    /// Its process id; none for all processes that have the file mapped, or will have.
-    pub pid: Option<u32>,
+    /// For which target; none for all processes that have the file mapped, or will have.
+    pub only: Option<OneTarget>,
     /// Where the file with the functions can be opened.
     pub file: &'a Path,
     /// What to call it in messages.
@@ -105,6 +103,15 @@ pub struct AttachRequest<'a> {
     /// Which functions, where, and what events will call them; in the order in which they
     /// are to be attached.
     pub probes: &'a [(ProbeId, PlannedProbe)],
+}
+
+/// A target that probes are attached for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OneTarget {
+    /// Its index.
+    pub target: u16,
+    /// Its process id.
+    pub pid: u32,
 }
 
 /// The loaded programs and everything attached; dropping it removes all of it.
@@ -125,6 +132,16 @@ pub struct Kernel {
     pub(super) targets: Targets,
     pub(super) tables: KernelTables,
     tells_exits: bool,
+}
+
+impl AttachRequest<'_> {
+    fn target(&self) -> Option<u16> {
+        self.only.map(|only| only.target)
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.only.map(|only| only.pid)
+    }
 }
 
 impl Kernel {
@@ -302,14 +319,14 @@ impl Kernel {
             if points.file_offsets.is_empty() || !self.programs.has_loaded(name)? {
                 continue;
             }
-            let link = self.programs.link(name, request.file, request.pid, &points);
+            let link = self.programs.link(name, request.file, request.pid(), &points);
             let link = link.map_err(|source| KernelError::AttachMany {
                 path: request.shown_path.to_owned(),
                 count: points.file_offsets.len(),
-                pid: request.pid,
+                pid: request.pid(),
                 source,
             })?;
-            self.attached.push(name, request.pid.map(|_| request.target), Box::new(link));
+            self.attached.push(name, request.target(), Box::new(link));
         }
         Ok(())
     }
@@ -329,7 +346,7 @@ impl Kernel {
                     |source| KernelError::Attach {
                         path: request.shown_path.to_owned(),
                         file_offset: probe.file_offset,
-                        pid: request.pid,
+                        pid: request.pid(),
                         source,
                     },
                 )?;
@@ -347,7 +364,7 @@ impl Kernel {
     ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         let program: &mut UProbe = program.try_into()?;
-        let pid = request.pid.and_then(NonZeroU32::new);
+        let pid = request.pid().and_then(NonZeroU32::new);
         let scope = pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(file_offset),
@@ -355,7 +372,7 @@ impl Kernel {
         };
         let link = program.attach(point, request.file, scope)?;
         let link = program.take_link(link)?;
-        self.attached.push(name, request.pid.map(|_| request.target), Box::new(link));
+        self.attached.push(name, request.target(), Box::new(link));
         Ok(())
     }
 

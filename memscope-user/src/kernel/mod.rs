@@ -27,7 +27,7 @@ mod types;
 pub use cost::ProbeCost;
 pub use facts::{ProgramFacts, held_map_bytes};
 pub use features::{Feature, features, kernel_and_arch, missing_capabilities};
-pub use load::{AttachRequest, Kernel, KernelConfig, Received, causes};
+pub use load::{AttachRequest, Kernel, KernelConfig, OneTarget, Received, causes};
 pub use mmap_events::{AddressSpaceEvent, MmapEvent, MmapEvents};
 pub use overflow::{OverflowCount, Pauses};
 pub use ring::{EventRing, RawRecord, RingError, RingSize};

@@ -124,6 +124,11 @@ impl CodeSegment {
     pub fn contains_file_offset(&self, file_offset: u64) -> bool {
         file_offset.wrapping_sub(self.file_offset) < self.length_bytes
     }
+
+    /// Whether an address of the file's own numbering does.
+    fn contains_svma(&self, svma: u64) -> bool {
+        svma.wrapping_sub(self.start_svma) < self.length_bytes
+    }
 }
 
 /// A function that is defined in a file.
@@ -288,11 +293,10 @@ impl ModuleFacts {
                 .functions
                 .iter()
                 .flat_map(|found| found.called.iter().map(|called| (found.file_offset, called)));
-            all.filter(|(from, called)| {
+            let begins = |(from, called): &(u64, &CalledCode)| {
                 from.checked_add_signed(called.distance) == Some(file_offset)
-            })
-            .map(|(_, called)| called.code.as_slice())
-            .next()
+            };
+            all.into_iter().find(begins).map(|(_, called)| called.code.as_slice())
         })
     }
 
@@ -379,19 +383,23 @@ struct Parsed<'a, 'file> {
 impl<'a> Parsed<'a, '_> {
     /// A function and its code; none if no code is there.
     fn function(&self, name: &str, svma: u64, size: u64, is_local: bool) -> Option<FunctionCode> {
-        let file_offset = self.file_offset_of(svma)?;
-        let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
-        let inside = file_offset - segment.file_offset;
-        let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
-        let code = self.blocks.read_bytes_at(file_offset, length).ok()?.to_vec();
         Some(FunctionCode {
             name: name.to_owned(),
-            file_offset,
-            code,
+            file_offset: self.file_offset_of(svma)?,
+            code: self.code_of(svma, size)?,
             is_local,
             never_return: BTreeSet::new(),
             called: Vec::new(),
         })
+    }
+
+    /// The code of a function that is so long.
+    fn code_of(&self, svma: u64, size: u64) -> Option<Vec<u8>> {
+        let file_offset = self.file_offset_of(svma)?;
+        let segment = self.code.iter().find(|segment| segment.contains_file_offset(file_offset))?;
+        let inside = file_offset - segment.file_offset;
+        let length = size.min(segment.length_bytes - inside).min(MAX_FUNCTION_BYTES);
+        Some(self.blocks.read_bytes_at(file_offset, length).ok()?.to_vec())
     }
 
     /// What was described and is there. A place counts only if a function begins there: a probe
@@ -432,23 +440,18 @@ impl<'a> Parsed<'a, '_> {
         view: &CodeView<'_>,
         known: &mut KnownFunctions,
     ) -> Vec<CalledCode> {
+        let segment = self.code.iter().find(|segment| segment.contains_svma(start_svma));
+        let is_beside = |svma: &u64| segment.is_some_and(|segment| segment.contains_svma(*svma));
         let targets: BTreeSet<u64> = judged_calls(&found.code)
             .map(|distance| start_svma.wrapping_add_signed(distance))
-            .filter(|target| {
-                let same = |segment: &&CodeSegment| {
-                    [start_svma, *target]
-                        .iter()
-                        .all(|svma| svma.wrapping_sub(segment.start_svma) < segment.length_bytes)
-                };
-                self.code.iter().any(|segment| same(&segment))
-            })
+            .filter(is_beside)
             .take(MAX_CALLED)
             .collect();
         if targets.is_empty() {
             return Vec::new();
         }
         let of = |(svma, length): (u64, u64)| {
-            let code = self.function("", svma, length, true)?.code;
+            let code = self.code_of(svma, length)?;
             let endless = endless_transfers(svma, code.len() as u64, view, known);
             let never_return = endless.iter().map(|at| at - svma).collect();
             let distance = svma.wrapping_sub(start_svma).cast_signed();
@@ -463,10 +466,7 @@ impl<'a> Parsed<'a, '_> {
     }
 
     fn file_offset_of(&self, svma: u64) -> Option<u64> {
-        let segment = self
-            .code
-            .iter()
-            .find(|segment| svma.wrapping_sub(segment.start_svma) < segment.length_bytes)?;
+        let segment = self.code.iter().find(|segment| segment.contains_svma(svma))?;
         segment.file_offset.checked_add(svma - segment.start_svma)
     }
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     collect::TargetStart,
-    kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS},
+    kernel::{AttachRequest, Kernel, KernelError, MAX_TARGETS, OneTarget},
     model::{Capture, Counters, Ending, EndingReason, LossCause, ModuleId, Observes, ProbeScope},
     reports::Analyzer,
     store::{RecordingEnd, StoreError, Writer},
@@ -39,9 +39,6 @@ use crate::{
     target::{Descriptions, FileIdentity, SiteRules, TargetError, TargetProcess},
     unwind::{TableCache, Tables},
 };
-
-/// Whom probes of all processes are attached for.
-const ANY_TARGET: u16 = u16::MAX;
 
 /// How long calls that are under way when recording ends are waited for.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_millis(100);
@@ -350,8 +347,10 @@ impl Session {
         // Before they are probed: from then on a free that is seen in one of several may be handed on to another.
         self.kernel.set_single_allocator(target, known + coming == 1);
         let mut is_late = false;
+        let only = OneTarget { target, pid: process.pid() };
+        let only = (self.scope == ProbeScope::Targets).then_some(only);
         for module in &new {
-            self.probe(target, &process, module)?;
+            self.probe(only, module)?;
             if let Some(state) = self.targets.get_mut(&target) {
                 state.attached.insert(module.module.id);
                 state.allocators += usize::from(module.is_allocator());
@@ -377,19 +376,14 @@ impl Session {
         }
         let module = lock(&self.modules).module(module).filter(|module| !module.is_file(self.own));
         if let Some(module) = module {
-            // Whichever process has mapped it, and even if that is forgotten already: the next one may be as short.
-            self.probe(ANY_TARGET, &TargetProcess::gone(0), &module)?;
+            // Even if the process that has mapped it is forgotten already: the next one may be as short.
+            self.probe(None, &module)?;
         }
         attached
     }
 
     /// Has a file's probes attached for a target, or for all.
-    fn probe(
-        &mut self,
-        target: u16,
-        process: &TargetProcess,
-        module: &LoadedModule,
-    ) -> anyhow::Result<()> {
+    fn probe(&mut self, only: Option<OneTarget>, module: &LoadedModule) -> anyhow::Result<()> {
         let id = module.module.id;
         let is_known = self.probed.contains(&id);
         if is_known && self.scope == ProbeScope::Host {
@@ -400,7 +394,7 @@ impl Session {
                 self.tell(Control::DefineProbe(probe, owner))?;
             }
         }
-        self.attach_module(target, process, module)?;
+        self.attach_module(only, module)?;
         self.probed.insert(id);
         if self.scope == ProbeScope::Host {
             self.tell(Control::FileProbed(id, monotonic_ns()))?;
@@ -419,7 +413,7 @@ impl Session {
         let mut modules = probed_modules_of(&self.modules, &own, &seen.mappings);
         modules.retain(|module| !module.is_file(self.own));
         for module in &modules {
-            self.probe(ANY_TARGET, &own, module)?;
+            self.probe(None, module)?;
         }
         Ok(())
     }
@@ -473,8 +467,7 @@ impl Session {
 
     fn attach_module(
         &mut self,
-        target: u16,
-        process: &TargetProcess,
+        only: Option<OneTarget>,
         module: &LoadedModule,
     ) -> Result<(), KernelError> {
         let Some(file) = &module.file else {
@@ -484,8 +477,7 @@ impl Session {
             return Ok(());
         }
         self.kernel.attach(&AttachRequest {
-            target,
-            pid: (self.scope == ProbeScope::Targets).then(|| process.pid()),
+            only,
             file: &crate::target::path_of_open(file),
             shown_path: &module.module.path,
             probes: &module.probes,

@@ -214,9 +214,9 @@ pub(super) struct Flow<'a> {
 impl<'a> Flow<'a> {
     /// Of a function's machine code; none if it cannot be said where it goes on somewhere, what it calls, or what happens to the
     /// stack pointer.
-    /// `never_returns` tells it of calls and jumps, by their distances from the entry, by which it never goes on.
-    pub(super) fn of(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<Self> {
-        let nodes = nodes_of(code, never_returns)?;
+    /// `never_return`: calls and jumps, by their distances from the entry, by which it never goes on.
+    pub(super) fn of(code: &'a [u8], never_return: &BTreeSet<u64>) -> Option<Self> {
+        let nodes = nodes_of(code, never_return)?;
         let mut before = vec![Vec::new(); nodes.len()];
         for (at, node) in nodes.iter().enumerate() {
             for to in node.edges.iter().filter_map(|edge| edge.to) {
@@ -511,7 +511,7 @@ fn holder_before(node: &Node<'_>, holder: Holder, lends_stack: bool) -> Option<H
 }
 
 /// All instructions that calls can execute, each with what can follow.
-fn nodes_of<'a>(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<Vec<Node<'a>>> {
+fn nodes_of<'a>(code: &'a [u8], never_return: &BTreeSet<u64>) -> Option<Vec<Node<'a>>> {
     let mut positions = BTreeMap::new();
     let mut nodes: Vec<Node<'a>> = Vec::new();
     let mut targets: Vec<Vec<(Option<u64>, Option<u8>)>> = Vec::new();
@@ -523,11 +523,11 @@ fn nodes_of<'a>(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<V
         let (instruction, bytes) = instruction_at(code, offset)?;
         let leads_on = instruction.flow_control() == FlowControl::UnconditionalBranch
             && instruction.near_branch_target() >= code.len() as u64
-            && !never_returns(offset);
+            && !never_return.contains(&offset);
         let next = if leads_on {
             Vec::new()
         } else {
-            targets_of(&instruction, code.len() as u64, never_returns)?
+            targets_of(&instruction, code.len() as u64, never_return)?
         };
         open.extend(next.iter().rev().filter_map(|(to, _)| *to));
         positions.insert(offset, nodes.len());
@@ -561,10 +561,10 @@ fn nodes_of<'a>(code: &'a [u8], never_returns: &dyn Fn(u64) -> bool) -> Option<V
 fn targets_of(
     instruction: &Instruction,
     code_bytes: u64,
-    never_returns: &dyn Fn(u64) -> bool,
+    never_return: &BTreeSet<u64>,
 ) -> Option<Vec<(Option<u64>, Option<u8>)>> {
     let next = instruction.next_ip();
-    let ends = never_returns(instruction.ip());
+    let ends = never_return.contains(&instruction.ip());
     let to = |target: u64| {
         let is_inside = target < code_bytes;
         (is_inside || ends).then_some(Some(target).filter(|_| is_inside))

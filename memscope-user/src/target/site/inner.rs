@@ -131,7 +131,7 @@ pub(super) fn places_inside(
 
 /// The places at which it is told what a function gives, with one of its arguments.
 fn places_of(code: &CalledCode, argument: u8, forms: EmulatedForms) -> Option<Vec<MidstPlace>> {
-    let flow = Flow::of(&code.code, &|at| code.never_return.contains(&at))?;
+    let flow = Flow::of(&code.code, &code.never_return)?;
     let need = ProbeNeed { arguments: ArgumentSet::of([argument]), block: None };
     let places = choose(&flow, need, forms, &JudgedCalls::new())?.places;
     let tells =

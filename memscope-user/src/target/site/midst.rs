@@ -75,7 +75,7 @@ pub(super) fn choose_places(
     forms: EmulatedForms,
     calls: Calls<'_>,
 ) -> Option<Vec<MidstPlace>> {
-    let flow = Flow::of(code, &|at| calls.never_return.contains(&at))?;
+    let flow = Flow::of(code, calls.never_return)?;
     let judged = judged_calls_of(&flow, need, calls.called);
     let with_inner = || {
         let Chosen { mut places, told_inside } = choose(&flow, need, forms, &judged)?;

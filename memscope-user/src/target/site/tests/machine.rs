@@ -204,6 +204,22 @@ pub(super) fn objection_to_places(pieces: &[Piece], sites: &[ProbeSite]) -> Opti
     None
 }
 
+/// Behind a jump that is taken if the zero flag is set, or if it is not, as far as that is known.
+pub(super) fn after_zero_jump<M>(
+    zero_flag: Option<bool>,
+    if_zero: bool,
+    jumped: M,
+    goes_on: M,
+) -> Vec<(M, Option<u8>)> {
+    let (zero, not_zero) = (Some(4), Some(5));
+    let (jumps, stays) = if if_zero { (zero, not_zero) } else { (not_zero, zero) };
+    match zero_flag {
+        Some(zero) if zero == if_zero => vec![(jumped, jumps)],
+        Some(_) => vec![(goes_on, stays)],
+        None => vec![(jumped, jumps), (goes_on, stays)],
+    }
+}
+
 /// The states that can follow, and the number of the condition that a jump then had.
 fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<(Machine, Option<u8>)> {
     let mut next = Machine { at: machine.at + 1, ..machine.clone() };
@@ -227,13 +243,7 @@ fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<(Machine, Option
         Piece::Store => next.is_memory_written = true,
         Piece::Jump(to) => return vec![(jumped(to), None)],
         Piece::JumpIfZero(if_zero, to) => {
-            let (zero, not_zero) = (Some(4), Some(5));
-            let (jumps, goes_on) = if if_zero { (zero, not_zero) } else { (not_zero, zero) };
-            return match machine.zero {
-                Some(zero) if zero == if_zero => vec![(jumped(to), jumps)],
-                Some(_) => vec![(next, goes_on)],
-                None => vec![(jumped(to), jumps), (next, goes_on)],
-            };
+            return after_zero_jump(machine.zero, if_zero, jumped(to), next);
         }
         Piece::JumpIfSign(to) => return vec![(jumped(to), Some(8)), (next, Some(9))],
         Piece::Return => return Vec::new(),

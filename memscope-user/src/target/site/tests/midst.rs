@@ -10,7 +10,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use super::OLD;
+use super::{OLD, machine::after_zero_jump};
 use crate::target::{
     CalledCode,
     site::{ArgumentSet, Calls, Inner, Midst, ProbeNeed, ProbeSite, choose_sites},
@@ -450,13 +450,7 @@ fn after(machine: &Machine, piece: Piece) -> Vec<(Machine, Option<u8>)> {
         }
         Piece::Jump(to) => return vec![(jumped(to), None)],
         Piece::JumpIfZero(if_zero, to) => {
-            let (zero, not_zero) = (Some(4), Some(5));
-            let (jumps, goes_on) = if if_zero { (zero, not_zero) } else { (not_zero, zero) };
-            return match machine.zero {
-                Some(zero) if zero == if_zero => vec![(jumped(to), jumps)],
-                Some(_) => vec![(next, goes_on)],
-                None => vec![(jumped(to), jumps), (next, goes_on)],
-            };
+            return after_zero_jump(machine.zero, if_zero, jumped(to), next);
         }
         Piece::JumpIfSign(to) => return vec![(jumped(to), Some(8)), (next, Some(9))],
     }
