@@ -658,7 +658,8 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     }
     // SAFETY: as in `entered`.
     let registers = unsafe { &*context.regs };
-    let sp_avma = registers.rsp;
+    // Where the return address lies.
+    let sp_avma = registers.rsp.wrapping_add(hit.cookie.depth_bytes());
     let mut time_ns = emit::now_ns();
     let (mut number, mut allocated_since) = (0, 0);
     let mut may_be_freed_again = true;

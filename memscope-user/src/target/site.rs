@@ -9,6 +9,7 @@ mod arguments;
 mod emulated;
 mod flow;
 mod inner;
+mod known;
 mod midst;
 mod path;
 #[cfg(test)]
@@ -17,7 +18,9 @@ mod ways;
 
 use std::collections::BTreeSet;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter as _, GasFormatter, Instruction};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Formatter as _, GasFormatter, Instruction, Mnemonic,
+};
 
 pub use self::{
     arguments::{ArgumentPlaces, ArgumentSet},
@@ -29,7 +32,7 @@ use crate::model::AttachMethod;
 
 pub(super) use self::arguments::{Effects, OF_CALLER};
 pub(super) use self::inner::judged_calls;
-use self::{arguments::Arguments, path::Path};
+use self::{known::Known, path::Path};
 
 /// What a probe's program will want to find, besides the return address on top of the
 /// stack.
@@ -37,7 +40,8 @@ use self::{arguments::Arguments, path::Path};
 pub struct ProbeNeed {
     /// The arguments it reads.
     pub arguments: ArgumentSet,
-    /// An argument without which, that is 0, a call does not matter.
+    /// The argument that is the block which a call ends. Without one, that is if it is 0, the call does not matter; and what
+    /// comes after its begin never does.
     pub block: Option<u8>,
 }
 
@@ -198,55 +202,88 @@ impl SiteReason {
 
 /// Chooses the site in a function's machine code (x86-64).
 ///
-/// Walks from the entry over instructions that change neither memory nor the stack pointer,
-/// up to the first emulated one at which all that is needed can still be found. If that
-/// is the jump of a test whether there is a block, it walks on where there is one. Gives
-/// the entry itself if there is no such instruction, or if something else leads into the
-/// way to it: it would be reached more often than the function is called.
+/// Walks from the entry over instructions that do not change memory, up to the first emulated one at which all that is needed can
+/// still be found; the return address too, on top of the stack, unless only a block is to be known. In that case it walks on:
+/// past a test whether there is a block, on the way on which there is one, and to an instruction that costs less than a push. Gives
+/// the entry itself if there is no such instruction, or if something else leads into the way to it: it would be reached
+/// more often than the function is called.
 #[must_use]
 pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeSite {
     let mut path = Path::new(code);
-    let mut arguments = Arguments::at_entry();
-    let mut chosen = None;
-    let mut is_behind_test = false;
+    let mut known = Known::at_entry();
+    let mut chosen: Option<(Worth, ProbeSite)> = None;
+    let mut behind_test = false;
     let obstacle = loop {
         let Some(instruction) = path.advance() else { break SiteReason::NoneNear };
-        let effects = Effects::of(&instruction);
-        if forms.emulate(path.bytes()) && (chosen.is_none() || is_behind_test) {
-            let Some(places) = arguments.places(need.arguments) else {
-                break SiteReason::ArgumentOverwritten;
-            };
-            let offset = instruction.ip();
-            if offset > 0 && path.is_entered_otherwise() {
-                break SiteReason::EnteredOtherwise;
+        let worth = Worth { behind_test, leaves_stack: !emulated::writes_stack(path.bytes()) };
+        let is_better = chosen.is_none_or(|(before, _)| before < worth);
+        if forms.emulate(path.bytes()) && is_better {
+            match site_at(&path, &instruction, &known, need, behind_test) {
+                Ok(site) => chosen = Some((worth, site)),
+                Err(obstacle) => break obstacle,
             }
-            let reason = match offset {
-                0 => SiteReason::EmulatedEntry,
-                _ if is_behind_test => SiteReason::BehindNullTest,
-                _ => SiteReason::NothingBefore,
-            };
-            let entry = ProbeSite::at_entry(reason);
-            chosen = Some(ProbeSite { offset, emulated: true, places, ..entry });
-            if is_behind_test || need.block.is_none() {
-                break reason;
+            if worth == Worth::BEST || need.block.is_none() {
+                break SiteReason::NoneNear;
             }
         }
-        match arguments.zero_test(&instruction) {
+        let effects = Effects::of(&instruction);
+        match known.zero_test(&instruction) {
             Some((tested, if_zero)) if need.block == Some(tested) => {
-                is_behind_test = true;
+                behind_test = true;
                 if !if_zero && !path.turn_to(instruction.near_branch_target()) {
                     break SiteReason::PathEnds;
                 }
             }
             _ => {
-                if let Some(obstacle) = obstacle(&instruction, &effects) {
+                if let Some(obstacle) = obstacle(&instruction, &effects, need) {
                     break obstacle;
                 }
             }
         }
-        arguments.follow(&instruction, &effects);
+        match known.after(path.length(), &instruction, &effects) {
+            Some(after) => known = after,
+            None => break SiteReason::StackPointerMoves,
+        }
     };
-    chosen.unwrap_or(ProbeSite::at_entry(obstacle))
+    chosen.map_or(ProbeSite::at_entry(obstacle), |(_, site)| site)
+}
+
+/// What is good about a site, the more important first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Worth {
+    /// Calls without a block do not reach it.
+    behind_test: bool,
+    /// Nothing is written to the stack when it is emulated.
+    leaves_stack: bool,
+}
+
+impl Worth {
+    const BEST: Self = Self { behind_test: true, leaves_stack: true };
+}
+
+/// A probe on the emulated instruction that a path has come to; or why there can be none.
+fn site_at(
+    path: &Path<'_>,
+    instruction: &Instruction,
+    known: &Known,
+    need: ProbeNeed,
+    behind_test: bool,
+) -> Result<ProbeSite, SiteReason> {
+    let places = known.places(need.arguments).ok_or(SiteReason::ArgumentOverwritten)?;
+    let offset = instruction.ip();
+    if offset > 0 && path.is_entered_otherwise() {
+        return Err(SiteReason::EnteredOtherwise);
+    }
+    let frame = match need.block {
+        Some(_) => midst::frame_at(known).ok_or(SiteReason::StackPointerMoves)?,
+        None => FrameAt::ENTRY,
+    };
+    let reason = match offset {
+        0 => SiteReason::EmulatedEntry,
+        _ if behind_test => SiteReason::BehindNullTest,
+        _ => SiteReason::NothingBefore,
+    };
+    Ok(ProbeSite { offset, emulated: true, places, frame, ..ProbeSite::at_entry(reason) })
 }
 
 /// Chooses the sites of a function that gives a block in `rax` and needs no other one: several, if
@@ -312,15 +349,17 @@ impl From<midst::MidstPlace> for ProbeSite {
 }
 
 /// What keeps a probe from sitting behind an instruction.
-fn obstacle(instruction: &Instruction, effects: &Effects) -> Option<SiteReason> {
+fn obstacle(instruction: &Instruction, effects: &Effects, need: ProbeNeed) -> Option<SiteReason> {
+    let returns_matter = need.block.is_none();
+    let is_push = instruction.mnemonic() == Mnemonic::Push;
     if instruction.is_invalid()
         || instruction.is_privileged()
         || instruction.flow_control() != FlowControl::Next
     {
         Some(SiteReason::PathEnds)
-    } else if effects.moves_stack_pointer() {
+    } else if effects.moves_stack_pointer() && returns_matter {
         Some(SiteReason::StackPointerMoves)
-    } else if effects.writes_memory {
+    } else if effects.writes_memory && !is_push {
         Some(SiteReason::MemoryWritten)
     } else {
         None

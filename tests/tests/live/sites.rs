@@ -15,7 +15,7 @@ const DEBIAN_12: [(&str, Option<(u64, &str)>); 9] = [
     ("calloc", Some((0, "push %r13"))),
     ("realloc", Some((0, "push %r15"))),
     ("reallocarray", None),
-    ("free", Some((9, "push %rbp"))),
+    ("free", Some((35, "jne"))),
     ("posix_memalign", Some((7, "push %r12"))),
     ("aligned_alloc", Some((7, "je "))),
     ("valloc", Some((7, "push %rbx"))),

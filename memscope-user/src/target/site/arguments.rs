@@ -1,8 +1,6 @@
-//! In which registers the arguments of a call are, as its instructions go on.
+//! How arguments are passed, and what instructions do to registers.
 
-use iced_x86::{
-    Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
-};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 /// Registers that are the caller's still when a function returns, besides the stack pointer (System V ABI for x86-64, 3.2.1).
 pub(in crate::target) const OF_CALLER: [Register; 6] =
@@ -96,49 +94,6 @@ impl Effects {
     }
 }
 
-/// What registers hold: values that are told apart, and nothing else of them.
-#[derive(Clone)]
-pub(super) struct Registers {
-    /// By the number of the register. At the entry each holds the value of its own number.
-    values: [u32; 16],
-    next: u32,
-}
-
-impl Registers {
-    pub(super) fn at_entry() -> Self {
-        let mut values = [0; 16];
-        for (value, number) in values.iter_mut().zip(0..) {
-            *value = number;
-        }
-        Self { values, next: 16 }
-    }
-
-    pub(super) fn in_register(&self, number: u8) -> Option<u32> {
-        self.values.get(usize::from(number)).copied()
-    }
-
-    /// A register with this value.
-    pub(super) fn holding(&self, value: u32) -> Option<u8> {
-        self.values.iter().position(|held| *held == value).map(|number| number as u8)
-    }
-
-    pub(super) fn is_as_at_entry(&self, register: Register) -> bool {
-        self.values.get(register.number()).is_some_and(|held| *held == register.number() as u32)
-    }
-
-    /// What an instruction changes.
-    pub(super) fn follow(&mut self, instruction: &Instruction, effects: &Effects) {
-        let moved = moved_register(instruction).and_then(|from| self.values.get(from.number()));
-        let moved = moved.copied();
-        for register in effects.written.iter().filter(|register| register.is_gpr64()) {
-            if let Some(value) = self.values.get_mut(register.number()) {
-                *value = moved.unwrap_or(self.next);
-                self.next = self.next.wrapping_add(1);
-            }
-        }
-    }
-}
-
 /// The whole register that an instruction copies to another one, if that is all it does.
 pub(super) fn moved_register(instruction: &Instruction) -> Option<Register> {
     let is_move = instruction.mnemonic() == Mnemonic::Mov
@@ -158,59 +113,4 @@ pub(super) fn tested_for_zero(instruction: &Instruction) -> Option<Register> {
     let compares_to_zero = instruction.mnemonic() == Mnemonic::Cmp
         && instruction.try_immediate(1).is_ok_and(|value| value == 0);
     (of_register && (tests_itself || compares_to_zero)).then_some(first)
-}
-
-/// Which register holds which argument, and what the flags tell of one.
-#[derive(Clone)]
-pub(super) struct Arguments {
-    /// An argument is the value that the register has at the entry by which it is passed.
-    pub(super) registers: Registers,
-    /// The argument that is 0 exactly if the zero flag is set.
-    zero_flag_of: Option<u8>,
-}
-
-impl Arguments {
-    pub(super) fn at_entry() -> Self {
-        Self { registers: Registers::at_entry(), zero_flag_of: None }
-    }
-
-    fn in_register(&self, register: Register) -> Option<u8> {
-        let value = self.registers.in_register(u8::try_from(register.number()).ok()?)?;
-        let passed = |by: &Register| by.number() as u32 == value;
-        let argument = ARGUMENT_REGISTERS.iter().position(passed)?;
-        register.is_gpr64().then_some(argument as u8)
-    }
-
-    /// Where the needed arguments are; none if one of them is in no register that carries
-    /// arguments.
-    pub(super) fn places(&self, needed: ArgumentSet) -> Option<ArgumentPlaces> {
-        let mut places = ArgumentPlaces::AS_PASSED;
-        for (argument, place) in places.0.iter_mut().enumerate() {
-            let is_in = |register: &Register| self.in_register(*register) == Some(argument as u8);
-            let as_passed = ARGUMENT_REGISTERS.get(argument).is_some_and(is_in);
-            if needed.contains(argument) && !as_passed {
-                *place = ARGUMENT_REGISTERS.iter().position(is_in)? as u8;
-            }
-        }
-        Some(places)
-    }
-
-    /// The argument that a conditional jump tests for 0, and whether it jumps if it is 0.
-    pub(super) fn zero_test(&self, jump: &Instruction) -> Option<(u8, bool)> {
-        let if_zero = match jump.mnemonic() {
-            Mnemonic::Je => true,
-            Mnemonic::Jne => false,
-            _ => return None,
-        };
-        Some((self.zero_flag_of?, if_zero))
-    }
-
-    /// What an instruction changes.
-    pub(super) fn follow(&mut self, instruction: &Instruction, effects: &Effects) {
-        if instruction.rflags_modified() & RflagsBits::ZF != 0 {
-            let tested = tested_for_zero(instruction);
-            self.zero_flag_of = tested.and_then(|register| self.in_register(register));
-        }
-        self.registers.follow(instruction, effects);
-    }
 }

@@ -57,6 +57,12 @@ impl EmulatedForms {
     }
 }
 
+/// Whether the kernel writes to the process's stack when it emulates this instruction (`emulate_push_stack` in
+/// `arch/x86/kernel/uprobes.c`): a trap takes longer by a twelfth then, see docs/allocators.md.
+pub(super) fn writes_stack(instruction: &[u8]) -> bool {
+    matches!(instruction, [0x50..=0x57] | [0x41, 0x50..=0x57] | [0xe8, ..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +101,10 @@ mod tests {
         for forms in [old, new] {
             assert!(by_all.iter().all(|bytes| forms.emulate(bytes)));
             assert!(!by_none.iter().any(|bytes| forms.emulate(bytes)));
+        }
+        let pushing: [&[u8]; 3] = [&[0x55], &[0x41, 0x57], &[0xe8, 0, 1, 0, 0]];
+        for bytes in by_all {
+            assert_eq!(writes_stack(bytes), pushing.contains(&bytes), "{bytes:x?}");
         }
         for nop in LONG_NOPS {
             assert!(new.emulate(nop) && !old.emulate(nop), "{nop:?}");

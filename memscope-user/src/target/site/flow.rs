@@ -6,148 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
 
 use super::{
-    arguments::{Effects, OF_CALLER, moved_register, tested_for_zero},
+    arguments::{Effects, OF_CALLER, moved_register},
+    known::{Known, is_move},
     ways::{condition_of, instruction_at},
 };
 
 /// Most instructions of a function.
 const MAX_NODES: usize = 1 << 10;
-/// Largest distance between the stack pointer and where it was at the entry.
-const MAX_DEPTH_BYTES: i64 = 1 << 20;
-
-/// Registers that calls do not leave as they are (System V ABI for x86-64, 3.2.1).
-const CLOBBERED: [Register; 9] = [
-    Register::RAX,
-    Register::RCX,
-    Register::RDX,
-    Register::RSI,
-    Register::RDI,
-    Register::R8,
-    Register::R9,
-    Register::R10,
-    Register::R11,
-];
-
-/// Values are told apart, and nothing else is known of them: but which those of the registers at the entry are, by the
-/// registers' numbers, and addresses in the stack.
-type Value = u32;
-/// Values that come about at one instruction: one for each register, and one where ways meet.
-const VALUES_OF_NODE: u32 = 32;
-/// From here on: addresses in the stack.
-const STACK_ADDRESS: Value = 1 << 30;
-
-fn entry_value(register: Register) -> Value {
-    register.number() as u32
-}
-
-fn stack_address(depth: i64) -> Value {
-    STACK_ADDRESS + depth as u32
-}
-
-fn depth_of(value: Value) -> Option<i64> {
-    value.checked_sub(STACK_ADDRESS).map(i64::from)
-}
-
-/// What is known before an instruction, on whatever way it is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Known {
-    registers: [Value; 16],
-    /// How far below the return address the stack pointer is.
-    pub(super) depth: i64,
-    /// Words of the stack, by how far below the return address they are: pushed ones and those that were moved there.
-    pushed: BTreeMap<i64, Value>,
-    moved: BTreeMap<i64, Value>,
-    /// The register that is 0 exactly if the zero flag is set.
-    zero_flag_of: Option<u8>,
-}
-
-impl Known {
-    fn at_entry() -> Self {
-        let mut registers = [0; 16];
-        for (value, number) in registers.iter_mut().zip(0..) {
-            *value = number;
-        }
-        Self {
-            registers,
-            depth: 0,
-            pushed: BTreeMap::new(),
-            moved: BTreeMap::new(),
-            zero_flag_of: None,
-        }
-    }
-
-    fn register(&self, register: Register) -> Option<Value> {
-        self.registers.get(register.number()).copied().filter(|_| register.is_gpr64())
-    }
-
-    fn set(&mut self, register: Register, value: Value) {
-        if let Some(held) = self.registers.get_mut(register.number()) {
-            *held = value;
-        }
-        if self.zero_flag_of == Some(register.number() as u8) {
-            self.zero_flag_of = None;
-        }
-    }
-
-    /// Whether a register holds what one held at the entry.
-    pub(super) fn holds(&self, register: Register, at_entry: Register) -> bool {
-        self.register(register) == Some(entry_value(at_entry))
-    }
-
-    /// How far below the return address it lies on the stack what a register held at the entry; none if it does not.
-    pub(super) fn saved(&self, at_entry: Register) -> Option<i64> {
-        let is = |(_, value): &(&i64, &Value)| **value == entry_value(at_entry);
-        self.pushed.iter().chain(&self.moved).find(is).map(|(depth, _)| *depth)
-    }
-
-    /// Where in the stack an operand is that is the word at a register and a distance; none if it is not in the stack, or that
-    /// is not known.
-    fn slot(&self, instruction: &Instruction) -> Option<i64> {
-        if instruction.segment_prefix() != Register::None {
-            return None;
-        }
-        let base = match instruction.memory_base() {
-            Register::RSP => self.depth,
-            base => depth_of(self.register(base)?)?,
-        };
-        let is_plain = instruction.memory_index() == Register::None;
-        is_plain.then(|| base.wrapping_sub(instruction.memory_displacement64().cast_signed()))
-    }
-
-    fn move_stack_pointer(&mut self, depth: i64) -> Option<()> {
-        self.depth = Some(depth).filter(|depth| (0..=MAX_DEPTH_BYTES).contains(depth))?;
-        self.pushed.retain(|slot, _| *slot <= depth);
-        self.moved.retain(|slot, _| *slot <= depth);
-        Some(())
-    }
-
-    /// Joined with what is known on another way; none if the stack pointer is not at the same place.
-    fn join(&mut self, other: &Self, node: usize) -> Option<bool> {
-        if self.depth != other.depth {
-            return None;
-        }
-        let before = self.clone();
-        for (number, value) in self.registers.iter_mut().enumerate() {
-            if other.registers.get(number) != Some(value) {
-                *value = value_of(node, 16 + number);
-            }
-        }
-        self.pushed.retain(|slot, value| other.pushed.get(slot) == Some(value));
-        self.moved.retain(|slot, value| other.moved.get(slot) == Some(value));
-        if self.zero_flag_of != other.zero_flag_of {
-            self.zero_flag_of = None;
-        }
-        Some(*self != before)
-    }
-}
-
-fn value_of(node: usize, which: usize) -> Value {
-    16 + node as u32 * VALUES_OF_NODE + which as u32
-}
-
 /// Where the result can be before it is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Holder {
@@ -180,13 +48,9 @@ impl Node<'_> {
     /// Whether it makes an address of a part of the stack, but for a frame pointer.
     fn lends_stack(&self) -> bool {
         let Self { instruction, known, .. } = self;
-        let of_stack = |register: Register| {
-            register == Register::RSP
-                || known.register(register).is_some_and(|value| depth_of(value).is_some())
-        };
         let made = match instruction.mnemonic() {
-            Mnemonic::Lea => of_stack(instruction.memory_base()),
-            _ => moved_register(instruction).is_some_and(of_stack),
+            Mnemonic::Lea => known.is_of_stack(instruction.memory_base()),
+            _ => moved_register(instruction).is_some_and(|from| known.is_of_stack(from)),
         };
         made && ![Register::RSP, Register::RBP].contains(&instruction.op0_register())
     }
@@ -269,71 +133,18 @@ impl<'a> Flow<'a> {
     /// What is known after an instruction.
     fn after(&self, at: usize, node: &Node<'_>) -> Option<Known> {
         let Node { instruction, effects, known, .. } = node;
-        let mut after = known.clone();
-        if instruction.rflags_modified() & RflagsBits::ZF != 0 {
-            after.zero_flag_of =
-                tested_for_zero(instruction).map(|register| register.number() as u8);
-        }
         match instruction.flow_control() {
             FlowControl::Call | FlowControl::IndirectCall => {
-                for register in CLOBBERED {
-                    after.set(register, value_of(at, register.number()));
-                }
-                after.move_stack_pointer(known.depth)?;
-                if self.lends_stack {
-                    after.moved.clear();
-                }
-                after.zero_flag_of = None;
-                return Some(after);
+                return known.after_call(at, self.lends_stack);
             }
-            FlowControl::Return if known.depth != 0 => return None,
-            FlowControl::Return => return Some(after),
+            FlowControl::Return => return (known.depth == 0).then(|| known.clone()),
             _ => {}
         }
-        if effects.moves_stack_pointer() {
-            follow_stack(at, instruction, known, &mut after)?;
-            return Some(after);
-        }
-        if effects.writes_memory {
-            self.follow_write(instruction, known, &mut after)?;
-        }
-        let value = value_moved(instruction, known);
-        for register in effects.written_registers() {
-            after.set(register, value.unwrap_or_else(|| value_of(at, register.number())));
+        let mut after = known.after(at, instruction, effects)?;
+        if effects.writes_memory && !effects.moves_stack_pointer() {
+            known.follow_write(instruction, self.lends_stack, &mut after)?;
         }
         Some(after)
-    }
-
-    /// What writing to memory changes.
-    fn follow_write(
-        &self,
-        instruction: &Instruction,
-        known: &Known,
-        after: &mut Known,
-    ) -> Option<()> {
-        let base = instruction.memory_base();
-        let in_stack =
-            base == Register::RSP || known.register(base).is_some_and(|at| depth_of(at).is_some());
-        if !in_stack || instruction.op0_kind() != OpKind::Memory {
-            if self.lends_stack {
-                after.moved.clear();
-            }
-            return Some(());
-        }
-        let slot = known.slot(instruction)?;
-        let bytes = instruction.memory_size().size() as i64;
-        // The lowest word that is not touched begins above its last byte.
-        let is_touched = |word: &i64| *word > slot - bytes && *word < slot + 8;
-        if is_touched(&0) || slot < 0 || after.pushed.keys().any(is_touched) {
-            return None;
-        }
-        after.moved.retain(|word, _| !is_touched(word));
-        if let (true, Some(value)) =
-            (is_move(instruction), known.register(instruction.op1_register()))
-        {
-            after.moved.insert(slot, value);
-        }
-        Some(())
     }
 
     fn go_backward(&mut self) {
@@ -395,70 +206,6 @@ impl<'a> Flow<'a> {
         };
         Some(after?.into_iter().filter_map(before).collect())
     }
-}
-
-/// What an instruction does that moves the stack pointer.
-fn follow_stack(
-    at: usize,
-    instruction: &Instruction,
-    known: &Known,
-    after: &mut Known,
-) -> Option<()> {
-    let (first, second) = (instruction.op0_register(), instruction.op1_register());
-    let pop = |after: &mut Known, depth: i64, register: Register| {
-        let lies_there = known.pushed.get(&depth).or_else(|| known.moved.get(&depth));
-        after.set(register, lies_there.copied().unwrap_or_else(|| value_of(at, register.number())));
-        after.move_stack_pointer(depth - 8)
-    };
-    match instruction.mnemonic() {
-        Mnemonic::Push => {
-            let depth = known.depth + 8;
-            after.move_stack_pointer(depth)?;
-            after.moved.remove(&depth);
-            if let Some(value) = known.register(first) {
-                after.pushed.insert(depth, value);
-            }
-            (instruction.stack_pointer_increment() == -8).then_some(())
-        }
-        Mnemonic::Pop if first.is_gpr64() && first != Register::RSP => {
-            pop(after, known.depth, first)
-        }
-        Mnemonic::Leave => pop(after, depth_of(known.register(Register::RBP)?)?, Register::RBP),
-        Mnemonic::Sub | Mnemonic::Add if first == Register::RSP => {
-            let bytes = instruction.try_immediate(1).ok()?.cast_signed();
-            let raises = instruction.mnemonic() == Mnemonic::Add;
-            let lower = if raises { bytes.checked_neg()? } else { bytes };
-            after.move_stack_pointer(known.depth.checked_add(lower)?)
-        }
-        Mnemonic::Mov if first == Register::RSP => {
-            after.move_stack_pointer(depth_of(known.register(second)?)?)
-        }
-        Mnemonic::Lea if first == Register::RSP => {
-            after.move_stack_pointer(known.slot(instruction)?)
-        }
-        _ => None,
-    }
-}
-
-fn is_move(instruction: &Instruction) -> bool {
-    instruction.mnemonic() == Mnemonic::Mov
-        && [instruction.op0_register(), instruction.op1_register()]
-            .iter()
-            .all(|register| *register == Register::None || register.is_gpr64())
-        && instruction.op1_kind() != OpKind::Immediate32to64
-}
-
-/// The value that a register is given, if it is one that is known already.
-fn value_moved(instruction: &Instruction, known: &Known) -> Option<Value> {
-    if let Some(from) = moved_register(instruction) {
-        let of_stack = from == Register::RSP;
-        return if of_stack { Some(stack_address(known.depth)) } else { known.register(from) };
-    }
-    let loads = is_move(instruction)
-        && instruction.op0_kind() == OpKind::Register
-        && instruction.op1_kind() == OpKind::Memory;
-    let slot = known.slot(instruction).filter(|_| loads)?;
-    known.pushed.get(&slot).or_else(|| known.moved.get(&slot)).copied()
 }
 
 /// What an instruction that is no call makes of what holds the result after it: what holds it before, if anything does.

@@ -12,7 +12,8 @@ use super::{
     CalledCode, Inner, InnerCall, MAX_INNER_CALLS, ProbeNeed,
     arguments::{ARGUMENT_COUNT, ARGUMENT_REGISTERS, ArgumentPlaces, ArgumentSet, tested_for_zero},
     emulated::EmulatedForms,
-    flow::{Edge, Flow, Holder, Known},
+    flow::{Edge, Flow, Holder},
+    known::Known,
     midst::{FrameAt, MAX_DEPTH_BYTES, Midst, MidstPlace, choose, frame_at},
 };
 

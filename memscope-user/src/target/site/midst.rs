@@ -11,10 +11,11 @@ use iced_x86::{FlowControl, Mnemonic, Register};
 
 use super::{
     Calls, Inner, ProbeNeed,
-    arguments::{ARGUMENT_COUNT, ARGUMENT_REGISTERS, ArgumentPlaces, OF_CALLER},
+    arguments::{ArgumentPlaces, OF_CALLER},
     emulated::EmulatedForms,
-    flow::{Edge, Flow, Holder, Known, Node},
+    flow::{Edge, Flow, Holder, Node},
     inner::{JudgedCall, JudgedCalls, judged_calls_of, places_inside},
+    known::Known,
 };
 
 /// Most places in one function that are probed.
@@ -181,7 +182,7 @@ impl<'a> Choice<'a> {
             if node.result.is_none() || !seen.insert(at) {
                 continue;
             }
-            let places = places_of(&node.known, need);
+            let places = node.known.places(need.arguments);
             if node.leads_on {
                 // There the return address has to be on top of the stack, as at an entry.
                 let is_as_at_entry = node.known.depth == 0 && forms.emulate(node.bytes);
@@ -253,7 +254,7 @@ impl<'a> Choice<'a> {
         let Wanted { flow, need, forms, at_forks, .. } = self.wanted;
         let node = flow.nodes.get(at).filter(|_| !self.refused.contains(&at))?;
         let is_emulated = forms.emulate(node.bytes);
-        let has_arguments = places_of(&node.known, need).is_some();
+        let has_arguments = node.known.places(need.arguments).is_some();
         let is_known = is_emulated || has_arguments;
         let at_fork = || {
             if at_forks && is_emulated && has_arguments {
@@ -285,7 +286,7 @@ impl<'a> Choice<'a> {
                     continue;
                 }
                 let is_emulated = self.wanted.forms.emulate(node.bytes);
-                let places = places_of(&node.known, self.wanted.need).filter(|_| is_emulated);
+                let places = node.known.places(self.wanted.need.arguments).filter(|_| is_emulated);
                 let Some(places) = places else {
                     open.push(before);
                     continue;
@@ -431,20 +432,6 @@ fn can_be_stepped(node: &Node<'_>) -> bool {
         Mnemonic::Mov | Mnemonic::Lea | Mnemonic::Xor | Mnemonic::Add | Mnemonic::Pop
     );
     is_plain && instruction.segment_prefix() == Register::None && !instruction.has_lock_prefix()
-}
-
-/// In which registers the needed arguments are; none if one is not in any that a program can read.
-fn places_of(known: &Known, need: ProbeNeed) -> Option<ArgumentPlaces> {
-    let mut places = [0; ARGUMENT_COUNT];
-    for (argument, (place, passed)) in places.iter_mut().zip(ARGUMENT_REGISTERS).enumerate() {
-        *place = argument as u8;
-        let is_in = |register: &Register| known.holds(*register, passed);
-        if need.arguments.contains(argument) && !is_in(&passed) {
-            let mut all = ARGUMENT_REGISTERS.iter().chain(&OF_CALLER);
-            *place = all.position(is_in)? as u8;
-        }
-    }
-    Some(ArgumentPlaces::at(places))
 }
 
 /// Where the caller's frame is; none if it cannot be found from there.

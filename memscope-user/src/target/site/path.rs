@@ -31,6 +31,11 @@ impl<'a> Path<'a> {
         Some(instruction)
     }
 
+    /// How many instructions there are, with the one it has come to.
+    pub(super) fn length(&self) -> usize {
+        self.steps.len()
+    }
+
     /// The bytes of the instruction it has come to.
     pub(super) fn bytes(&self) -> &'a [u8] {
         self.steps

@@ -69,7 +69,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 0, EmulatedEntry),
             ("realloc", 0, EmulatedEntry),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 0, StackPointerMoves),
+            ("free", 17, NothingBefore),
             ("posix_memalign", 0, EmulatedEntry),
             ("aligned_alloc", 4, NothingBefore),
             ("memalign", 4, NothingBefore),
@@ -85,7 +85,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 0, EmulatedEntry),
             ("realloc", 0, EmulatedEntry),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 9, BehindNullTest),
+            ("free", 35, BehindNullTest),
             ("posix_memalign", 7, NothingBefore),
             ("aligned_alloc", 7, NothingBefore),
             ("memalign", 7, NothingBefore),
@@ -101,7 +101,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 0, EmulatedEntry),
             ("realloc", 0, EmulatedEntry),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 9, BehindNullTest),
+            ("free", 45, BehindNullTest),
             ("posix_memalign", 7, NothingBefore),
             ("aligned_alloc", 0, EmulatedEntry),
             ("memalign", 7, NothingBefore),
@@ -133,7 +133,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 4, NothingBefore),
             ("realloc", 4, NothingBefore),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 0, StackPointerMoves),
+            ("free", 21, NothingBefore),
             ("posix_memalign", 4, NothingBefore),
             ("aligned_alloc", 11, NothingBefore),
             ("memalign", 11, NothingBefore),
@@ -149,7 +149,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 4, NothingBefore),
             ("realloc", 4, NothingBefore),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 13, BehindNullTest),
+            ("free", 39, BehindNullTest),
             ("posix_memalign", 11, NothingBefore),
             ("aligned_alloc", 4, NothingBefore),
             ("memalign", 4, NothingBefore),
@@ -165,7 +165,7 @@ const LIBRARIES: &[Library] = &[
             ("calloc", 4, NothingBefore),
             ("realloc", 4, NothingBefore),
             ("reallocarray", 0, ArgumentOverwritten),
-            ("free", 4, NothingBefore),
+            ("free", 23, NothingBefore),
             ("posix_memalign", 4, NothingBefore),
             ("aligned_alloc", 8, NothingBefore),
             ("memalign", 8, NothingBefore),
@@ -517,6 +517,39 @@ fn what_matters_is_never_walked_over() {
     check(&[], None, 0, NoneNear);
     // 40 times xor %eax,%eax; push %rbx
     check(&[[0x31, 0xc0].repeat(40), vec![0x53]].concat(), None, 0, NoneNear);
+}
+
+/// What ends a block has no return that matters: its return address may be anywhere, if it is known where.
+#[test]
+fn what_ends_a_block_is_probed_where_its_return_address_is_found() {
+    let at = |code: &[u8]| {
+        let site = choose_site(code, need(Some(0)), OLD);
+        (site.offset, site.frame.depth_bytes, site.reason)
+    };
+    // sub $8,%rsp; push %rbx
+    assert_eq!(at(&[0x48, 0x83, 0xec, 8, 0x53]), (4, 8, NothingBefore));
+    // push %rbp; push %rbx; sub $0x18,%rsp; mov (%rdi),%rbx; mov -8(%rdi),%rax; jne +0: costs less than a push
+    let jump =
+        [0x55, 0x53, 0x48, 0x83, 0xec, 0x18, 0x48, 0x8b, 0x1f, 0x48, 0x8b, 0x47, 0xf8, 0x75, 0];
+    assert_eq!(at(&jump), (13, 40, NothingBefore));
+    let frame = FrameAt { depth_bytes: 40, rbp_depth_bytes: None, rbx_depth_bytes: Some(16) };
+    assert_eq!(choose_site(&jump, need(Some(0)), OLD).frame, frame, "%rbp holds it still");
+    // test %rdi,%rdi; je +2; push %rbx; xor %edi,%edi; jne +0: behind the push the block is gone
+    let overwritten = [0x48, 0x85, 0xff, 0x74, 2, 0x53, 0x31, 0xff, 0x75, 0];
+    assert_eq!(at(&overwritten), (5, 0, BehindNullTest));
+    // test %rdi,%rdi; je +2; push %rbx; call +0; jne +0: what is called may end it
+    let called = [0x48, 0x85, 0xff, 0x74, 2, 0x53, 0xe8, 0, 0, 0, 0, 0x75, 0];
+    assert_eq!(at(&called), (5, 0, BehindNullTest));
+    // mov %rax,-8(%rsp); push %rbx: what is written may be more than that
+    assert_eq!(at(&[0x48, 0x89, 0x44, 0x24, 0xf8, 0x53]), (0, 0, MemoryWritten));
+    // and $-16,%rsp; push %rbx: nobody knows where
+    assert_eq!(at(&[0x48, 0x83, 0xe4, 0xf0, 0x53]), (0, 0, StackPointerMoves));
+    // sub $0x100,%rsp; push %rbx: farther than a probe can say
+    assert_eq!(at(&[0x48, 0x81, 0xec, 0, 1, 0, 0, 0x53]), (0, 0, StackPointerMoves));
+    // pop %rax; push %rbx: above the return address
+    assert_eq!(at(&[0x58, 0x53]), (0, 0, StackPointerMoves));
+    // mov (%rdi),%rbx; push %rbx: the caller's is gone, and its stack cannot be walked
+    assert_eq!(at(&[0x48, 0x8b, 0x1f, 0x53]), (0, 0, StackPointerMoves));
 }
 
 #[test]

@@ -13,8 +13,9 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 
 use super::{
     ProbeNeed,
-    arguments::{ArgumentPlaces, Arguments, Effects, OF_CALLER, Registers},
+    arguments::{ArgumentPlaces, Effects, OF_CALLER},
     emulated::EmulatedForms,
+    known::{Known, Value},
 };
 
 /// Most ways through a function.
@@ -48,7 +49,7 @@ struct Step {
     offset: u64,
     is_emulated: bool,
     /// What is known before it.
-    registers: Registers,
+    known: Known,
     places: Option<ArgumentPlaces>,
     /// The condition that holds where the way goes on.
     condition: Option<u8>,
@@ -59,9 +60,9 @@ struct Step {
 struct Way {
     steps: Vec<Step>,
     next: u64,
-    arguments: Arguments,
+    known: Known,
     /// What it gives if it returns.
-    gives: Option<u32>,
+    gives: Option<Value>,
 }
 
 /// The places to probe in the entry's stead; none if these would not do, or not be cheaper.
@@ -90,8 +91,8 @@ fn place_of(way: &Way) -> Option<Place> {
         return Some(Place { offset: last.offset, places: last.places?, given: None });
     };
     way.steps.iter().rev().find_map(|step| {
-        let register = step.registers.holding(block).filter(|_| step.is_emulated)?;
-        let is_callers = |register: &Register| step.registers.is_as_at_entry(*register);
+        let register = step.known.holding(block).filter(|_| step.is_emulated)?;
+        let is_callers = |register: &Register| step.known.holds(*register, *register);
         let given = Given { register, condition: step.condition };
         let place = Place { offset: step.offset, places: step.places?, given: Some(given) };
         OF_CALLER.iter().chain(&[Register::RSP]).all(is_callers).then_some(place)
@@ -110,7 +111,7 @@ fn passes_one(way: &Way, chosen: &BTreeMap<u64, Place>) -> bool {
     let [(step, place)] = told[..] else { return false };
     let is_right = match (place.given, way.gives) {
         (None, _) => true,
-        (Some(given), Some(block)) => step.registers.in_register(given.register) == Some(block),
+        (Some(given), Some(block)) => step.known.in_register(given.register) == Some(block),
         (Some(_), None) => false,
     };
     is_right && step.places == Some(place.places)
@@ -118,8 +119,7 @@ fn passes_one(way: &Way, chosen: &BTreeMap<u64, Place>) -> bool {
 
 /// All ways from the entry; none if there are too many, if one goes round, or if it cannot be said where one goes.
 fn all_ways(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Option<Vec<Way>> {
-    let mut open =
-        vec![Way { steps: Vec::new(), next: 0, arguments: Arguments::at_entry(), gives: None }];
+    let mut open = vec![Way { steps: Vec::new(), next: 0, known: Known::at_entry(), gives: None }];
     let mut ended = Vec::new();
     while let Some(mut way) = open.pop() {
         if open.len() + ended.len() >= MAX_WAYS {
@@ -135,17 +135,17 @@ fn all_ways(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> Option<Vec<Wa
             way.steps.push(Step {
                 offset: way.next,
                 is_emulated: forms.emulate(bytes),
-                registers: way.arguments.registers.clone(),
-                places: way.arguments.places(need.arguments),
+                known: way.known.clone(),
+                places: way.known.places(need.arguments),
                 condition: None,
             });
             match instruction.flow_control() {
                 FlowControl::Next if !effects.moves_stack_pointer() => {
-                    way.arguments.follow(&instruction, &effects);
+                    way.known = way.known.after(way.steps.len(), &instruction, &effects)?;
                     way.next = instruction.next_ip();
                 }
                 FlowControl::Return => {
-                    way.gives = way.arguments.registers.in_register(0);
+                    way.gives = way.known.in_register(0);
                     break;
                 }
                 FlowControl::ConditionalBranch => {

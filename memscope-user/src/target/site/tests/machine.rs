@@ -96,7 +96,8 @@ struct Machine {
     at: usize,
     registers: [u64; 8],
     zero: Option<bool>,
-    is_stack_moved: bool,
+    /// How far the stack pointer is below the return address.
+    depth_bytes: u16,
     is_memory_written: bool,
     hits: usize,
 }
@@ -108,14 +109,7 @@ impl Machine {
         for (register, value) in REGISTERS.into_iter().zip(passed) {
             registers[usize::from(register)] = value;
         }
-        Self {
-            at: 0,
-            registers,
-            zero: None,
-            is_stack_moved: false,
-            is_memory_written: false,
-            hits: 0,
-        }
+        Self { at: 0, registers, zero: None, depth_bytes: 0, is_memory_written: false, hits: 0 }
     }
 }
 
@@ -139,8 +133,14 @@ pub(super) fn objection(
             if machine.hits > 1 {
                 return Some("it is reached twice");
             }
-            if machine.is_stack_moved || machine.is_memory_written {
+            if machine.is_memory_written {
                 return Some("something is before it");
+            }
+            if machine.depth_bytes != site.frame.depth_bytes {
+                return Some("the return address is elsewhere");
+            }
+            if machine.depth_bytes != 0 && !may_lack_block {
+                return Some("the return address is not on top of the stack");
             }
             if (0..2)
                 .any(|argument| found(site.places.of(argument)) != passed[usize::from(argument)])
@@ -235,7 +235,7 @@ fn after(machine: &Machine, piece: &Piece, count: usize) -> Vec<(Machine, Option
         }
         Piece::Test(register) => next.zero = Some(machine.registers[usize::from(register)] == 0),
         Piece::Push(_) | Piece::LowerStack => {
-            next.is_stack_moved = true;
+            next.depth_bytes += 8;
             if matches!(piece, Piece::LowerStack) {
                 next.zero = None;
             }
