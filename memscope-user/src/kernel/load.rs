@@ -159,42 +159,35 @@ impl Kernel {
         raise_memory_limit();
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
         let mut settings = settings(&config, cpus);
-        let (mut loader, Parsed { types, object }) = read_all()?;
-        let task_offsets = offsets::task_offsets(&types);
-        settings.follows = u32::from(config.follows && can_follow(task_offsets.known));
-        let page_offsets = pages::offsets(config.observes, &types)?;
-        let mut ebpf = loader
-            .btf(None)
-            .map_max_entries("EVENTS", config.ring_bytes)
-            .map_max_entries("SLOTS", cpus << settings.slots_log2)
-            .map_max_entries("CPU_RINGS", cpus)
-            .map_max_entries("COPIES", cpus * COPIES_PER_CPU)
-            .override_global(aya_log::LEVEL, &config.log_level, false)
-            .override_global("KERNEL_OFFSETS", &Plain(kernel_offsets(Some(&types))), true)
-            .override_global("TASK_OFFSETS", &Plain(task_offsets), true)
-            .override_global("SETTINGS", &Plain(settings), true)
-            .override_global("PAGE_OFFSETS", &Plain(page_offsets), true)
-            .load(OBJECT)
-            .map_err(KernelError::Object)?;
+        let (loader, Parsed { types, object }) = read_all()?;
+        let tells_exits = offsets::task_offsets(&types).known != 0;
+        settings.follows = u32::from(config.follows && can_follow(tells_exits));
+        let mut ebpf = load_object(loader, &config, cpus, settings, &types)?;
         let prepared = Prepared::new(object, &ebpf, &types)?;
-        let (method, mut programs) = load_probe_programs(&mut ebpf, &prepared, config.attach_by)?;
+        let targets = Targets::new(&mut ebpf)?;
+        let mut tables = KernelTables::new(&mut ebpf, targets.given().clone())?;
+        let (loaded, attached) = probe_programs::beside(
+            || {
+                tables.make_room()?;
+                prepared.attach_tracepoints(settings.follows != 0)
+            },
+            || load_probe_programs(&mut ebpf, &prepared, config.attach_by),
+        );
+        let (method, mut programs) = loaded?;
         log::info!("probes are attached by {}", method.name());
-        prepared.attach_tracepoints(&mut programs, settings.follows != 0)?;
+        programs.extend(attached?);
         if config.counts_cost {
             Self::load_sampler(&mut ebpf)?;
         }
         let mut attached = Attached::new(config.counts_cost);
         let observed = config.observes_mappings.then_some(config.mappings_by);
-        let is_told = task_offsets.known != 0;
         let mappings_by =
-            prepared.observe_mappings(observed, is_told, &mut programs, &mut attached)?;
+            prepared.observe_mappings(observed, tells_exits, &mut programs, &mut attached)?;
         prepared.keep_rest(method, &mut programs);
         if config.observes == Observes::PageFaults {
             pages::attach(&mut ebpf, &mut attached)?;
         }
         config.selection.tell(&mut ebpf)?;
-        let targets = Targets::new(&mut ebpf)?;
-        let tables = KernelTables::new(&mut ebpf, targets.given().clone())?;
         let surroundings = take_map(&mut ebpf, "SURROUNDINGS")?;
         let cookies = KnownCookies::new(&mut ebpf)?;
         let sampling = config
@@ -216,7 +209,7 @@ impl Kernel {
             mappings_by,
             targets,
             tables,
-            tells_exits: task_offsets.known != 0,
+            tells_exits,
         })
     }
 
@@ -488,13 +481,13 @@ fn settings(config: &KernelConfig, cpus: u32) -> Settings {
 }
 
 /// Says so if it cannot.
-fn can_follow(known: u32) -> bool {
-    if known == 0 {
+fn can_follow(tells_exits: bool) -> bool {
+    if !tells_exits {
         log::warn!(
             "children are not followed: this kernel does not let it be seen how processes begin and end"
         );
     }
-    known != 0
+    tells_exits
 }
 
 /// What nothing works without.
@@ -538,6 +531,38 @@ fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
         let loader = making.ok().and_then(|making| making.join().ok());
         Ok((loader.unwrap_or_default(), Parsed { types, object }))
     })
+}
+
+/// Makes the maps, and puts into the programs what is known before they are loaded.
+fn load_object(
+    loader: EbpfLoader<'_>,
+    config: &KernelConfig,
+    cpus: u32,
+    settings: Settings,
+    types: &KernelTypes<'_>,
+) -> Result<Ebpf, KernelError> {
+    let page_offsets = Plain(pages::offsets(config.observes, types)?);
+    let (kernel_offsets, task_offsets, settings) =
+        (Plain(kernel_offsets(Some(types))), Plain(offsets::task_offsets(types)), Plain(settings));
+    // As one that lives no longer than these.
+    let mut loader = loader;
+    if config.sampling_interval_bytes.is_none() {
+        // It is never looked at, and to clear its memory would take the kernel a while.
+        loader.map_max_entries("SAMPLED", 1);
+    }
+    loader
+        .btf(None)
+        .map_max_entries("EVENTS", config.ring_bytes)
+        .map_max_entries("SLOTS", cpus << settings.0.slots_log2)
+        .map_max_entries("CPU_RINGS", cpus)
+        .map_max_entries("COPIES", cpus * COPIES_PER_CPU)
+        .override_global(aya_log::LEVEL, &config.log_level, false)
+        .override_global("KERNEL_OFFSETS", &kernel_offsets, true)
+        .override_global("TASK_OFFSETS", &task_offsets, true)
+        .override_global("SETTINGS", &settings, true)
+        .override_global("PAGE_OFFSETS", &page_offsets, true)
+        .load(OBJECT)
+        .map_err(KernelError::Object)
 }
 
 /// By the way that is asked for, or by the first that the kernel takes.

@@ -10,6 +10,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
+    thread,
 };
 
 use aya::{
@@ -112,6 +113,7 @@ struct Relocated {
 }
 
 /// Programs loaded for uprobe_multi links and for the kernel, and the links of tracepoints.
+#[derive(Default)]
 pub(super) struct ProbePrograms {
     programs: Vec<(&'static str, OwnedFd)>,
     /// Detached when these are dropped.
@@ -151,27 +153,28 @@ impl<'a> Prepared<'a> {
             AttachMethod::Multi => &[ENTRY, RETURN, FREE, CODE_CHANGED, THREAD_END],
             AttachMethod::PerfEvent => &[],
         };
-        let programs = names
-            .iter()
-            .map(|name| Ok((*name, self.load_one(name, RunsAt::Probes(attach_type(name)))?)))
-            .collect::<Result<_, KernelError>>()?;
-        Ok(ProbePrograms { programs, tracepoints: Vec::new(), rest: None })
+        let load = |names: &[&'static str]| -> Result<Vec<(&'static str, OwnedFd)>, KernelError> {
+            let load = |name| self.load_one(name, RunsAt::Probes(attach_type(name)));
+            names.iter().map(|name| Ok((*name, load(name)?))).collect()
+        };
+        let (largest, others) = names.split_at(names.len().min(1));
+        let (largest, others) = beside(|| load(others), || load(largest));
+        let mut programs = others?;
+        programs.extend(largest?);
+        Ok(ProbePrograms { programs, ..ProbePrograms::default() })
     }
 
     /// Loads the programs of tracepoints, and attaches them.
-    pub(super) fn attach_tracepoints(
-        &self,
-        to: &mut ProbePrograms,
-        follows: bool,
-    ) -> Result<(), KernelError> {
+    pub(super) fn attach_tracepoints(&self, follows: bool) -> Result<ProbePrograms, KernelError> {
+        let mut attached = ProbePrograms::default();
         for (name, type_name) in TRACEPOINTS {
             if name == FORK && !follows {
                 continue;
             }
-            let link = self.attach_tracepoint(name, type_name, to)?;
-            to.tracepoints.push(link);
+            let link = self.attach_tracepoint(name, type_name, &mut attached)?;
+            attached.tracepoints.push(link);
         }
-        Ok(())
+        Ok(attached)
     }
 
     /// Loads the programs of the system calls by which processes map memory, and attaches them: in
@@ -276,6 +279,12 @@ impl Relocated {
 }
 
 impl ProbePrograms {
+    /// Takes others, and their links.
+    pub(super) fn extend(&mut self, others: Self) {
+        self.programs.extend(others.programs);
+        self.tracepoints.extend(others.tracepoints);
+    }
+
     /// Whether it is one of them, and loaded, if need be now.
     pub(super) fn has_loaded(&mut self, name: &str) -> Result<bool, KernelError> {
         if self.programs.iter().any(|(known, _)| *known == name) {
@@ -319,6 +328,19 @@ impl ProbePrograms {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         self.programs.iter().map(|(name, program)| (*name, program.as_fd()))
     }
+}
+
+/// Does one thing in a thread of its own while the other is done here. The kernel takes a tenth of a second to verify the
+/// largest program, on one processor.
+pub(super) fn beside<A, B: Send>(
+    there: impl FnOnce() -> B + Send,
+    here: impl FnOnce() -> A,
+) -> (A, B) {
+    thread::scope(|scope| {
+        let there = scope.spawn(there);
+        let done = here();
+        (done, there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 fn attach_type(name: &str) -> u32 {

@@ -1,8 +1,9 @@
 //! Tables of many files, each made once.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     num::NonZero,
+    os::unix::fs::MetadataExt as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -25,6 +26,26 @@ pub(super) const MIN_CACHED_BYTES: usize = 1 << 18;
 /// Files read at once at most.
 const MAX_THREADS: usize = 8;
 
+/// Which file, and whether it has been written to since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FileState {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed_at: (i64, i64),
+}
+
+impl FileState {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.size(),
+            changed_at: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
 /// Where tables came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableCounts {
@@ -43,6 +64,8 @@ pub struct TableCounts {
 pub struct Tables {
     cache: Option<TableCache>,
     in_use: Mutex<FxHashMap<Digest, Weak<UnwindTable>>>,
+    /// Of files that nobody has asked for yet.
+    ahead: Mutex<FxHashMap<FileState, Arc<UnwindTable>>>,
     /// To be written into the cache.
     new: Mutex<Vec<(Digest, Arc<UnwindTable>)>>,
     made: AtomicU64,
@@ -66,11 +89,30 @@ impl Tables {
     /// none.
     pub fn load(&self, file: &File) -> Result<Arc<UnwindTable>, UnwindError> {
         // Pipes and devices have no length that could be trusted.
-        if !file.metadata().map_err(UnwindError::Read)?.is_file() {
+        let metadata = file.metadata().map_err(UnwindError::Read)?;
+        if !metadata.is_file() {
             return Err(UnwindError::Read(std::io::ErrorKind::InvalidInput.into()));
+        }
+        if let Some(table) = lock(&self.ahead).remove(&FileState::of(&metadata)) {
+            return Ok(table);
         }
         let parts = Parts::of(file);
         self.of(&CallFrames::read(&parts)?)
+    }
+
+    /// Makes the tables of files that will be asked for.
+    pub fn load_ahead(&self, files: &[&File]) {
+        for (file, table) in files.iter().zip(self.load_all(files)) {
+            // What fails now fails again when it is asked for, and is told then.
+            if let (Ok(metadata), Ok(table)) = (file.metadata(), table) {
+                lock(&self.ahead).insert(FileState::of(&metadata), table);
+            }
+        }
+    }
+
+    /// Gives up those that nobody has asked for.
+    pub fn forget_ahead(&self) {
+        lock(&self.ahead).clear();
     }
 
     /// The table of an image in memory, such as the vDSO.

@@ -1,5 +1,6 @@
 //! `memscope trace`: joins target, kernel, collection, lifetimes and store.
 
+mod ahead;
 mod budget;
 mod copies;
 mod memory;
@@ -30,6 +31,7 @@ use tokio::{
 
 pub use self::pause::run_guard;
 use self::{
+    ahead::Ahead,
     modules::Notice,
     output::Output,
     pipeline::Following,
@@ -40,7 +42,7 @@ use self::{
 };
 use crate::{
     cli::TraceOptions,
-    kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, kernel_and_arch},
+    kernel::{Kernel, KernelConfig, KernelError, MeasuredHits, RingSize, kernel_and_arch},
     model::{Capture, EndingReason, MappingMethod, Observes},
     reports::{Detail, SummaryReport},
     symbols::Debuginfod,
@@ -81,7 +83,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let descriptions = Descriptions::read(&options.allocator)?;
     let ring_bytes = ring_bytes(options)?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
-    let mut kernel = Kernel::load(KernelConfig {
+    let config = KernelConfig {
         ring_bytes,
         log_level,
         attach_by: options.attach_by,
@@ -95,7 +97,9 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         observes: if options.pages { Observes::PageFaults } else { Observes::Allocations },
         observes_mappings: options.mappings,
         mappings_by: options.mappings_by,
-    })?;
+    };
+    let (kernel, ahead) = load(config, &targets, &descriptions);
+    let mut kernel = kernel?;
     if options.mappings_by.is_none() && kernel.mappings_by() == Some(MappingMethod::Tracepoints) {
         log::warn!(
             "this kernel lets no programs run in its functions of mmap and the like: memscope observes them at the entry and return of all system calls, which slows these down in all processes of this machine until it ends"
@@ -117,7 +121,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
     let capture = capture(options, ring_bytes);
     let begun = match begin(
         options,
-        Wanted { named: targets, selected, descriptions },
+        Wanted { named: targets, selected, descriptions, ahead },
         kernel,
         &output,
         &capture,
@@ -149,11 +153,25 @@ struct Wanted {
     named: Vec<TargetProcess>,
     selected: Selected,
     descriptions: Descriptions,
+    ahead: Ahead,
+}
+
+/// Loads the kernel side. Meanwhile files are read that will be needed.
+fn load(
+    config: KernelConfig,
+    named: &[TargetProcess],
+    descriptions: &Descriptions,
+) -> (Result<Kernel, KernelError>, Ahead) {
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| Ahead::read(named, descriptions));
+        let kernel = Kernel::load(config);
+        (kernel, reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 fn begin(
     options: &TraceOptions,
-    Wanted { named, mut selected, descriptions }: Wanted,
+    Wanted { named, mut selected, descriptions, ahead }: Wanted,
     kernel: Kernel,
     output: &Output,
     capture: &Capture,
@@ -169,9 +187,10 @@ fn begin(
         scope: options.probe_scope(),
         observes: kernel.observes(),
     };
-    let (mut session, notices) = Session::start(kernel, ring_bytes, file, capture, how, debuginfod)
-        .with_context(|| cannot_save(output))?;
-    session.describe(descriptions);
+    let (mut session, notices) =
+        Session::start(kernel, ring_bytes, file, capture, how, debuginfod, ahead.tables)
+            .with_context(|| cannot_save(output))?;
+    session.describe(descriptions, ahead.files);
     if options.selects() {
         session.probe_ahead()?;
         session.enable_new();

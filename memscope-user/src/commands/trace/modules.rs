@@ -11,7 +11,7 @@ use std::{
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{copies::FrameInfos, monotonic_ns};
+use super::{ahead::ReadFile, copies::FrameInfos, monotonic_ns};
 use crate::{
     collect::{CodeRange, Content, CopiedStack, Observation, ProcessView, WalkedCopy},
     kernel::{AddressSpaceEvent, MmapEvent},
@@ -150,6 +150,8 @@ pub(super) struct ModuleCache {
     descriptions: Descriptions,
     /// Which of them were found in a file.
     described: FxHashSet<usize>,
+    /// Files that were looked into before they were asked for.
+    ahead: FxHashMap<FileIdentity, ReadFile>,
 }
 
 /// A cache that several threads hold.
@@ -171,12 +173,23 @@ impl ModuleCache {
             described_allocators: FxHashMap::default(),
             descriptions: Descriptions::default(),
             described: FxHashSet::default(),
+            ahead: FxHashMap::default(),
         }
     }
 
-    /// To be called before a file is looked into.
-    pub(super) fn describe(&mut self, descriptions: Descriptions) {
+    /// To be called before a file is looked into. `ahead`: files that were, with these descriptions.
+    pub(super) fn describe(
+        &mut self,
+        descriptions: Descriptions,
+        ahead: FxHashMap<FileIdentity, ReadFile>,
+    ) {
         self.descriptions = descriptions;
+        self.ahead = ahead;
+    }
+
+    /// Closes what was looked into and never asked for.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead = FxHashMap::default();
     }
 
     /// What was looked for in a process's program in vain, and where.
@@ -219,17 +232,26 @@ impl ModuleCache {
             MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
             MappedFile::Anonymous => return None,
         };
-        let known = self.by_key.get(&key);
-        if let Some(known) = known.filter(|known| !known.is_unseen()) {
-            return Some(Arc::clone(known));
-        }
-        let file = open();
-        if let Some(known) = known.filter(|_| file.is_none()) {
-            return Some(Arc::clone(known));
-        }
+        let known = self.by_key.get(&key).cloned();
+        let known = match known {
+            Some(known) if !known.is_unseen() => return Some(known),
+            known => known,
+        };
+        let identity = match &mapping.file {
+            MappedFile::File { identity, .. } => Some(*identity),
+            _ => None,
+        };
         let root = other_root(pid);
         let search = Search { path, root: root.as_ref(), descriptions: &self.descriptions };
-        let facts = file.as_ref().map(|file| ModuleFacts::search(file, &search));
+        let look_into = |file: File| {
+            let facts = ModuleFacts::search(&file, &search);
+            (file, facts)
+        };
+        let ahead = identity.and_then(|identity| self.ahead.remove(&identity));
+        let (file, facts) = ahead.or_else(|| open().map(look_into)).unzip();
+        if known.is_some() && file.is_none() {
+            return known;
+        }
         let facts = match facts {
             Some(Ok(facts)) => facts,
             Some(Err(error)) => {
@@ -253,10 +275,7 @@ impl ModuleCache {
             probes: self.number(plan_probes(&facts, self.rules)),
             code: facts.code,
             loader_state_svma: facts.loader_state_svma,
-            identity: match &mapping.file {
-                MappedFile::File { identity, .. } => Some(*identity),
-                _ => None,
-            },
+            identity,
             root,
         });
         self.by_id.push(Arc::clone(&loaded));
@@ -316,7 +335,7 @@ impl ModuleCache {
 }
 
 /// The file behind a mapping, if there is one and it can be opened.
-fn open_file(process: &TargetProcess, mapping: &CodeMapping) -> Option<File> {
+pub(super) fn open_file(process: &TargetProcess, mapping: &CodeMapping) -> Option<File> {
     let MappedFile::File { path, .. } = &mapping.file else { return None };
     process
         .open_mapped(mapping)

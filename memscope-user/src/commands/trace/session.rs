@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    ahead::ReadFile,
     budget::Overhead,
     copies::FrameInfos,
     memory::MemoryReader,
@@ -37,7 +38,7 @@ use crate::{
     store::{RecordingEnd, StoreError, Writer},
     symbols::Debuginfod,
     target::{Descriptions, FileIdentity, SiteRules, TargetError, TargetProcess},
-    unwind::{TableCache, Tables},
+    unwind::Tables,
 };
 
 /// How long calls that are under way when recording ends are waited for.
@@ -108,6 +109,7 @@ impl Session {
         capture: &Capture,
         how: Following,
         debuginfod: Option<Debuginfod>,
+        tables: Tables,
     ) -> anyhow::Result<(Self, UnboundedReceiver<Notice>)> {
         let ring = kernel.take_ring(ring_bytes)?;
         // What an allocator maps is told with the call that it was for.
@@ -131,9 +133,6 @@ impl Session {
         let parts = PipelineParts { ring, resumer, view, debuginfod, writer, follow: how };
         let pipeline = Pipeline::start(parts, Arc::clone(&modules))?;
         let memory = MemoryReader::start(pipeline.input.clone())?;
-        let cache = TableCache::open()
-            .inspect_err(|error| log::debug!("unwind tables are not kept on disk: {error}"))
-            .ok();
         let session = Self {
             kernel,
             pipeline,
@@ -144,7 +143,7 @@ impl Session {
             scope: how.scope,
             probed: FxHashSet::default(),
             own: TargetProcess::own_file(),
-            tables: Tables::new(cache),
+            tables,
             guard,
             windowed: None,
         };
@@ -155,9 +154,13 @@ impl Session {
         Ok((session, notices))
     }
 
-    /// Has functions probed that were described; to be called before there is a target.
-    pub(super) fn describe(&self, descriptions: Descriptions) {
-        lock(&self.modules).describe(descriptions);
+    /// Has functions probed that were described; to be called before there is a target. `ahead`: what was read with them.
+    pub(super) fn describe(
+        &self,
+        descriptions: Descriptions,
+        ahead: FxHashMap<FileIdentity, ReadFile>,
+    ) {
+        lock(&self.modules).describe(descriptions, ahead);
     }
 
     /// Says which of the functions that were described no traced process had.
@@ -458,10 +461,12 @@ impl Session {
     }
 
     /// Does for the next tables what can be done before they are waited for, and what is left
-    /// to do for the last ones.
+    /// to do for the last ones, and closes what was read ahead of them in vain.
     pub(super) fn prepare(&mut self) -> anyhow::Result<()> {
         self.kernel.tables_mut().make_room()?;
         self.tables.keep_new();
+        self.tables.forget_ahead();
+        lock(&self.modules).forget_ahead();
         Ok(())
     }
 

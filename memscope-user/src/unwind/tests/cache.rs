@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::Write as _,
+    io::{Seek as _, Write as _},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     sync::Arc,
@@ -210,6 +210,29 @@ fn files_with_the_same_contents_share_a_table() {
     drop(first);
     tables.load(&one).unwrap();
     assert_eq!(tables.counts().made, 3, "it was not in use any more");
+}
+
+#[test]
+fn what_was_made_ahead_is_there_unless_the_file_has_changed() {
+    let tables = Tables::new(None);
+    let (kept, mut changed, forgotten) =
+        (file_of(&rich()), file_of(&eh_frame(&[])), file_of(&large()));
+    let nothing = tempfile::tempfile().unwrap();
+    tables.load_ahead(&[&kept, &changed, &nothing, &forgotten]);
+    assert_eq!(tables.counts().made, 3);
+    let said = vec![(0, Cfi::CfaOffset(16))];
+    let longer = eh_frame(&[(0x1100, 0x10, said)]).bytes();
+    changed.set_len(0).unwrap();
+    changed.rewind().unwrap();
+    changed.write_all(&longer).unwrap();
+    assert_eq!(tables.load(&changed).unwrap().rule_at(0x1100), sp(16));
+    assert_eq!(tables.counts().made, 4);
+    tables.load(&kept).unwrap();
+    assert_eq!(tables.counts(), TableCounts { made: 4, ..TableCounts::default() });
+    assert!(matches!(tables.load(&nothing), Err(UnwindError::NotElf(_))));
+    tables.forget_ahead();
+    tables.load(&forgotten).unwrap();
+    assert_eq!(tables.counts().made, 5, "it was given up");
 }
 
 #[test]
