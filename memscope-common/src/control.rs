@@ -331,8 +331,9 @@ pub const fn known_cookie_index(offset_or_avma: u64) -> u32 {
 pub const COUNTER_ATTEMPTED: u32 = 0;
 /// Probe hits inside another allocator call, which are no events.
 pub const COUNTER_NESTED: u32 = 1;
-/// Calls that were recorded by a single hit, as what they gave was known before they returned.
-pub const COUNTER_GIVEN_AT_ONCE: u32 = 2;
+/// Calls that were recorded by two hits, at their begin and at their end: of most it is known before they return what they give, and
+/// one is enough.
+pub const COUNTER_HIT_TWICE: u32 = 2;
 /// Hits where that would have been known, of calls that went another way: they are hit again there. And those of other functions'
 /// calls.
 pub const COUNTER_PASSED_BY: u32 = 3;
@@ -370,8 +371,11 @@ pub const WINDOW_WORDS: usize = 64;
 /// Words of the stack that a [`WalkMemo`] can hold.
 pub const MEMO_WORDS: usize = 256;
 /// How much of the stack, from its end, is read at once, at least and at most. To read once costs as much as to
-/// read half a thousand words more (`MEMO_GAP_WORDS`).
-pub const TOP_WORDS: usize = 128;
+/// read half a thousand words more (`MEMO_GAP_WORDS`), if these are in the processor's caches: behind the
+/// first functions of a program they are not, as it never looks there.
+pub const TOP_WORDS: usize = 32;
+/// How far from its end the return addresses are that tell walks apart which begin alike.
+pub const CALLER_WORDS: u64 = 128;
 /// See above.
 pub const MAX_TOP_WORDS: usize = 3584;
 /// Pieces of the stack beyond it in which words of a memo lie, at most.

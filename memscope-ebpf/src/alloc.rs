@@ -11,7 +11,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memscope_common::{
     control::{
-        COUNTER_GIVEN_AT_ONCE, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_PROCESS,
+        COUNTER_HIT_TWICE, COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_PROCESS,
         COUNTER_LOST_REALLOCATION, COUNTER_NESTED, COUNTER_PASSED_BY, COUNTER_RESULT_UNREADABLE,
         COUNTER_RETURN_NOT_SEEN, COUNTER_THREAD_TABLE_FULL, Cookie, FOLLOW_NEW, FOLLOW_NOTHING,
         FOLLOW_OLD, NO_ARGUMENT, OverflowKey, ThreadState, allocator_call_bit,
@@ -364,6 +364,7 @@ fn left_by_exception(state: &mut ThreadState) -> u32 {
 #[inline(always)]
 fn end_known(state: &mut ThreadState, hit: &Hit, address_avma: u64) -> Option<()> {
     let header = to_be_recorded(state, hit, address_avma)?;
+    emit::count(COUNTER_HIT_TWICE);
     let stack = state.stack as u32;
     record(state, hit, header, address_avma, stack)
 }
@@ -400,10 +401,10 @@ pub(crate) fn returned(
     let header = to_be_recorded(state, &hit, address_avma)?;
     // SAFETY: as in `entered`.
     let mut caller = unsafe { CallerRegisters::of_task(context.regs, !gives_at_once) };
+    if !gives_at_once || hit.cookie.was_noted() {
+        emit::count(COUNTER_HIT_TWICE);
+    }
     if gives_at_once {
-        if !hit.cookie.was_noted() {
-            emit::count(COUNTER_GIVEN_AT_ONCE);
-        }
         caller.in_probe = hit.cookie.probe();
         let inside = u16::from(hit.cookie.is_inner()) * STACK_BEGINS_INSIDE;
         caller.begins = STACK_BEGINS_IN_PROBE | inside;

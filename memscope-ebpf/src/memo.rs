@@ -21,9 +21,9 @@ use aya_ebpf::helpers::{
 };
 use memscope_common::{
     control::{
-        MAX_TOP_WORDS, MEMO_BP, MEMO_BP_FIRST, MEMO_BP_NOTED, MEMO_BP_READ, MEMO_BX, MEMO_CALLERS,
-        MEMO_GAP_WORDS, MEMO_ROOM_WORDS, MEMO_ROOMS, MEMO_SLOTS, MEMO_WINDOWS, MEMO_WORDS, MEMOS,
-        MemoRoom, MemoWindow, TOP_WORDS, ThreadState, WalkMemo,
+        CALLER_WORDS, MAX_TOP_WORDS, MEMO_BP, MEMO_BP_FIRST, MEMO_BP_NOTED, MEMO_BP_READ, MEMO_BX,
+        MEMO_CALLERS, MEMO_GAP_WORDS, MEMO_ROOM_WORDS, MEMO_ROOMS, MEMO_SLOTS, MEMO_WINDOWS,
+        MEMO_WORDS, MEMOS, MemoRoom, MemoWindow, TOP_WORDS, ThreadState, WalkMemo,
     },
     record::{OUTCOME_COMPLETE, STACK_TABLES_OLD},
     unwind::Walk,
@@ -196,13 +196,15 @@ fn set_of(begin: &Begin, room: &Room) -> u32 {
     let mut hash = mix(mix(begin.seed, begin.pc_avma), begin.sp_avma);
     let mut pc_avma = begin.pc_avma;
     let mut next = 0;
+    let most = room.words.min(CALLER_WORDS);
     for _ in 0..MEMO_CALLERS {
         let Some(slot) = MEMO_SLOT.get_ptr(slot_of(pc_avma)) else { break };
         // SAFETY: an element of an array map, whose words are read and written whole.
         let word = unsafe { read_volatile(slot) };
         next += word & ((1 << SLOT_BITS) - 1);
-        // What is read each time, and not this time: the same walk has one place.
-        if word >> SLOT_BITS != pc_avma & (u64::MAX >> SLOT_BITS) || next > TOP_WORDS as u64 {
+        // What is read each time, and not this time: the same walk has one place. As far as it goes is read, but perhaps the first
+        // times.
+        if word >> SLOT_BITS != pc_avma & (u64::MAX >> SLOT_BITS) || next > most {
             break;
         }
         pc_avma = room.word(next - 1);

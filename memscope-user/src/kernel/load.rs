@@ -17,12 +17,12 @@ use memmap2::MmapOptions;
 use memscope_common::{
     CONTRACT_VERSION,
     control::{
-        Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_GIVEN_AT_ONCE,
-        COUNTER_LOST_ALLOCATION, COUNTER_LOST_FREE, COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT,
-        COUNTER_LOST_PROCESS, COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED,
-        COUNTER_PASSED_BY, COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN,
-        COUNTER_SAMPLE_TABLE_FULL, COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, InnerCalls,
-        MAX_INNER_CALLS, MAX_THREADS, NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
+        Arguments, COPIES_PER_CPU, COUNTER_ATTEMPTED, COUNTER_HIT_TWICE, COUNTER_LOST_ALLOCATION,
+        COUNTER_LOST_FREE, COUNTER_LOST_MAPPING, COUNTER_LOST_PAGE_FAULT, COUNTER_LOST_PROCESS,
+        COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_PASSED_BY,
+        COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
+        COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, InnerCalls, MAX_INNER_CALLS, MAX_THREADS,
+        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
     },
     unwind::{CFA_SP, Rule, SAVED_AT_CFA, SAVED_NOT},
 };
@@ -409,9 +409,7 @@ impl Kernel {
             (LossCause::RingFullPageFault, COUNTER_LOST_PAGE_FAULT),
             (LossCause::RingFullMapping, COUNTER_LOST_MAPPING),
         ];
-        // A call is hit at its entry and at its return, if that is seen, or once in between.
-        let calls = received.calls + sum(COUNTER_LOST_ALLOCATION);
-        let at_calls = (2 * calls).saturating_sub(sum(COUNTER_GIVEN_AT_ONCE));
+        let at_calls = received.calls + sum(COUNTER_LOST_ALLOCATION) + sum(COUNTER_HIT_TWICE);
         let aside = sum(COUNTER_NESTED) + sum(COUNTER_PASSED_BY);
         let entered_only = sum(COUNTER_THREAD_TABLE_FULL) + sum(COUNTER_RETURN_NOT_SEEN);
         let frees = received.frees + sum(COUNTER_LOST_FREE);

@@ -1,10 +1,11 @@
 //! Each way of attaching probes, and how much of a stack is recorded: the numbers are the same.
 
 use memscope_tests::verifier::series;
+use memscope_tests::{Variant, programs};
 
 use crate::attach::start;
 use crate::bpf;
-use crate::kit::{Scratch, number, skip};
+use crate::kit::{Scratch, number, run, skip};
 use crate::oracle::{assert_equals_oracle, trace_with_oracle_and};
 use crate::stacks_kit::called_frames;
 
@@ -37,6 +38,27 @@ fn every_way_of_attaching_records_what_the_oracle_logs() {
         assert!(expected.counts.allocations > 1000, "the program did something");
         eprintln!("by {way}: {} allocations, equal", expected.counts.allocations);
         bpf::assert_back_to(before);
+    }
+}
+
+#[test]
+fn hits_are_counted_once_for_a_free_and_once_or_twice_for_a_call_that_gives_a_block() {
+    const PAIRS: u64 = 1000;
+    let program = programs::build("pairs.c", Variant::Default);
+    for way in ways() {
+        let scratch = Scratch::new();
+        let options = ["--strict", "--attach-by", way];
+        let pairs = PAIRS.to_string();
+        run(&mut scratch.trace_program(&options, program.clone(), &[&pairs])).assert_code(0);
+        let summary = scratch.report_json("summary");
+        let (hits, calls) = (number(&summary, "probe_hits"), number(&summary, "allocations"));
+        assert_eq!((calls, number(&summary, "frees")), (PAIRS, PAIRS), "by {way}");
+        if way == "session" {
+            // The first block is not in the thread's cache: it passes the place where others are told.
+            assert!((2 * PAIRS..=3 * PAIRS).contains(&hits), "{hits}");
+        } else {
+            assert_eq!(hits, 3 * PAIRS, "by {way}");
+        }
     }
 }
 
