@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::process::Child;
+use std::thread;
 use std::time::Duration;
 
 /// `clock_getcpuclockid` of the C library makes the number of such a clock so (`CPUCLOCK_SCHED`).
@@ -79,6 +80,32 @@ impl Drop for Priority {
             eprintln!("cannot set this session's priority back to {niceness}: {error}");
         }
     }
+}
+
+/// Does something on one processor, in a thread of its own.
+///
+/// # Errors
+///
+/// If there is no such processor, or it is not for this process.
+pub fn on_processor<T: Send>(processor: usize, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let bound = || {
+        // SAFETY: a set is plain bits, of which none need be set.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        if processor >= 8 * size_of_val(&set) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the number is one of a bit in the set.
+        unsafe { libc::CPU_SET(processor, &mut set) };
+        // SAFETY: the kernel reads a set of that size; 0 is this thread.
+        if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(work())
+    };
+    thread::scope(|scope| {
+        let working = scope.spawn(bound);
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Asks a process to end, as Ctrl-C does.

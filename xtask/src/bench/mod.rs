@@ -7,6 +7,7 @@ mod claims;
 mod machine;
 mod measure;
 mod memscope;
+mod pace;
 mod peers;
 mod process;
 mod redis;

@@ -21,7 +21,8 @@ const BLOCK_BEGINS: &str =
 const BLOCK_ENDS: &str = "<!-- end of the block -->\n";
 const README_TRACERS: &[&str] =
     &[FULL, CALLER, SAMPLED, FLOOR, HEAPTRACK, HEAPTRACK_RAW, MASSIF, DHAT, MEMCHECK, BPFTRACE];
-const README_WORKLOADS: &[&str] = &["pairs", "threads-8", "stl", "python-json", "sqlite", "redis"];
+const README_WORKLOADS: &[&str] =
+    &["pairs", "threads-8", "stl", "python-json", "python-malloc", "sqlite", "redis"];
 const NOT_MEASURED: &str = "–";
 
 /// Writes the documents.
@@ -133,6 +134,8 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let quick = if results.quick { ", with less work than usual (`--quick`)" } else { "" };
     let disturbed = results.runs.iter().filter(|run| run.disturbed).count();
+    let slow = results.runs.iter().filter(|run| run.slow_machine).count();
+    let slow = format!("{slow} of {}", results.runs.len());
     let facts = [
         ("commit", machine.commit.clone()),
         ("date", machine.date.clone()),
@@ -143,6 +146,7 @@ fn machine(results: &Results) -> String {
         ("rounds", format!("{}{quick}", results.rounds)),
         ("floor", format!("by {}", machine.floor)),
         ("runs while others had the kernel count runs of programs", disturbed.to_string()),
+        ("runs after which the machine was slow", slow),
     ];
     let versions = machine.versions.iter().map(|(name, said)| (name.as_str(), said.clone()));
     let mut text = "\n## Machine\n\n".to_owned();

@@ -65,6 +65,9 @@ pub(super) struct Run {
     /// Somebody else had the kernel count runs of programs; only programs that do nothing notice.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) disturbed: bool,
+    /// The machine was slower after it than it can be.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) slow_machine: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) memscope: Option<MemscopeFigures>,
 }
@@ -231,6 +234,7 @@ pub(super) mod tests {
             cpu_ns: 5 * cost_ns as u64,
             allocations: None,
             disturbed: false,
+            slow_machine: false,
             memscope: None,
         }
     }

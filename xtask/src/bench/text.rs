@@ -33,6 +33,10 @@ other machines differ, and those of one machine from day to day; compare ratios,
 - **Processor time** is the program's, and with valgrind, heaptrack and jemalloc what they do in its process. Other programs
   on the machine change it less than they change the time. What memscope takes beside it, on another processor if there is
   one, has a table of its own; in it is what memscope does to start, most of which is the kernel's check of its programs.
+- A virtual machine shares its processors with others, and is slower by up to a half while these work, for seconds at a time. So a fixed
+  computation is made before a program is told to work and after it has, on each processor; the first until it takes less than
+  1.25 times its quickest, for four seconds at most. If it takes longer afterwards, the run is repeated, up to twice, unless it took more
+  than two seconds. How many results are of such runs all the same is told below.
 - The programs and the tracers have the same priority, which is raised so that others on the machine disturb them less.
 
 The tracers:
@@ -57,7 +61,7 @@ The tracers:
   thread at a time. **jemalloc**'s profiler, which needs jemalloc as the allocator: compare with the row above it, not with
   the C library's. redis-server uses jemalloc in all rows.
 
-The programs are in [tests/programs](../tests/programs/README.md). Python allocates objects from pools of its own, which no
-tracer of malloc sees; so it runs with `PYTHONMALLOC=malloc`, which makes each object a block of malloc, and is the worst
-case of a Python program. What a tracer by probes costs is decided by how often a program allocates: each table says it.
+The programs are in [tests/programs](../tests/programs/README.md). Python allocates small objects from pools of its own, which no
+tracer of malloc sees (`python-json`); with `PYTHONMALLOC=malloc` each object is a block of malloc, which is the worst
+case of a Python program (`python-malloc`, `python-long`). What a tracer by probes costs is decided by how often a program allocates: each table says it.
 ";

@@ -56,11 +56,20 @@ pub(super) enum Unit {
 
 #[derive(Clone, Copy, Debug)]
 enum Program {
-    Pairs { threads: u64 },
-    Stacks { depth: u64 },
-    Calls { maps: bool },
+    Pairs {
+        threads: u64,
+    },
+    Stacks {
+        depth: u64,
+    },
+    Calls {
+        maps: bool,
+    },
     Source(&'static str),
-    Python,
+    /// Whether its objects come from pools of its own, as they do unless it is asked for something else.
+    Python {
+        pools: bool,
+    },
     Sqlite,
     Redis,
 }
@@ -122,11 +131,20 @@ pub(super) const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "python-json",
+        title: "Python: JSON written and read back",
+        unit: Unit::Run,
+        amount: 60,
+        quick_amount: 12,
+        program: Program::Python { pools: true },
+        tracers: Tracers::General,
+    },
+    Workload {
+        name: "python-malloc",
         title: "Python: JSON written and read back, with PYTHONMALLOC=malloc",
         unit: Unit::Run,
         amount: 20,
         quick_amount: 4,
-        program: Program::Python,
+        program: Program::Python { pools: false },
         tracers: Tracers::General,
     },
     Workload {
@@ -167,11 +185,11 @@ pub(super) const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "python-long",
-        title: "Python: JSON written and read back, for some ten seconds",
+        title: "Python: JSON written and read back, with PYTHONMALLOC=malloc, for some ten seconds",
         unit: Unit::Run,
         amount: 8_000,
         quick_amount: 3_000,
-        program: Program::Python,
+        program: Program::Python { pools: false },
         tracers: Tracers::Only(&[LIMITED]),
     },
     Workload {
@@ -270,7 +288,7 @@ impl Workload {
             }
             Program::Source("work.rs") => &["rustc"],
             Program::Source(_) => &["c++"],
-            Program::Python => &["python3"],
+            Program::Python { .. } => &["python3"],
             Program::Sqlite => &["sqlite3"],
             Program::Redis => &["redis-server", "redis-benchmark"],
         };
@@ -305,10 +323,10 @@ impl Workload {
                 (program(default("calls.c"), &[&count, if maps { "1" } else { "0" }]), script)
             }
             Program::Source(source) => (program(default(source), &[&count]), Script::default()),
-            Program::Python => {
+            Program::Python { pools } => {
                 let script = programs::source("work.py");
                 let mut command = launch.command(python()?);
-                command.env("PYTHONMALLOC", "malloc");
+                command.env("PYTHONMALLOC", if pools { "pymalloc" } else { "malloc" });
                 command.arg(script).args([&count, "wait", "linger"]);
                 (command, Script::default())
             }
