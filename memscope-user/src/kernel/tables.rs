@@ -61,8 +61,10 @@ pub struct TableUse {
     pub rows: u64,
     /// Different rules.
     pub rules: u64,
-    /// Memory of the maps they are in.
+    /// Memory of the maps they are in, room for further ones included.
     pub bytes: u64,
+    /// How much of it the rows are in, and what finds them.
+    pub row_bytes: u64,
     /// Files without a table because there was no room.
     pub refused_files: u64,
 }
@@ -222,6 +224,7 @@ impl KernelTables {
             return Ok(None);
         }
         self.next_word = first_page + page_count;
+        self.used.row_bytes = u64::from(self.next_word) * size_of::<u64>() as u64;
         self.used.rows += rows.len() as u64;
         Ok(Some(PlacedTable { base_svma: table.base_svma, first_page, page_count }))
     }

@@ -132,7 +132,7 @@ impl StackDiagnosis {
             kernel.tables_mut().place(ModuleId(number as u32), &file.table)?;
         }
         let after = kernel.tables().table_use();
-        self.kernel_bytes = Some(after.bytes.saturating_sub(before.bytes));
+        self.kernel_bytes = Some(after.row_bytes.saturating_sub(before.row_bytes));
         self.files_refused = Some(after.refused_files.saturating_sub(before.refused_files));
         Ok(())
     }
