@@ -13,8 +13,8 @@ use super::sites::{EmptyPrograms, Sites, Where};
 use super::tracers::{Kind, Kit, Tracer};
 use super::workloads::{Launch, Workload};
 
-/// How often a run is repeated if the machine was slow before or after it, at most.
-const MAX_REPEATS: u32 = 2;
+/// How often a run is repeated if the machine was slow after it, at most.
+const MAX_REPEATS: u32 = 1;
 /// Longer ones are not: the pace changes in less.
 const MAX_REPEATED: Duration = Duration::from_secs(2);
 
@@ -160,6 +160,9 @@ impl Measurement<'_> {
     fn run_once(&self, tracer: &Tracer, sites: &Sites) -> Result<(Run, Option<String>)> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let folder: &Path = folder.path();
+        // Before the program is there, and below when it and the tracer are gone: what a tracer does beside the program slows
+        // the machine down as well, and must neither be given time before the program works nor be a reason to repeat the run.
+        self.pace.wait()?;
         let prepared = tracer.prepare(self.kit, sites, folder)?;
         let amount = if tracer.costs_next_to_nothing() {
             self.workload.amount_untraced(self.quick)
@@ -168,14 +171,13 @@ impl Measurement<'_> {
         };
         let mut program = self.workload.start(amount, &prepared.launch, folder)?;
         let attached = tracer.attach(self.kit, sites, &prepared, program.pid(), folder)?;
-        self.pace.wait()?;
         let work = program.work()?;
-        let slow_machine = !self.pace.is_quick()?;
         let output = program.finish()?;
         let seen = tracer.check(attached, &output, work.allocations_at_least, folder)?;
         if seen.disturbed {
             eprintln!("NOTE: somebody has the kernel count runs of programs, which takes time");
         }
+        let slow_machine = !self.pace.is_quick()?;
         let run = Run {
             workload: self.workload.name.to_owned(),
             tracer: tracer.name.to_owned(),

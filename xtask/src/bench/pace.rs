@@ -11,7 +11,7 @@ use memscope_tests::resources::on_processor;
 
 /// So much longer than its quickest the fixed computation may take.
 const MOST: f64 = 1.25;
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Of the fixed computation: some four milliseconds.
 const STEPS: u32 = 200_000;

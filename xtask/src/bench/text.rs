@@ -34,9 +34,12 @@ other machines differ, and those of one machine from day to day; compare ratios,
   on the machine change it less than they change the time. What memscope takes beside it, on another processor if there is
   one, has a table of its own; in it is what memscope does to start, most of which is the kernel's check of its programs.
 - A virtual machine shares its processors with others, and is slower by up to a half while these work, for seconds at a time. So a fixed
-  computation is made before a program is told to work and after it has, on each processor; the first until it takes less than
-  1.25 times its quickest, for four seconds at most. If it takes longer afterwards, the run is repeated, up to twice, unless it took more
+  computation is made on each processor before a program and its tracer are started and when both are gone; the first until it takes less than
+  1.25 times its quickest, for two seconds at most. If it takes longer afterwards, the run is repeated once, unless the program worked for more
   than two seconds. How many results are of such runs all the same is told below.
+- The results below are of an earlier way of doing so, which favours heaptrack: the computation was made when program and tracer had
+  started, which gave heaptrack's interpreter up to four seconds before the program worked, and runs were repeated when the interpreter
+  was at work after them. With sqlite, heaptrack takes 630 to 740 ms, and not 76 to 98.
 - The programs and the tracers have the same priority, which is raised so that others on the machine disturb them less.
 
 The tracers:
