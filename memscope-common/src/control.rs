@@ -334,8 +334,8 @@ pub const COUNTER_NESTED: u32 = 1;
 /// Calls that were recorded by two hits, at their begin and at their end: of most it is known before they return what they give, and
 /// one is enough.
 pub const COUNTER_HIT_TWICE: u32 = 2;
-/// Hits where that would have been known, of calls that went another way: they are hit again there. And those of other functions'
-/// calls.
+/// Hits where it would have been known what a call gives, of calls that went another way: they are hit again there. And those of
+/// other functions' calls.
 pub const COUNTER_PASSED_BY: u32 = 3;
 /// First counter of a cause of loss.
 pub const COUNTER_FIRST_LOSS: u32 = 4;
@@ -374,10 +374,10 @@ pub const MEMO_WORDS: usize = 256;
 /// read half a thousand words more (`MEMO_GAP_WORDS`), if these are in the processor's caches: behind the
 /// first functions of a program they are not, as it never looks there.
 pub const TOP_WORDS: usize = 32;
-/// How far from its end the return addresses are that tell walks apart which begin alike.
-pub const CALLER_WORDS: u64 = 128;
 /// See above.
 pub const MAX_TOP_WORDS: usize = 3584;
+/// How far from its end the return addresses are that tell walks apart which begin alike.
+pub const CALLER_WORDS: u64 = 128;
 /// Pieces of the stack beyond it in which words of a memo lie, at most.
 pub const MEMO_WINDOWS: usize = 4;
 /// From this distance on the next word is in another piece.

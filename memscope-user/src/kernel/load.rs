@@ -22,7 +22,7 @@ use memscope_common::{
         COUNTER_LOST_REALLOCATION, COUNTER_LOST_STACK, COUNTER_NESTED, COUNTER_PASSED_BY,
         COUNTER_RESULT_UNREADABLE, COUNTER_RETURN_NOT_SEEN, COUNTER_SAMPLE_TABLE_FULL,
         COUNTER_THREAD_TABLE_FULL, Cookie, CpuCounters, InnerCalls, MAX_INNER_CALLS, MAX_THREADS,
-        NO_ARGUMENT, ProbeSurroundings, Settings, ThreadState,
+        NO_ARGUMENT, ProbeSurroundings, Settings, TaskOffsets, ThreadState,
     },
     unwind::{CFA_SP, Rule, SAVED_AT_CFA, SAVED_NOT},
 };
@@ -31,6 +31,7 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use super::{
     KernelError, SLOT_SHARE,
     attached::Attached,
+    beside,
     cookies::KnownCookies,
     features::{missing_capabilities, required_features},
     offsets::{self, kernel_offsets},
@@ -160,13 +161,14 @@ impl Kernel {
         let cpus = ring::possible_cpus().map_err(KernelError::Cpus)?;
         let mut settings = settings(&config, cpus);
         let (loader, Parsed { types, object }) = read_all()?;
-        let tells_exits = offsets::task_offsets(&types).known != 0;
+        let task_offsets = offsets::task_offsets(&types);
+        let tells_exits = task_offsets.known != 0;
         settings.follows = u32::from(config.follows && can_follow(tells_exits));
-        let mut ebpf = load_object(loader, &config, cpus, settings, &types)?;
+        let mut ebpf = load_object(loader, &config, cpus, (settings, task_offsets), &types)?;
         let prepared = Prepared::new(object, &ebpf, &types)?;
         let targets = Targets::new(&mut ebpf)?;
         let mut tables = KernelTables::new(&mut ebpf, targets.given().clone())?;
-        let (loaded, attached) = probe_programs::beside(
+        let (loaded, attached) = beside(
             || {
                 tables.make_room()?;
                 prepared.attach_tracepoints(settings.follows != 0)
@@ -517,8 +519,7 @@ struct Parsed {
 /// Reads the kernel's types and the object. A loader of aya reads all these types as it is
 /// made, so that is done beside it.
 fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
-    std::thread::scope(|scope| {
-        let making = std::thread::Builder::new().spawn_scoped(scope, EbpfLoader::new);
+    let (parsed, loader) = beside(EbpfLoader::new, || {
         let wanted: Vec<_> =
             offsets::TYPES.into_iter().chain(probe_programs::TYPES).chain(pages::TYPES).collect();
         let types = KernelTypes::find(&wanted)
@@ -526,9 +527,9 @@ fn read_all<'a>() -> Result<(EbpfLoader<'a>, Parsed), KernelError> {
         let object = Object::parse(OBJECT).map_err(|error| KernelError::Object(error.into()))?;
         // Asked here, the kernel has answered when the loader wants to know.
         log::debug!("the kernel takes type information: {}", aya::features().btf().is_some());
-        let loader = making.ok().and_then(|making| making.join().ok());
-        Ok((loader.unwrap_or_default(), Parsed { types, object }))
-    })
+        Ok(Parsed { types, object })
+    });
+    parsed.map(|parsed| (loader, parsed))
 }
 
 /// Makes the maps, and puts into the programs what is known before they are loaded.
@@ -536,12 +537,12 @@ fn load_object(
     loader: EbpfLoader<'_>,
     config: &KernelConfig,
     cpus: u32,
-    settings: Settings,
+    (settings, task_offsets): (Settings, TaskOffsets),
     types: &KernelTypes<'_>,
 ) -> Result<Ebpf, KernelError> {
     let page_offsets = Plain(pages::offsets(config.observes, types)?);
     let (kernel_offsets, task_offsets, settings) =
-        (Plain(kernel_offsets(Some(types))), Plain(offsets::task_offsets(types)), Plain(settings));
+        (Plain(kernel_offsets(Some(types))), Plain(task_offsets), Plain(settings));
     // As one that lives no longer than these.
     let mut loader = loader;
     if config.sampling_interval_bytes.is_none() {

@@ -35,7 +35,7 @@ pub use site_cost::{HitCosts, MeasuredHits};
 pub use tables::{KernelTables, PlacedTable, TableUse, WalkableCode};
 pub use targets::Selection;
 
-use std::io;
+use std::{io, thread};
 
 use aya::{
     Ebpf,
@@ -47,6 +47,20 @@ pub use memscope_common::{control::MAX_TARGETS, unwind::Epoch};
 /// The slots of all CPUs have one part in so many of the ring buffer's size: they are small, and
 /// copies of stacks are not.
 const SLOT_SHARE: u32 = 2;
+
+/// Does one thing in a thread of its own while the other is done here, and after that if there can be no thread. The kernel takes
+/// a tenth of a second to verify the largest program, on one processor.
+pub fn beside<A, B: Send>(mut there: impl FnMut() -> B + Send, here: impl FnOnce() -> A) -> (A, B) {
+    let (done, other) = thread::scope(|scope| {
+        let working = thread::Builder::new().spawn_scoped(scope, &mut there);
+        let done = here();
+        let join = |working: thread::ScopedJoinHandle<'_, B>| {
+            working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        (done, working.ok().map(join))
+    });
+    (done, other.unwrap_or_else(there))
+}
 
 /// Whose probes are meant, in words.
 fn whose(pid: Option<u32>) -> String {

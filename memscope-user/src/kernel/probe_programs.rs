@@ -10,7 +10,6 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
-    thread,
 };
 
 use aya::{
@@ -23,6 +22,7 @@ use memscope_common::control::SESSION_IS_RETURN;
 use super::{
     KernelError,
     attached::Attached,
+    beside,
     load::causes,
     sys::{
         self, LINK_AT_RETURN, MultiLink, RawProgram, RunsAt, TRACE_ENTRY, TRACE_EXIT,
@@ -328,19 +328,6 @@ impl ProbePrograms {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         self.programs.iter().map(|(name, program)| (*name, program.as_fd()))
     }
-}
-
-/// Does one thing in a thread of its own while the other is done here. The kernel takes a tenth of a second to verify the
-/// largest program, on one processor.
-pub(super) fn beside<A, B: Send>(
-    there: impl FnOnce() -> B + Send,
-    here: impl FnOnce() -> A,
-) -> (A, B) {
-    thread::scope(|scope| {
-        let there = scope.spawn(there);
-        let done = here();
-        (done, there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 fn attach_type(name: &str) -> u32 {

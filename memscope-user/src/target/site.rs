@@ -219,11 +219,9 @@ pub fn choose_site(code: &[u8], need: ProbeNeed, forms: EmulatedForms) -> ProbeS
         let is_better = chosen.is_none_or(|(before, _)| before < worth);
         if forms.emulate(path.bytes()) && is_better {
             match site_at(&path, &instruction, &known, need, behind_test) {
+                Ok(site) if worth == Worth::BEST || need.block.is_none() => return site,
                 Ok(site) => chosen = Some((worth, site)),
                 Err(obstacle) => break obstacle,
-            }
-            if worth == Worth::BEST || need.block.is_none() {
-                break SiteReason::NoneNear;
             }
         }
         let effects = Effects::of(&instruction);

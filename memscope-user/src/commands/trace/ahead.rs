@@ -5,7 +5,7 @@ use std::fs::File;
 
 use rustc_hash::FxHashMap;
 
-use super::modules::{mappings_of, open_file};
+use super::modules::{look_into, mappings_of, open_file};
 use crate::{
     target::{
         Descriptions, FileIdentity, MappedFile, ModuleError, ModuleFacts, Search, TargetProcess,
@@ -56,8 +56,7 @@ impl Ahead {
             }
             if let Some(file) = open_file(process, &mapping) {
                 let search = Search { path, root: root.as_ref(), descriptions };
-                let facts = ModuleFacts::search(&file, &search);
-                self.files.insert(*identity, (file, facts));
+                self.files.insert(*identity, look_into(file, &search));
             }
         }
     }

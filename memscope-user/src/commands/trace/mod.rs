@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     cli::TraceOptions,
-    kernel::{Kernel, KernelConfig, KernelError, MeasuredHits, RingSize, kernel_and_arch},
+    kernel::{Kernel, KernelConfig, MeasuredHits, RingSize, beside, kernel_and_arch},
     model::{Capture, EndingReason, MappingMethod, Observes},
     reports::{Detail, SummaryReport},
     symbols::Debuginfod,
@@ -98,7 +98,7 @@ pub fn run(options: &TraceOptions, log_level: u8) -> anyhow::Result<ExitCode> {
         observes_mappings: options.mappings,
         mappings_by: options.mappings_by,
     };
-    let (kernel, ahead) = load(config, &targets, &descriptions);
+    let (kernel, ahead) = beside(|| Ahead::read(&targets, &descriptions), || Kernel::load(config));
     let mut kernel = kernel?;
     if options.mappings_by.is_none() && kernel.mappings_by() == Some(MappingMethod::Tracepoints) {
         log::warn!(
@@ -154,19 +154,6 @@ struct Wanted {
     selected: Selected,
     descriptions: Descriptions,
     ahead: Ahead,
-}
-
-/// Loads the kernel side. Meanwhile files are read that will be needed.
-fn load(
-    config: KernelConfig,
-    named: &[TargetProcess],
-    descriptions: &Descriptions,
-) -> (Result<Kernel, KernelError>, Ahead) {
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(|| Ahead::read(named, descriptions));
-        let kernel = Kernel::load(config);
-        (kernel, reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 fn begin(

@@ -227,28 +227,21 @@ impl ModuleCache {
         mapping: &CodeMapping,
         open: impl FnOnce() -> Option<File>,
     ) -> Option<Arc<LoadedModule>> {
-        let (key, path) = match &mapping.file {
-            MappedFile::File { identity, path } => (ModuleKey::File(*identity), path.as_str()),
-            MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str()),
+        let (key, path, identity) = match &mapping.file {
+            MappedFile::File { identity, path } => {
+                (ModuleKey::File(*identity), path.as_str(), Some(*identity))
+            }
+            MappedFile::Kernel(name) => (ModuleKey::Kernel(name.clone()), name.as_str(), None),
             MappedFile::Anonymous => return None,
         };
-        let known = self.by_key.get(&key).cloned();
-        let known = match known {
+        let known = match self.by_key.get(&key).cloned() {
             Some(known) if !known.is_unseen() => return Some(known),
             known => known,
         };
-        let identity = match &mapping.file {
-            MappedFile::File { identity, .. } => Some(*identity),
-            _ => None,
-        };
         let root = other_root(pid);
         let search = Search { path, root: root.as_ref(), descriptions: &self.descriptions };
-        let look_into = |file: File| {
-            let facts = ModuleFacts::search(&file, &search);
-            (file, facts)
-        };
         let ahead = identity.and_then(|identity| self.ahead.remove(&identity));
-        let (file, facts) = ahead.or_else(|| open().map(look_into)).unzip();
+        let (file, facts) = ahead.or_else(|| Some(look_into(open()?, &search))).unzip();
         if known.is_some() && file.is_none() {
             return known;
         }
@@ -332,6 +325,12 @@ impl ModuleCache {
         let path = PathBuf::from(&module.module.path);
         Some(SymbolSource::new(file, path, module.code.clone(), root))
     }
+}
+
+/// Looks into a file.
+pub(super) fn look_into(file: File, search: &Search<'_>) -> ReadFile {
+    let facts = ModuleFacts::search(&file, search);
+    (file, facts)
 }
 
 /// The file behind a mapping, if there is one and it can be opened.
