@@ -653,7 +653,9 @@ pub(crate) fn freed(context: &ProbeContext) -> Option<()> {
     if address_avma == 0 {
         return None;
     }
-    if settings::samples() != 0 && !sample::forget(hit.index, address_avma) {
+    if settings::samples() == 0 {
+        emit::foresee_small();
+    } else if !sample::forget(hit.index, address_avma) {
         sample::drop_free();
         return None;
     }

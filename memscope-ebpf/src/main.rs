@@ -57,6 +57,9 @@ extern "C" fn allocation_session(context: *mut c_void) -> u32 {
     // Another process's: without this, what follows would be its return's as well.
     let Some(target) = hit::target_of(state) else { return 1 };
     let begun_ns = cost::begin();
+    if settings::samples() == 0 {
+        emit::foresee_small();
+    }
     let entry = ProbeContext::new(context);
     let spot = alloc::spot_of(&entry);
     let is_return = alloc::is_return(&entry, state, &spot);

@@ -181,6 +181,12 @@ pub(crate) static COSTS: PerCpuArray<CostCounters> = PerCpuArray::with_max_entri
 pub(crate) static SAMPLED: HashMap<u64, u32> =
     HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
+/// How many of [`SAMPLED`] there are at most, by a part of a hash of their keys: a look here costs less than one there. Fewer are
+/// there if the collector has removed some.
+#[map]
+pub(crate) static SAMPLED_NEAR: Array<u64> = Array::with_max_entries(SAMPLED_GROUPS, 0);
+pub(crate) const SAMPLED_GROUPS: u32 = 1 << 15;
+
 /// Where the code of a probe's module lies, by probe.
 #[map]
 pub(crate) static SURROUNDINGS: Array<ProbeSurroundings> = Array::with_max_entries(1 << 16, 0);

@@ -8,11 +8,13 @@ use core::ptr::read_volatile;
 use memscope_common::control::{
     COUNTER_SAMPLE_TABLE_FULL, FOLLOW_NEW, FOLLOW_NOTHING, FOLLOW_OLD, SIZE_CLASSES, ThreadState,
 };
-use memscope_ebpf::{gap_bytes, next_random, random_seed};
+use memscope_ebpf::{gap_bytes, mix, next_random, random_seed};
 
 use crate::{
     emit,
-    maps::{EXACT, GAPS, NUMBER_OF_SEEDS, NUMBERS, SAMPLED, SAMPLING},
+    maps::{
+        EXACT, GAPS, NUMBER_OF_SEEDS, NUMBERS, SAMPLED, SAMPLED_GROUPS, SAMPLED_NEAR, SAMPLING,
+    },
     settings,
 };
 
@@ -116,14 +118,33 @@ fn key(target: u16, address_avma: u64) -> u64 {
     address_avma ^ u64::from(target) << 48
 }
 
+/// How many blocks there can be that were drawn and whose keys are alike in a part of their hash.
+#[inline(always)]
+fn near(key: u64) -> Option<*mut u64> {
+    SAMPLED_NEAR.get_ptr_mut((mix(0, key) >> 32) as u32 & (SAMPLED_GROUPS - 1))
+}
+
 /// A block that was drawn begins; false if there is no room to remember it, which is counted.
 #[inline(always)]
 pub(crate) fn remember(target: u16, address_avma: u64) -> bool {
-    let is_remembered = SAMPLED.insert(key(target, address_avma), window(), 0).is_ok();
+    let key = key(target, address_avma);
+    // Before it is there, so that who looks never finds less.
+    if let Some(near) = near(key) {
+        emit::add(near, 1);
+    }
+    let is_remembered = SAMPLED.insert(key, window(), 0).is_ok();
     if !is_remembered {
+        one_less_near(key);
         emit::lose(COUNTER_SAMPLE_TABLE_FULL);
     }
     is_remembered
+}
+
+#[inline(always)]
+fn one_less_near(key: u64) {
+    if let Some(near) = near(key) {
+        emit::add(near, u64::MAX);
+    }
 }
 
 /// The window that the targets are observed in.
@@ -138,15 +159,23 @@ fn window() -> u32 {
         .map_or(0, |sampling| unsafe { read_volatile(&raw const (*sampling).window) })
 }
 
-/// Whether a block was drawn, in this window; now it ends. Looked up first: most were not, and
-/// a look-up takes no lock.
+/// Whether a block was drawn, in this window; now it ends. Most were not: they are looked for where that costs least.
 #[inline(always)]
 pub(crate) fn forget(target: u16, address_avma: u64) -> bool {
     let key = key(target, address_avma);
+    // SAFETY: an element of an array map, whose words are read whole.
+    if near(key).is_some_and(|near| unsafe { read_volatile(near) } == 0) {
+        return false;
+    }
+    // Before it is removed, which takes a lock.
     // SAFETY: read at once; the value of another block of this key, if it is one by now, is
     // as good.
     let Some(drawn_in) = (unsafe { SAMPLED.get(key) }).copied() else { return false };
-    SAMPLED.remove(key).is_ok() && drawn_in == window()
+    if SAMPLED.remove(key).is_err() {
+        return false;
+    }
+    one_less_near(key);
+    drawn_in == window()
 }
 
 /// Counts the free of a block that was not drawn.

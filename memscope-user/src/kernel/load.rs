@@ -546,8 +546,8 @@ fn load_object(
     // As one that lives no longer than these.
     let mut loader = loader;
     if config.sampling_interval_bytes.is_none() {
-        // It is never looked at, and to clear its memory would take the kernel a while.
-        loader.map_max_entries("SAMPLED", 1);
+        // They are never looked at, and to clear their memory would take the kernel a while.
+        loader.map_max_entries("SAMPLED", 1).map_max_entries("SAMPLED_NEAR", 1);
     }
     loader
         .btf(None)
