@@ -1,17 +1,20 @@
 //! Runs programs under tracers, in rounds, so that a machine whose pace changes changes it for all of them.
 
-use std::path::Path;
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use memscope_tests::floor::RunTimes;
+use memscope_tests::resources::on_processor;
+use tempfile::TempDir;
 
 use super::machine;
 use super::pace::Pace;
 use super::results::{Results, Run, Skipped};
 use super::sites::{EmptyPrograms, Sites, Where};
-use super::tracers::{Kind, Kit, Tracer};
-use super::workloads::{Launch, Workload};
+use super::tracers::{Attached, Kind, Kit, NONE, Prepared, Tracer};
+use super::workloads::{Launch, Running, Work, Workload};
 
 /// How often a run is repeated if the machine was slow after it, at most.
 const MAX_REPEATS: u32 = 1;
@@ -64,7 +67,13 @@ pub(super) fn measure(plan: &Plan, kit: &Kit, results: &mut Results) -> Result<V
                 if let Some(floor) = floor {
                     results.machine.floor = floor.to_owned();
                 }
-                measured.rounds(&tracers, plan.rounds, &sites, results, &mut problems);
+                let mut log = Log {
+                    workload: workload.name,
+                    checksum: None,
+                    results,
+                    problems: &mut problems,
+                };
+                measured.rounds(&tracers, plan.rounds, &sites, &mut log);
             }
             Err(error) => problems.push(format!("{}: {error:#}", workload.name)),
         }
@@ -109,75 +118,100 @@ impl Measurement<'_> {
         Ok((sites, how))
     }
 
-    fn rounds(
-        &self,
-        tracers: &[&Tracer],
-        rounds: u32,
-        sites: &Sites,
-        results: &mut Results,
-        problems: &mut Vec<String>,
-    ) {
-        let name = self.workload.name;
-        let mut checksum = None;
+    fn rounds(&self, tracers: &[&Tracer], rounds: u32, sites: &Sites, log: &mut Log) {
         for round in 1..=rounds {
-            for tracer in rotated(tracers, round as usize) {
-                let outcome = self.run(tracer, sites).and_then(|(mut run, of_run)| {
-                    let expected = checksum.get_or_insert_with(|| of_run.clone());
-                    if *expected != of_run {
-                        bail!("it computed {of_run:?}, and {expected:?} before");
-                    }
-                    run.round = round;
-                    Ok(run)
-                });
-                match outcome {
-                    Ok(run) => {
-                        let (cost_ns, tracer) = (run.cost_ns, &run.tracer);
-                        eprintln!("{name:<12} {tracer:<17} round {round}: {cost_ns:>13.0} ns");
-                        results.runs.push(run);
-                    }
-                    Err(error) => {
-                        let problem = format!("{name}, {}, round {round}: {error:#}", tracer.name);
-                        eprintln!("FAILED: {problem}");
-                        problems.push(problem);
+            if self.workload.is_beside_untraced() {
+                for tracer in tracers.iter().filter(|tracer| tracer.kind != Kind::None) {
+                    match self.run_beside(tracer, sites) {
+                        Ok(both) => {
+                            both.into_iter().for_each(|run| log.enter(tracer, round, Ok(run)))
+                        }
+                        Err(error) => log.enter(tracer, round, Err(error)),
                     }
                 }
+                continue;
+            }
+            for tracer in rotated(tracers, round as usize) {
+                log.enter(tracer, round, self.run(tracer, sites));
             }
         }
     }
 
-    /// One program under one tracer, when the machine is as quick as it can be, if it ever is; and its checksum.
-    fn run(&self, tracer: &Tracer, sites: &Sites) -> Result<(Run, Option<String>)> {
+    /// One program under one tracer, when the machine is as quick as it can be, if it ever is.
+    fn run(&self, tracer: &Tracer, sites: &Sites) -> Result<Done> {
         for _repeat in 0..MAX_REPEATS {
-            let measured = self.run_once(tracer, sites)?;
-            let is_short = Duration::from_nanos(measured.0.wall_ns) <= MAX_REPEATED;
-            if !measured.0.slow_machine || !is_short || self.quick {
-                return Ok(measured);
+            let done = self.run_once(tracer, sites)?;
+            let is_short = Duration::from_nanos(done.run.wall_ns) <= MAX_REPEATED;
+            if !done.run.slow_machine || !is_short || self.quick {
+                return Ok(done);
             }
         }
         self.run_once(tracer, sites)
     }
 
-    fn run_once(&self, tracer: &Tracer, sites: &Sites) -> Result<(Run, Option<String>)> {
-        let folder = tempfile::tempdir().context("cannot make a folder")?;
-        let folder: &Path = folder.path();
+    fn run_once(&self, tracer: &Tracer, sites: &Sites) -> Result<Done> {
         // Before the program is there, and below when it and the tracer are gone: what a tracer does beside the program slows
         // the machine down as well, and must neither be given time before the program works nor be a reason to repeat the run.
         self.pace.wait()?;
-        let prepared = tracer.prepare(self.kit, sites, folder)?;
+        let mut started = self.start(tracer, sites)?;
+        let attached = started.attach(self.kit, tracer, sites)?;
+        let work = started.program.work()?;
+        let mut done = self.end(tracer, started, attached, work)?;
+        done.run.slow_machine = !self.pace.is_quick()?;
+        Ok(done)
+    }
+
+    /// One program untraced and one under the tracer, at the same time, on one processor, which they take by turns of some
+    /// milliseconds: so the pace of the machine is the same for both, whatever it is. All else is on another processor,
+    /// if there is one. The cost is processor time.
+    fn run_beside(&self, tracer: &Tracer, sites: &Sites) -> Result<[Done; 2]> {
+        let untraced = Tracer::named(NONE).context("the untraced program is known")?;
+        let shared = |start: &Tracer| on_processor(0, || self.start(start, sites));
+        let (mut alone, mut traced) = (shared(untraced)??, shared(tracer)??);
+        let rest = self.pace.processors() - 1;
+        let attached = on_processor(rest, || traced.attach(self.kit, tracer, sites))??;
+        let (of_alone, of_traced) = thread::scope(|scope| {
+            let working = scope.spawn(|| on_processor(rest, || traced.program.work()));
+            let of_alone = on_processor(rest, || alone.program.work());
+            (of_alone, working.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let ended = [
+            self.end(untraced, alone, Attached::Launched, of_alone??)?,
+            self.end(tracer, traced, attached, of_traced??)?,
+        ];
+        Ok(ended.map(|mut done| {
+            done.run.cost_ns = done.run.cpu_ns_per_unit();
+            done
+        }))
+    }
+
+    /// Starts the program, which waits.
+    fn start(&self, tracer: &Tracer, sites: &Sites) -> Result<Started> {
+        let folder = tempfile::tempdir().context("cannot make a folder")?;
+        let prepared = tracer.prepare(self.kit, sites, folder.path())?;
         let amount = if tracer.costs_next_to_nothing() {
             self.workload.amount_untraced(self.quick)
         } else {
             self.workload.amount(self.quick)
         };
-        let mut program = self.workload.start(amount, &prepared.launch, folder)?;
-        let attached = tracer.attach(self.kit, sites, &prepared, program.pid(), folder)?;
-        let work = program.work()?;
-        let output = program.finish()?;
-        let seen = tracer.check(attached, &output, work.allocations_at_least, folder)?;
+        let program = self.workload.start(amount, &prepared.launch, folder.path())?;
+        Ok(Started { folder, prepared, program })
+    }
+
+    /// Lets a program end that has done its work, and looks whether the tracer has seen it.
+    fn end(
+        &self,
+        tracer: &Tracer,
+        started: Started,
+        attached: Attached,
+        work: Work,
+    ) -> Result<Done> {
+        let output = started.program.finish()?;
+        let at_least = work.allocations_at_least;
+        let seen = tracer.check(attached, &output, at_least, started.folder.path())?;
         if seen.disturbed {
             eprintln!("NOTE: somebody has the kernel count runs of programs, which takes time");
         }
-        let slow_machine = !self.pace.is_quick()?;
         let run = Run {
             workload: self.workload.name.to_owned(),
             tracer: tracer.name.to_owned(),
@@ -188,10 +222,64 @@ impl Measurement<'_> {
             cpu_ns: work.cpu_ns,
             allocations: seen.allocations,
             disturbed: seen.disturbed,
-            slow_machine,
+            slow_machine: false,
             memscope: seen.memscope,
         };
-        Ok((run, work.checksum))
+        Ok(Done { run, checksum: work.checksum })
+    }
+}
+
+/// A program that waits to be told to work.
+struct Started {
+    folder: TempDir,
+    prepared: Prepared,
+    program: Running,
+}
+
+impl Started {
+    fn attach(&mut self, kit: &Kit, tracer: &Tracer, sites: &Sites) -> Result<Attached> {
+        tracer.attach(kit, sites, &self.prepared, self.program.pid(), self.folder.path())
+    }
+}
+
+/// A run, and what the program computed.
+struct Done {
+    run: Run,
+    checksum: Option<String>,
+}
+
+/// Where the runs of a program are entered.
+struct Log<'a> {
+    workload: &'static str,
+    /// Of its first run.
+    checksum: Option<Option<String>>,
+    results: &'a mut Results,
+    problems: &'a mut Vec<String>,
+}
+
+impl Log<'_> {
+    /// A run that has failed, or in which the program computed something else than before, is a problem and no result.
+    fn enter(&mut self, tracer: &Tracer, round: u32, outcome: Result<Done>) {
+        let (name, expected) = (self.workload, &mut self.checksum);
+        let outcome = outcome.and_then(|done| {
+            let expected = expected.get_or_insert_with(|| done.checksum.clone());
+            if *expected != done.checksum {
+                bail!("it computed {:?}, and {expected:?} before", done.checksum);
+            }
+            Ok(Run { round, ..done.run })
+        });
+        match outcome {
+            Ok(run) => {
+                let (cost_ns, tracer) = (run.cost_ns, &run.tracer);
+                eprintln!("{name:<12} {tracer:<17} round {round}: {cost_ns:>13.0} ns");
+                self.results.runs.push(run);
+            }
+            Err(error) => {
+                let problem = format!("{name}, {}, round {round}: {error:#}", tracer.name);
+                eprintln!("FAILED: {problem}");
+                self.problems.push(problem);
+            }
+        }
     }
 }
 

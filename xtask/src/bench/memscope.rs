@@ -175,12 +175,17 @@ struct Budget {
     spent_ppm: Option<u64>,
     observed_ppm: u64,
     window_count: u64,
+    collector_cpu_ns: u64,
 }
 
 impl Budget {
     fn figures(&self) -> BudgetFigures {
-        let (spent_ppm, observed_ppm) = (self.spent_ppm.unwrap_or(0), self.observed_ppm);
-        BudgetFigures { spent_ppm, observed_ppm, windows: self.window_count }
+        BudgetFigures {
+            spent_ppm: self.spent_ppm.unwrap_or(0),
+            observed_ppm: self.observed_ppm,
+            windows: self.window_count,
+            collector_cpu_ns: self.collector_cpu_ns,
+        }
     }
 }
 
@@ -312,17 +317,18 @@ mod tests {
     fn with_a_budget_a_part_is_seen_and_how_large_it_is_is_told() {
         let mut limited = export("sampled", 100_000, 0);
         assert!(limited.judge(Mode::Limited, 1).is_err(), "it says nothing of a budget");
-        limited.budget =
-            Some(Budget { spent_ppm: Some(50_000), observed_ppm: 900, window_count: 3 });
+        let told = |spent_ppm, observed_ppm, window_count| {
+            Some(Budget { spent_ppm, observed_ppm, window_count, collector_cpu_ns: 5 })
+        };
+        limited.budget = told(Some(50_000), 900, 3);
         assert_eq!(limited.judge(Mode::Limited, 100_000).unwrap(), 100);
         limited.loss.lost_events = 2;
         assert!(limited.judge(Mode::Limited, 1).is_err());
         limited.loss.by_cause.return_not_seen = 2;
         assert_eq!(limited.judge(Mode::Limited, 1).unwrap(), 100);
-        limited.budget =
-            Some(Budget { spent_ppm: Some(9_000), observed_ppm: ALL_PPM, window_count: 1 });
+        limited.budget = told(Some(9_000), ALL_PPM, 1);
         assert!(limited.judge(Mode::Limited, 101).is_err(), "observed all the time");
-        limited.budget = Some(Budget { spent_ppm: None, observed_ppm: ALL_PPM, window_count: 0 });
+        limited.budget = told(None, ALL_PPM, 0);
         assert!(limited.judge(Mode::Limited, 1).is_err());
     }
 

@@ -1,8 +1,8 @@
 //! The pace of the machine. A virtual one shares its processors with others: while these work it is slower by up to a half, for
 //! seconds at a time, which is more than many of the differences that are to be measured.
 
-use std::cell::Cell;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,24 +21,29 @@ const TABLE_WORDS: usize = 4096;
 /// How quick the machine has been at its best since the benchmark began.
 pub(super) struct Pace {
     processors: usize,
-    quickest: Cell<Duration>,
+    quickest_ns: AtomicU64,
 }
 
 impl Pace {
     pub(super) fn new() -> Result<Self> {
         let processors = thread::available_parallelism().context("no number of processors")?;
-        Ok(Self { processors: processors.get(), quickest: Cell::new(Duration::MAX) })
+        Ok(Self { processors: processors.get(), quickest_ns: AtomicU64::new(u64::MAX) })
+    }
+
+    pub(super) fn processors(&self) -> usize {
+        self.processors
     }
 
     /// How many times as long as at its best a fixed computation takes now, on the processor where it takes longest.
     pub(super) fn now(&self) -> Result<f64> {
-        let mut longest = Duration::ZERO;
+        let (mut longest_ns, mut quickest_ns) = (0, u64::MAX);
         for processor in 0..self.processors {
             let taken = on_processor(processor, taken).context("cannot choose a processor")?;
-            self.quickest.set(self.quickest.get().min(taken));
-            longest = longest.max(taken);
+            let taken_ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+            quickest_ns = self.quickest_ns.fetch_min(taken_ns, Ordering::Relaxed).min(taken_ns);
+            longest_ns = longest_ns.max(taken_ns);
         }
-        Ok(longest.as_secs_f64() / self.quickest.get().as_secs_f64())
+        Ok(longest_ns as f64 / quickest_ns as f64)
     }
 
     /// Waits until it is nearly that, but not for ever.
@@ -84,7 +89,7 @@ mod tests {
         let pace = Pace::new().unwrap();
         let paces: Vec<f64> = (0..5).map(|_| pace.now().unwrap()).collect();
         assert!(paces.iter().all(|pace| *pace >= 1.0), "{paces:?}");
-        pace.quickest.set(Duration::from_nanos(1));
+        pace.quickest_ns.store(1, Ordering::Relaxed);
         assert!(!pace.is_quick().unwrap());
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::claims::{Bound, Verdict, bytes_per_event, verdicts};
-use super::results::{BudgetFigures, FILE, MemscopeFigures, Results, Run, Spread};
+use super::results::{BudgetFigures, FILE, MemscopeFigures, Overhead, Results, Run, Spread};
 use super::text::METHOD;
 use super::tracers::{
     BPFTRACE, CALLER, DHAT, FLOOR, FULL, HEAPTRACK, HEAPTRACK_RAW, LIMITED, MASSIF, MEMCHECK, NONE,
@@ -134,8 +134,10 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let quick = if results.quick { ", with less work than usual (`--quick`)" } else { "" };
     let disturbed = results.runs.iter().filter(|run| run.disturbed).count();
+    let is_timed =
+        |run: &&Run| !Workload::named(&run.workload).is_some_and(Workload::is_beside_untraced);
     let slow = results.runs.iter().filter(|run| run.slow_machine).count();
-    let slow = format!("{slow} of {}", results.runs.len());
+    let slow = format!("{slow} of {}", results.runs.iter().filter(is_timed).count());
     let facts = [
         ("commit", machine.commit.clone()),
         ("date", machine.date.clone()),
@@ -217,8 +219,13 @@ fn workload_table(results: &Results, workload: &Workload) -> String {
         Unit::Run => ("ms", |ns| format!("{:.1}", ns / 1e6)),
         Unit::Request => ("µs per request", |ns| format!("{:.1}", ns / 1e3)),
     };
-    let mut head = vec!["tracer".to_owned(), unit.to_owned(), "times as long".to_owned()];
-    let is_request = workload.unit == Unit::Request;
+    // Where two programs share a processor, time says nothing.
+    let is_timed = !workload.is_beside_untraced();
+    let is_request = is_timed && workload.unit == Unit::Request;
+    let mut head = vec!["tracer".to_owned()];
+    if is_timed {
+        head.extend([unit.to_owned(), "times as long".to_owned()]);
+    }
     if is_request {
         head.push("requests per second".to_owned());
     }
@@ -231,7 +238,10 @@ fn workload_table(results: &Results, workload: &Workload) -> String {
         };
         let (cost, cpu): (fn(&Run) -> f64, _) = (|run| run.cost_ns, Run::cpu_ns_per_unit);
         let Some(spread) = figure(cost) else { continue };
-        let mut cells = vec![tracer.title.to_owned(), shown(Some(spread), shown_cost), ratio(cost)];
+        let mut cells = vec![tracer.title.to_owned()];
+        if is_timed {
+            cells.extend([shown(Some(spread), shown_cost), ratio(cost)]);
+        }
         if is_request {
             cells.push(format!("{:.0}", 1e9 / spread.median));
         }
@@ -283,8 +293,9 @@ fn own_table(results: &Results) -> String {
 fn budget_section(results: &Results) -> String {
     let head = [
         "workload",
-        "times as long",
-        "processor time, times as much",
+        "the program, of its time untraced",
+        "memscope, of the same",
+        "together",
         "its account: spent, of 0.05",
         "observed, of 1",
         "windows",
@@ -295,13 +306,14 @@ fn budget_section(results: &Results) -> String {
             results.memscope(workload.name, LIMITED, |own| Some(value(own.budget.as_ref()?) as f64))
         };
         let Some(spent) = told(|budget| budget.spent_ppm) else { continue };
-        let ratio = |value: fn(&Run) -> f64| {
-            shown(results.ratio(workload.name, LIMITED, NONE, value), |ratio| format!("{ratio:.3}"))
+        let share = |value: fn(&Overhead) -> f64| {
+            shown(results.overhead(workload.name, value), |share| format!("{share:.3}"))
         };
         rows += &row(&[
             workload.name.to_owned(),
-            ratio(|run| run.cost_ns),
-            ratio(Run::cpu_ns_per_unit),
+            share(|overhead| overhead.of_program),
+            share(|overhead| overhead.of_memscope),
+            share(Overhead::together),
             shown(Some(spent), |ppm| format!("{:.3}", ppm / 1e6)),
             shown(told(|budget| budget.observed_ppm), |ppm| format!("{:.4}", ppm / 1e6)),
             shown(told(|budget| budget.windows), |windows| format!("{windows:.0}")),
@@ -341,7 +353,7 @@ fn row(cells: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::tests::{results, run};
+    use super::super::results::tests::{limited, results, run};
     use super::super::tracers::BARE_TRAP;
     use super::*;
 
@@ -386,22 +398,14 @@ mod tests {
     #[test]
     fn a_budget_has_a_section_if_one_was_measured() {
         assert!(!document(&measured()).contains("## With a budget"));
-        let mut runs =
-            vec![run("redis-long", NONE, 1, 10_000.0), run("redis-long", LIMITED, 1, 10_400.0)];
-        runs[1].memscope = Some(MemscopeFigures {
-            cpu_ns: 1,
-            peak_rss_bytes: 1,
-            lost_events: 0,
-            recording_bytes: 1,
-            events: None,
-            complete_stacks: 1,
-            truncated_stacks: 0,
-            budget: Some(BudgetFigures { spent_ppm: 50_400, observed_ppm: 6_100, windows: 21 }),
-        });
+        let untraced = Run { cpu_ns: 100_000_000, ..run("redis-long", NONE, 1, 1.0) };
+        let runs = vec![untraced, limited("redis-long", 1, 103_000_000, 50_400)];
         let text = document(&results(runs));
         for line in [
-            "| redis-long | 1.040 | 1.040 | 0.050 | 0.0061 | 21 |",
-            "| `--max-overhead 5%` holds, give or take 2 points | redis-long | memscope-limited / none | 1.04 | 1.04 | – | ≤ 1.07 | yes |",
+            "| redis-long | 0.030 | 0.010 | 0.040 | 0.050 | 0.0061 | 21 |",
+            "| `--max-overhead 5%` holds, give or take 2 points | redis-long | program and memscope / none | 1.04 | – | – | ≤ 1.07 | yes |",
+            "| `--max-overhead 5%` says what it has cost, give or take 2 points | redis-long | told and measured, apart | 0.01 | – | – | ≤ 0.02 | yes |",
+            "| none | 10000.0 | 1.00 |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -6,10 +6,12 @@ use std::{fmt, fs};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::tracers::{LIMITED, NONE};
+
 /// Where the committed results are.
 pub(super) const FILE: &str = "docs/results/overhead.json";
 const SCHEMA: &str = "memscope.overhead";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// All that a run of the benchmark measured.
@@ -23,6 +25,13 @@ pub(crate) struct Results {
     pub(super) quick: bool,
     pub(super) skipped: Vec<Skipped>,
     pub(super) runs: Vec<Run>,
+}
+
+/// What is looked at first: another version can have other fields.
+#[derive(Deserialize)]
+struct Form {
+    schema: String,
+    version: u32,
 }
 
 /// Where it was measured.
@@ -105,6 +114,36 @@ pub(super) struct BudgetFigures {
     pub(super) spent_ppm: u64,
     pub(super) observed_ppm: u64,
     pub(super) windows: u64,
+    /// Processor time of memscope while it recorded: without its start, which nothing has been earned for.
+    pub(super) collector_cpu_ns: u64,
+}
+
+/// What tracing with a budget has cost, in shares of the untraced program's processor time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Overhead {
+    /// What the program took more.
+    pub(super) of_program: f64,
+    /// What memscope took while it recorded.
+    pub(super) of_memscope: f64,
+    /// What both are, as memscope says.
+    pub(super) told: f64,
+}
+
+impl Overhead {
+    /// None if the run had no budget.
+    fn of(run: &Run, untraced: &Run) -> Option<Self> {
+        let budget = run.memscope.as_ref()?.budget?;
+        let untraced_ns = untraced.cpu_ns as f64;
+        Some(Self {
+            of_program: run.cpu_ns as f64 / untraced_ns - 1.0,
+            of_memscope: budget.collector_cpu_ns as f64 / untraced_ns,
+            told: budget.spent_ppm as f64 / 1e6,
+        })
+    }
+
+    pub(super) fn together(&self) -> f64 {
+        self.of_program + self.of_memscope
+    }
 }
 
 /// A middle value, and how far the others are from it.
@@ -143,12 +182,12 @@ impl Results {
             bail!("{} has {bytes} bytes; {MAX_FILE_BYTES} is the limit", path.display());
         }
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let results: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged; restore it", path.display()))?;
-        if (results.schema.as_str(), results.version) != (SCHEMA, VERSION) {
+        let damaged = || format!("{} is damaged; restore it", path.display());
+        let form: Form = serde_json::from_slice(&text).with_context(damaged)?;
+        if (form.schema.as_str(), form.version) != (SCHEMA, VERSION) {
             bail!("{} has another form than {SCHEMA} {VERSION}", path.display());
         }
-        Ok(results)
+        serde_json::from_slice(&text).with_context(damaged)
     }
 
     pub(super) fn store(&self, path: &Path) -> Result<()> {
@@ -200,6 +239,19 @@ impl Results {
     /// How many times as long a program takes as under another tracer.
     pub(super) fn slowdown(&self, workload: &str, tracer: &str, base: &str) -> Option<Spread> {
         self.ratio(workload, tracer, base, |run| run.cost_ns)
+    }
+
+    /// Of a program with a budget, which worked beside the untraced one.
+    pub(super) fn overhead(
+        &self,
+        workload: &str,
+        value: impl Fn(&Overhead) -> f64,
+    ) -> Option<Spread> {
+        let overheads = self.of(workload, LIMITED).filter_map(|run| {
+            let mut untraced = self.of(workload, NONE);
+            Overhead::of(run, untraced.find(|other| other.round == run.round)?)
+        });
+        Spread::of(overheads.map(|overhead| value(&overhead)))
     }
 
     /// memscope's own figures in one mode.
@@ -273,6 +325,44 @@ pub(super) mod tests {
         assert_eq!(results.slowdown("w", "a", "c"), None);
     }
 
+    pub(crate) fn limited(workload: &str, round: u32, cpu_ns: u64, spent_ppm: u64) -> Run {
+        let budget = BudgetFigures {
+            spent_ppm,
+            observed_ppm: 6_100,
+            windows: 21,
+            collector_cpu_ns: 1_000_000,
+        };
+        let memscope = MemscopeFigures {
+            cpu_ns: 1,
+            peak_rss_bytes: 1,
+            lost_events: 0,
+            recording_bytes: 1,
+            events: None,
+            complete_stacks: 1,
+            truncated_stacks: 0,
+            budget: Some(budget),
+        };
+        Run { cpu_ns, memscope: Some(memscope), ..run(workload, LIMITED, round, 1.0) }
+    }
+
+    #[test]
+    fn overhead_is_what_the_program_and_memscope_took_of_the_untraced_programs_time() {
+        let untraced = |round| Run { cpu_ns: 100_000_000, ..run("w", NONE, round, 1.0) };
+        let runs = vec![
+            untraced(1),
+            limited("w", 1, 103_000_000, 50_000),
+            untraced(2),
+            limited("w", 2, 99_000_000, 20_000),
+            limited("w", 3, 500_000_000, 50_000),
+        ];
+        let results = results(runs);
+        let together = results.overhead("w", Overhead::together).unwrap();
+        assert!((together.most - 0.04).abs() < 1e-9 && together.least.abs() < 1e-9, "{together:?}");
+        let apart = results.overhead("w", |overhead| overhead.told - overhead.of_program).unwrap();
+        assert!((apart.least - 0.02).abs() < 1e-9 && (apart.most - 0.03).abs() < 1e-9, "{apart:?}");
+        assert_eq!(results.overhead("other", Overhead::together), None);
+    }
+
     #[test]
     fn stored_results_are_the_same_when_loaded() {
         let mut results = results(vec![run("w", "a", 1, 1.5), run("w", "b", 1, 2.0)]);
@@ -285,7 +375,12 @@ pub(super) mod tests {
             events: Some(4),
             complete_stacks: 5,
             truncated_stacks: 6,
-            budget: Some(BudgetFigures { spent_ppm: 7, observed_ppm: 8, windows: 9 }),
+            budget: Some(BudgetFigures {
+                spent_ppm: 7,
+                observed_ppm: 8,
+                windows: 9,
+                collector_cpu_ns: 10,
+            }),
         });
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("deep/overhead.json");
@@ -304,7 +399,7 @@ pub(super) mod tests {
         let path = scratch.path().join("overhead.json");
         assert!(Results::load(&path).is_err());
         let text = results(Vec::new()).to_text().unwrap();
-        fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        fs::write(&path, text.replace("\"version\": 2", "\"version\": 1")).unwrap();
         assert!(Results::load(&path).unwrap_err().to_string().contains("another form"));
         fs::write(&path, &text[..text.len() / 2]).unwrap();
         assert!(Results::load(&path).unwrap_err().to_string().contains("damaged"));

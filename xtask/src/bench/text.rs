@@ -37,9 +37,6 @@ other machines differ, and those of one machine from day to day; compare ratios,
   computation is made on each processor before a program and its tracer are started and when both are gone; the first until it takes less than
   1.25 times its quickest, for two seconds at most. If it takes longer afterwards, the run is repeated once, unless the program worked for more
   than two seconds. How many results are of such runs all the same is told below.
-- The results below are of an earlier way of doing so, which favours heaptrack: the computation was made when program and tracer had
-  started, which gave heaptrack's interpreter up to four seconds before the program worked, and runs were repeated when the interpreter
-  was at work after them. With sqlite, heaptrack takes 630 to 740 ms, and not 76 to 98.
 - The programs and the tracers have the same priority, which is raised so that others on the machine disturb them less.
 
 The tracers:
@@ -48,7 +45,9 @@ The tracers:
   whole call chain. With `--stacks caller`, without the chain; with `--sample 512KiB`, a part of the allocations. With
   `--max-overhead 5%`, in windows of time only, so that probes and memscope together take no more than a twentieth of
   what the program does by itself; this is measured on programs that work for ten seconds (`…-long`), because in one
-  second memscope's start alone costs more. What `--probes host` and `--mappings` cost processes that are not traced is
+  second memscope's start alone costs more, and not in rounds: the traced program and an untraced one work at the same time
+  on one processor, which they take by turns of some milliseconds, so that the pace of the machine is the same for both, and
+  everything else is on another processor. Compared are their processor times; what memscope took while it recorded is added. What `--probes host` and `--mappings` cost processes that are not traced is
   measured while memscope traces one that sleeps; where the kernel lets no programs run in its functions, `--mappings`
   runs them at the entry and return of all system calls (`memscope doctor` tells).
 - **floor**: programs that do nothing, at the entry and the return of the functions that give blocks and at the entry of those
