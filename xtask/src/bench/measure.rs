@@ -17,7 +17,7 @@ use super::tracers::{Attached, Kind, Kit, NONE, Prepared, Tracer};
 use super::workloads::{Launch, Running, Work, Workload};
 
 /// How often a run is repeated if the machine was slow after it, at most.
-const MAX_REPEATS: u32 = 1;
+const MAX_REPEATS: u32 = 2;
 /// Longer ones are not: the pace changes in less.
 const MAX_REPEATED: Duration = Duration::from_secs(2);
 

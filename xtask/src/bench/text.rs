@@ -35,7 +35,7 @@ other machines differ, and those of one machine from day to day; compare ratios,
   one, has a table of its own; in it is what memscope does to start, most of which is the kernel's check of its programs.
 - A virtual machine shares its processors with others, and is slower by up to a half while these work, for seconds at a time. So a fixed
   computation is made on each processor before a program and its tracer are started and when both are gone; the first until it takes less than
-  1.25 times its quickest, for two seconds at most. If it takes longer afterwards, the run is repeated once, unless the program worked for more
+  1.25 times its quickest, for two seconds at most. If it takes longer afterwards, the run is repeated, twice at most, unless the program worked for more
   than two seconds. How many results are of such runs all the same is told below.
 - The programs and the tracers have the same priority, which is raised so that others on the machine disturb them less.
 
