@@ -399,6 +399,11 @@ mod tests {
     }
 
     #[test]
+    fn the_budget_that_is_claimed_is_the_one_that_is_given() {
+        assert_eq!(format!("{}%", 100.0 * BUDGET), super::super::memscope::BUDGET);
+    }
+
+    #[test]
     fn what_is_compared_exists() {
         for comparison in COMPARISONS {
             assert!(

@@ -109,7 +109,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
         name: "threads-8",
         title: "malloc and free in a tight loop, in each of 8 threads",
         unit: Unit::Pair,
-        amount: 12_000,
+        amount: 25_000,
         quick_amount: 8_000,
         program: Program::Pairs { threads: 8 },
         tracers: Tracers::General,
