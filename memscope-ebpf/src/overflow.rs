@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
-    helpers::{bpf_get_smp_processor_id, bpf_send_signal},
+    helpers::{bpf_get_smp_processor_id, bpf_send_signal_thread},
 };
 use core::ptr::{read_volatile, write_volatile};
 
@@ -41,6 +41,9 @@ const STOP: u32 = 19;
 /// Stops the current process if half of the room is taken, here or in the ring buffer. The
 /// collector lets it go on when it has caught up.
 ///
+/// The signal is this thread's own, and stops all of the process (`do_signal_stop`, kernel/signal.c). One to the process would
+/// be ignored while another thread's waits (`legacy_queue`), which has to run before it is stopped; until then this one would go on.
+///
 /// The signal comes first and the note after it: so what the collector finds noted is already
 /// stopped, or will have been told to stop before it is told to go on.
 #[inline(always)]
@@ -48,8 +51,8 @@ pub(crate) fn pause_if_needed(hit: &Hit) {
     if settings::pauses() == 0 || !hit.may_stop() || !is_half_full() {
         return;
     }
-    // SAFETY: the helper sends a signal to the current process, which is one that is traced.
-    if unsafe { bpf_send_signal(STOP) } != 0 {
+    // SAFETY: the helper sends a signal to the current thread, which is one that is traced.
+    if unsafe { bpf_send_signal_thread(STOP) } != 0 {
         return;
     }
     if let Some(paused) = PAUSED.get_ptr_mut(u32::from(hit.index)) {

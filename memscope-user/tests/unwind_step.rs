@@ -15,7 +15,9 @@ use std::{
 };
 
 use memscope::model::StackOutcome;
-use memscope_common::record::{OUTCOME_COMPLETE, OUTCOME_STACK_UNREADABLE};
+use memscope_common::record::{
+    OUTCOME_COMPLETE, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_STACK_UNREADABLE,
+};
 
 use recorded::{Code, Recording, record, signals};
 
@@ -238,6 +240,23 @@ fn stacks_interrupted_anywhere_are_walked_to_the_end() {
     eprintln!("{complete} of {count} interrupted stacks complete, {} places", places.len());
     assert!(places.len() > 20, "interrupted at {} places only", places.len());
     assert!(complete * 100 >= count * 99, "{complete} of {count} complete");
+}
+
+/// Such as the procedure linkage tables of LLVM's linker. What frame pointers led to may have skipped any number of frames, however
+/// well it ends.
+#[test]
+fn what_frame_pointers_led_to_is_never_complete() {
+    let code = Code::of_this_process();
+    let mut recording = Recording::new();
+    descend(20, &mut || record(&mut recording));
+    let interrupted = recording.interrupted_without_information(&code, 1);
+    let expected = &recording.truth[recording.truth.len() - 2..];
+    let (frames, outcome) = interrupted.walk_by_steps(&code);
+    assert_eq!(code.shown(&frames[1..]), code.shown(expected), "by steps");
+    assert_eq!(outcome, OUTCOME_FRAME_POINTERS_ENDED);
+    let walk = interrupted.walk_copied(&code);
+    assert_eq!(code.shown(&walk.frames_avma), code.shown(&frames), "copied");
+    assert_eq!(walk.outcome, StackOutcome::WithFramePointers);
 }
 
 /// However a stack is cut, what is found is a beginning of it.

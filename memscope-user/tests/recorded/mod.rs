@@ -14,8 +14,8 @@ use memscope::{
 };
 use memscope_common::{
     record::{
-        COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_FRAMES, OUTCOME_DEPTH_LIMIT,
-        OUTCOME_UNKNOWN_CODE, StackCopy,
+        COPY_PART_BYTES, Header, KIND_STACK_COPY, MAX_FRAMES, OUTCOME_COMPLETE,
+        OUTCOME_DEPTH_LIMIT, OUTCOME_FRAME_POINTERS_ENDED, OUTCOME_UNKNOWN_CODE, StackCopy,
     },
     unwind::{CFA_NONE, CFA_SIGNAL, Frame, Rule, Saved},
 };
@@ -100,6 +100,15 @@ impl Code {
         frames_avma.iter().map(shown).collect()
     }
 
+    /// An address of code of which no file says how to unwind it: the end of a mapping, which is filled up to a page.
+    fn without_information(&self) -> u64 {
+        let mut ends = self.mapped.iter().map(|mapped| (mapped, mapped.code.end - 1));
+        let is_without = |(mapped, avma): &(&Mapped, u64)| {
+            mapped.table.rule_at(avma - mapped.bias_avma).cfa == CFA_NONE
+        };
+        ends.find(is_without).unwrap().1
+    }
+
     /// As the eBPF side finds it.
     fn rule_at(&self, frame: &Frame) -> Option<Rule> {
         let avma = frame.pc_avma - frame.returns;
@@ -180,6 +189,24 @@ impl Recording {
         frames
     }
 
+    /// The same stack as if its innermost function were one without unwind information, whose frame pointer leads past all
+    /// frames to the call of the last but `above`.
+    pub(crate) fn interrupted_without_information(&self, code: &Code, above: usize) -> Self {
+        let mut recording = Self {
+            copy: self.copy,
+            bytes: self.bytes.clone(),
+            truth: self.truth.clone(),
+            handler_frames: self.handler_frames,
+        };
+        let return_avma = self.truth[self.truth.len() - 1 - above].to_ne_bytes();
+        let words = self.bytes.chunks_exact(8);
+        let last = words.enumerate().filter(|(_, word)| *word == return_avma).next_back();
+        let offset = last.unwrap().0 * 8 - 8;
+        recording.copy.rbp = self.copy.start_avma() + offset as u64;
+        recording.copy.return_avma = code.without_information() + 1;
+        recording
+    }
+
     fn word(&self, avma: u64) -> Word {
         let offset = usize::try_from(avma.wrapping_sub(self.copy.start_avma()));
         let word = offset.ok().and_then(|offset| self.bytes.get(offset..offset.checked_add(8)?));
@@ -199,16 +226,22 @@ impl Recording {
             r10: Saved::unknown(),
         };
         let mut frames = Vec::new();
+        let mut used_frame_pointers = false;
         while frames.len() < MAX_FRAMES {
             let Some(rule) = code.rule_at(&frame) else {
                 frames.push(frame.pc_avma + 1 - frame.returns);
                 return (frames, OUTCOME_UNKNOWN_CODE);
             };
+            used_frame_pointers |= rule.cfa == CFA_NONE;
             let distance = if rule.cfa == CFA_SIGNAL { 1 } else { 1 - frame.returns };
             frames.push(frame.pc_avma + distance);
             let outcome = step(&mut frame, &rule, |avma, _| self.word(avma));
-            if outcome != 0 {
-                return (frames, outcome);
+            match outcome {
+                0 => {}
+                OUTCOME_COMPLETE if used_frame_pointers => {
+                    return (frames, OUTCOME_FRAME_POINTERS_ENDED);
+                }
+                outcome => return (frames, outcome),
             }
         }
         (frames, OUTCOME_DEPTH_LIMIT)

@@ -35,17 +35,20 @@ fn what_is_lost_is_in_the_sums_of_its_site_all_the_same() {
     assert!(last.contains("are in their sites' sums all the same"), "{last}");
 }
 
+/// In the smallest, a thread that goes on for its share of time after another has sent the signal fills it: with signals to the
+/// process, of which there can be one at a time, a quarter of the runs of sixteen threads lost records.
 #[test]
 fn a_paused_target_loses_nothing_in_a_small_ring() {
     let program = programs::build("pairs.c", Variant::Default);
-    let scratch = Scratch::new();
-    let [count, size, threads] = &pairs();
-    let options = ["--strict", "--ring-buffer", "64KiB", "--on-overflow", "pause"];
-    let traced = run(&mut scratch.trace_program(&options, program, &[count, size, threads]));
-    traced.assert_code(0);
-    let export = scratch.export();
-    export.assert_complete();
-    assert_figures(&export, &Figures::parse(&traced.stdout));
+    for (ring, count, threads) in [("64KiB", "50000", "8"), ("16KiB", "100000", "16")] {
+        let scratch = Scratch::new();
+        let options = ["--strict", "--ring-buffer", ring, "--on-overflow", "pause"];
+        let traced = run(&mut scratch.trace_program(&options, &program, &[count, "64", threads]));
+        traced.assert_code(0);
+        let export = scratch.export();
+        export.assert_complete();
+        assert_figures(&export, &Figures::parse(&traced.stdout));
+    }
 }
 
 #[test]
