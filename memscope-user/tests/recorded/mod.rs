@@ -200,7 +200,7 @@ impl Recording {
         };
         let return_avma = self.truth[self.truth.len() - 1 - above].to_ne_bytes();
         let words = self.bytes.chunks_exact(8);
-        let last = words.enumerate().filter(|(_, word)| *word == return_avma).next_back();
+        let last = words.enumerate().rfind(|(_, word)| *word == return_avma);
         let offset = last.unwrap().0 * 8 - 8;
         recording.copy.rbp = self.copy.start_avma() + offset as u64;
         recording.copy.return_avma = code.without_information() + 1;

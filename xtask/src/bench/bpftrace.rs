@@ -1,9 +1,8 @@
 //! The tracer that anybody would write first, in bpftrace: probes at the first instruction and the return of malloc and
 //! at the first instruction of free, a call stack counted for each allocation, the live blocks in a map.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -12,29 +11,11 @@ use serde_json::Value;
 
 use super::process::Process;
 use super::sites::Sites;
-use super::workloads::Launch;
 
 /// Rows of a map, so many that the live blocks of every workload have one.
 const MAP_ROWS: &str = "1000000";
 
-/// Copies of the allocators' files. bpftrace's probes are in all processes that map a file; those of a copy are in
-/// the one that is measured.
-pub(super) fn copies(sites: &Sites, folder: &Path) -> Result<(Launch, Vec<PathBuf>)> {
-    let folder = folder.join("copies");
-    fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut copied = Vec::new();
-    for file in &sites.files {
-        let path = &file.path;
-        let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
-        let copy = folder.join(name);
-        fs::copy(path, &copy).with_context(|| format!("cannot copy {}", path.display()))?;
-        copied.push(copy);
-    }
-    let environment = vec![("LD_LIBRARY_PATH", OsString::from(folder))];
-    Ok((Launch { wrapper: Vec::new(), environment }, copied))
-}
-
-fn script(files: &[PathBuf]) -> String {
+fn script<'a>(files: impl Iterator<Item = &'a Path>) -> String {
     // bpftrace attaches the last probe first, so this one speaks when all are attached.
     let mut text = "interval:ms:100 { printf(\"attached\\n\"); }\n".to_owned();
     for file in files {
@@ -53,8 +34,9 @@ fn script(files: &[PathBuf]) -> String {
 pub(super) struct Tracing(Process);
 
 impl Tracing {
-    pub(super) fn attach(files: &[PathBuf], pid: u32, folder: &Path) -> Result<Self> {
+    pub(super) fn attach(sites: &Sites, pid: u32, folder: &Path) -> Result<Self> {
         let program = folder.join("naive.bt");
+        let files = sites.files.iter().map(|file| file.path.as_path());
         fs::write(&program, script(files)).context("cannot write bpftrace's program")?;
         let mut command = Command::new("bpftrace");
         command.env("BPFTRACE_MAP_KEYS_MAX", MAP_ROWS);
@@ -102,7 +84,7 @@ mod tests {
 
     #[test]
     fn each_file_has_three_probes() {
-        let text = script(&["/a/libc.so.6".into(), "/a/b.so".into()]);
+        let text = script(["/a/libc.so.6", "/a/b.so"].map(Path::new).into_iter());
         assert_eq!(text.matches("probe:/a/libc.so.6:").count(), 3);
         assert_eq!(text.matches("uretprobe:").count(), 2);
         assert!(text.starts_with("interval:"));

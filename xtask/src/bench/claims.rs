@@ -28,6 +28,9 @@ struct Comparison {
 #[derive(Clone, Copy)]
 enum On {
     These(&'static [&'static str]),
+    /// The same, compared side by side: where the limit is near, what one differs from the other by is less than what the
+    /// machine's pace changes by between two runs.
+    SideBySide(&'static [&'static str]),
     RealPrograms,
 }
 
@@ -42,35 +45,35 @@ const COMPARISONS: &[Comparison] = &[
         claim: "without stacks at most 1.10 × the floor",
         tracer: CALLER,
         base: FLOOR,
-        on: On::These(&["pairs"]),
+        on: On::SideBySide(&["pairs"]),
         bound: Bound::AtMost(1.10),
     },
     Comparison {
         claim: "with complete stacks at depth 20 at most 1.3 × the floor",
         tracer: FULL,
         base: FLOOR,
-        on: On::These(&["depth-20"]),
+        on: On::SideBySide(&["depth-20"]),
         bound: Bound::AtMost(1.3),
     },
     Comparison {
         claim: "without stacks at most 1.10 × empty programs in the place of its own",
         tracer: CALLER,
         base: EMPTY,
-        on: On::These(&["pairs"]),
+        on: On::SideBySide(&["pairs"]),
         bound: Bound::AtMost(1.10),
     },
     Comparison {
         claim: "with complete stacks at depth 20 at most 1.3 × empty programs in the place of its own",
         tracer: FULL,
         base: EMPTY,
-        on: On::These(&["depth-20"]),
+        on: On::SideBySide(&["depth-20"]),
         bound: Bound::AtMost(1.3),
     },
     Comparison {
         claim: "the naive bpftrace tracer costs at least 6 × as much",
         tracer: BPFTRACE,
         base: FULL,
-        on: On::These(&["pairs", "depth-20"]),
+        on: On::SideBySide(&["pairs", "depth-20"]),
         bound: Bound::AtLeast(6.0),
     },
     Comparison {
@@ -98,7 +101,7 @@ const COMPARISONS: &[Comparison] = &[
         claim: "within 1.25 × of DHAT on the tight loop",
         tracer: FULL,
         base: DHAT,
-        on: On::These(&["pairs"]),
+        on: On::SideBySide(&["pairs"]),
         bound: Bound::AtMost(1.25),
     },
     Comparison {
@@ -133,14 +136,14 @@ const COMPARISONS: &[Comparison] = &[
         claim: "sampled, the cost is the bare trap (within 1.10 ×)",
         tracer: SAMPLED,
         base: BARE_TRAP,
-        on: On::These(&["pairs"]),
+        on: On::SideBySide(&["pairs"]),
         bound: Bound::AtMost(1.10),
     },
     Comparison {
         claim: "`--probes host` costs processes that are not traced the bare trap (within 1.25 ×)",
         tracer: ELSEWHERE,
         base: BARE_TRAP,
-        on: On::These(&["pairs"]),
+        on: On::SideBySide(&["pairs"]),
         bound: Bound::AtMost(1.25),
     },
     Comparison {
@@ -173,6 +176,16 @@ impl Comparison {
     }
 }
 
+/// Tracers that are compared side by side on a program.
+pub(super) fn side_by_side(
+    workload: &Workload,
+) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let compared = COMPARISONS.iter().filter(|comparison| {
+        matches!(comparison.on, On::SideBySide(_)) && comparison.on.has(workload)
+    });
+    compared.map(|comparison| (comparison.tracer, comparison.base))
+}
+
 /// A claim on one workload.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Verdict {
@@ -182,7 +195,8 @@ pub(super) struct Verdict {
     pub(super) what: String,
     /// None if one side was not measured.
     pub(super) measured: Option<Spread>,
-    /// The same by the program's processor time, which others on the machine hardly change. None where it is no time.
+    /// The same of runs one after the other, by the program's processor time, which others on the machine hardly change. None
+    /// where it is no time.
     pub(super) by_processor_time: Option<Spread>,
     /// What would be measured if memscope's programs did nothing. None where it is compared with another tracer of probes.
     pub(super) of_empty_programs: Option<Spread>,
@@ -207,11 +221,15 @@ pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
         let (tracer, base) = (comparison.tracer, comparison.base);
         for workload in WORKLOADS.iter().filter(|workload| comparison.on.has(workload)) {
             let name = workload.name;
+            let (how, measured) = match comparison.on {
+                On::SideBySide(_) => (", side by side", results.beside(name, tracer, base)),
+                On::These(_) | On::RealPrograms => ("", results.slowdown(name, tracer, base)),
+            };
             verdicts.push(Verdict {
                 claim: comparison.claim,
                 workload: name.to_owned(),
-                what: format!("{tracer} / {base}"),
-                measured: results.slowdown(name, tracer, base),
+                what: format!("{tracer} / {base}{how}"),
+                measured,
                 by_processor_time: results.ratio(name, tracer, base, Run::cpu_ns_per_unit),
                 of_empty_programs: comparison
                     .with_empty_programs()
@@ -305,7 +323,7 @@ pub(super) fn bytes_per_event(results: &Results, workload: &str, mode: &str) -> 
 impl On {
     fn has(self, workload: &Workload) -> bool {
         match self {
-            On::These(names) => names.contains(&workload.name),
+            On::These(names) | On::SideBySide(names) => names.contains(&workload.name),
             On::RealPrograms => workload.is_real_program(),
         }
     }
@@ -314,7 +332,7 @@ impl On {
 #[cfg(test)]
 mod tests {
     use super::super::results::MemscopeFigures;
-    use super::super::results::tests::{results, run};
+    use super::super::results::tests::{both, results, run};
     use super::super::tracers::Tracer;
     use super::*;
 
@@ -327,16 +345,11 @@ mod tests {
 
     #[test]
     fn claims_are_decided_by_the_medians() {
-        let costs = [
-            (FULL, 1000.0),
-            (FLOOR, 900.0),
-            (EMPTY, 900.0),
-            (CALLER, 991.0),
-            (DHAT, 800.0),
-            (BPFTRACE, 5999.0),
-        ];
-        let mut runs: Vec<_> =
-            costs.iter().map(|(tracer, cost)| run("pairs", tracer, 1, *cost)).collect();
+        let costs = [(BPFTRACE, 5999.0), (EMPTY, 900.0), (DHAT, 800.0)];
+        let mut runs = costs.map(|(tracer, cost)| run("pairs", tracer, 1, cost)).to_vec();
+        runs.extend(both("pairs", [CALLER, FLOOR], [991, 900]));
+        runs.extend(both("pairs", [FULL, DHAT], [1000, 800]));
+        runs.extend(both("pairs", [BPFTRACE, FULL], [5999, 1000]));
         runs.extend([
             run("stl", FULL, 1, 15.0),
             run("stl", HEAPTRACK, 1, 10.0),
@@ -364,8 +377,9 @@ mod tests {
 
     #[test]
     fn what_empty_programs_cannot_hold_is_below_them() {
-        let runs = [(FULL, 1500.0), (EMPTY, 1001.0), (DHAT, 800.0)];
-        let runs = runs.map(|(tracer, cost)| run("pairs", tracer, 1, cost)).to_vec();
+        let runs = [(EMPTY, 1001.0), (DHAT, 800.0)];
+        let mut runs = runs.map(|(tracer, cost)| run("pairs", tracer, 1, cost)).to_vec();
+        runs.extend(both("pairs", [FULL, DHAT], [1500, 800]));
         let verdicts = verdicts(&results(runs));
         let verdict = found(&verdicts, "within 1.25", "pairs");
         assert_eq!((verdict.holds(), verdict.is_below_empty_programs()), (Some(false), true));
@@ -415,7 +429,7 @@ mod tests {
                 "{}",
                 comparison.claim
             );
-            if let On::These(names) = comparison.on {
+            if let On::These(names) | On::SideBySide(names) = comparison.on {
                 assert!(names.iter().all(|name| Workload::named(name).is_some()));
             }
         }

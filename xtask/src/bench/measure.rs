@@ -9,17 +9,21 @@ use memscope_tests::floor::RunTimes;
 use memscope_tests::resources::on_processor;
 use tempfile::TempDir;
 
+use super::claims::side_by_side;
 use super::machine;
 use super::pace::Pace;
 use super::results::{Results, Run, Skipped};
 use super::sites::{EmptyPrograms, Sites, Where};
-use super::tracers::{Attached, Kind, Kit, NONE, Prepared, Tracer};
+use super::tracers::{Attached, Kind, Kit, Prepared, Tracer};
 use super::workloads::{Launch, Running, Work, Workload};
 
 /// How often a run is repeated if the machine was slow after it, at most.
 const MAX_REPEATS: u32 = 2;
 /// Longer ones are not: the pace changes in less.
 const MAX_REPEATED: Duration = Duration::from_secs(2);
+/// How long programs work that are compared side by side: each so much that both are done at about the same time.
+const SIDE_BY_SIDE: Duration = Duration::from_secs(1);
+const SIDE_BY_SIDE_QUICK: Duration = Duration::from_millis(100);
 
 /// What is to be run.
 pub(super) struct Plan {
@@ -121,12 +125,16 @@ impl Measurement<'_> {
     fn rounds(&self, tracers: &[&Tracer], rounds: u32, sites: &Sites, log: &mut Log) {
         for round in 1..=rounds {
             if self.workload.is_beside_untraced() {
-                for tracer in tracers.iter().filter(|tracer| tracer.kind != Kind::None) {
-                    match self.run_beside(tracer, sites) {
+                let Some(untraced) = tracers.iter().find(|tracer| tracer.kind == Kind::None) else {
+                    continue;
+                };
+                for traced in tracers.iter().filter(|tracer| tracer.kind != Kind::None) {
+                    let amount = self.workload.amount(self.quick);
+                    match self.run_beside([untraced, traced], [amount; 2], sites) {
                         Ok(both) => {
-                            both.into_iter().for_each(|run| log.enter(tracer, round, Ok(run)))
+                            both.into_iter().for_each(|run| log.enter(traced, round, Ok(run)))
                         }
-                        Err(error) => log.enter(tracer, round, Err(error)),
+                        Err(error) => log.enter(traced, round, Err(error)),
                     }
                 }
                 continue;
@@ -134,7 +142,35 @@ impl Measurement<'_> {
             for tracer in rotated(tracers, round as usize) {
                 log.enter(tracer, round, self.run(tracer, sites));
             }
+            self.side_by_side(tracers, round, sites, log);
         }
+    }
+
+    /// Those of the tracers that are compared side by side on this program.
+    fn side_by_side(&self, tracers: &[&Tracer], round: u32, sites: &Sites, log: &mut Log) {
+        let chosen = |name| tracers.iter().find(|tracer| tracer.name == name);
+        for (tracer, base) in side_by_side(self.workload) {
+            let Some(both) = chosen(tracer).zip(chosen(base)).map(<[_; 2]>::from) else { continue };
+            let amounts = both.map(|tracer| log.amount_of(tracer, round, self.time_side_by_side()));
+            // One of them has failed in this round.
+            let [Some(one), Some(other)] = amounts else { continue };
+            let both = both.map(|tracer| *tracer);
+            match self.run_beside(both, [one, other], sites) {
+                Ok(done) => {
+                    for ((mut done, tracer), beside) in
+                        done.into_iter().zip(both).zip(both.into_iter().rev())
+                    {
+                        done.run.beside = Some(beside.name.to_owned());
+                        log.enter(tracer, round, Ok(done));
+                    }
+                }
+                Err(error) => log.enter(both[0], round, Err(error)),
+            }
+        }
+    }
+
+    fn time_side_by_side(&self) -> Duration {
+        if self.quick { SIDE_BY_SIDE_QUICK } else { SIDE_BY_SIDE }
     }
 
     /// One program under one tracer, when the machine is as quick as it can be, if it ever is.
@@ -153,7 +189,12 @@ impl Measurement<'_> {
         // Before the program is there, and below when it and the tracer are gone: what a tracer does beside the program slows
         // the machine down as well, and must neither be given time before the program works nor be a reason to repeat the run.
         self.pace.wait()?;
-        let mut started = self.start(tracer, sites)?;
+        let amount = if tracer.costs_next_to_nothing() {
+            self.workload.amount_untraced(self.quick)
+        } else {
+            self.workload.amount(self.quick)
+        };
+        let mut started = self.start(tracer, sites, amount)?;
         let attached = started.attach(self.kit, tracer, sites)?;
         let work = started.program.work()?;
         let mut done = self.end(tracer, started, attached, work)?;
@@ -161,23 +202,30 @@ impl Measurement<'_> {
         Ok(done)
     }
 
-    /// One program untraced and one under the tracer, at the same time, on one processor, which they take by turns of some
+    /// A program under one tracer and one under another, at the same time, on one processor, which they take by turns of some
     /// milliseconds: so the pace of the machine is the same for both, whatever it is. All else is on another processor,
     /// if there is one. The cost is processor time.
-    fn run_beside(&self, tracer: &Tracer, sites: &Sites) -> Result<[Done; 2]> {
-        let untraced = Tracer::named(NONE).context("the untraced program is known")?;
-        let shared = |start: &Tracer| on_processor(0, || self.start(start, sites));
-        let (mut alone, mut traced) = (shared(untraced)??, shared(tracer)??);
+    fn run_beside(
+        &self,
+        [one, other]: [&Tracer; 2],
+        [of_one, of_other]: [u64; 2],
+        sites: &Sites,
+    ) -> Result<[Done; 2]> {
+        let shared = |start, amount| on_processor(0, || self.start(start, sites, amount));
+        let (mut first, mut second) = (shared(one, of_one)??, shared(other, of_other)??);
         let rest = self.pace.processors() - 1;
-        let attached = on_processor(rest, || traced.attach(self.kit, tracer, sites))??;
-        let (of_alone, of_traced) = thread::scope(|scope| {
-            let working = scope.spawn(|| on_processor(rest, || traced.program.work()));
-            let of_alone = on_processor(rest, || alone.program.work());
-            (of_alone, working.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        let (to_first, to_second) = on_processor(rest, || {
+            let to_first = first.attach(self.kit, one, sites);
+            to_first.and_then(|to_first| Ok((to_first, second.attach(self.kit, other, sites)?)))
+        })??;
+        let (of_first, of_second) = thread::scope(|scope| {
+            let working = scope.spawn(|| on_processor(rest, || second.program.work()));
+            let of_first = on_processor(rest, || first.program.work());
+            (of_first, working.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
         let ended = [
-            self.end(untraced, alone, Attached::Launched, of_alone??)?,
-            self.end(tracer, traced, attached, of_traced??)?,
+            self.end(one, first, to_first, of_first??)?,
+            self.end(other, second, to_second, of_second??)?,
         ];
         Ok(ended.map(|mut done| {
             done.run.cost_ns = done.run.cpu_ns_per_unit();
@@ -186,14 +234,9 @@ impl Measurement<'_> {
     }
 
     /// Starts the program, which waits.
-    fn start(&self, tracer: &Tracer, sites: &Sites) -> Result<Started> {
+    fn start(&self, tracer: &Tracer, sites: &Sites, amount: u64) -> Result<Started> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let prepared = tracer.prepare(self.kit, sites, folder.path())?;
-        let amount = if tracer.costs_next_to_nothing() {
-            self.workload.amount_untraced(self.quick)
-        } else {
-            self.workload.amount(self.quick)
-        };
         let program = self.workload.start(amount, &prepared.launch, folder.path())?;
         Ok(Started { folder, prepared, program })
     }
@@ -216,6 +259,7 @@ impl Measurement<'_> {
             workload: self.workload.name.to_owned(),
             tracer: tracer.name.to_owned(),
             round: 0,
+            beside: None,
             cost_ns: work.cost_ns,
             units: work.units,
             wall_ns: work.wall_ns,
@@ -258,6 +302,13 @@ struct Log<'a> {
 }
 
 impl Log<'_> {
+    /// How much takes so long, by a run of this round.
+    fn amount_of(&self, tracer: &Tracer, round: u32, time: Duration) -> Option<u64> {
+        let mut runs = self.results.of(self.workload, tracer.name);
+        let run = runs.find(|run| run.round == round)?;
+        Some((time.as_nanos() as f64 / run.cpu_ns_per_unit()) as u64)
+    }
+
     /// A run that has failed, or in which the program computed something else than before, is a problem and no result.
     fn enter(&mut self, tracer: &Tracer, round: u32, outcome: Result<Done>) {
         let (name, expected) = (self.workload, &mut self.checksum);
@@ -271,7 +322,9 @@ impl Log<'_> {
         match outcome {
             Ok(run) => {
                 let (cost_ns, tracer) = (run.cost_ns, &run.tracer);
-                eprintln!("{name:<12} {tracer:<17} round {round}: {cost_ns:>13.0} ns");
+                let beside = run.beside.as_ref().map(|other| format!(" beside {other}"));
+                let beside = beside.unwrap_or_default();
+                eprintln!("{name:<12} {tracer:<17} round {round}: {cost_ns:>13.0} ns{beside}");
                 self.results.runs.push(run);
             }
             Err(error) => {

@@ -134,8 +134,10 @@ fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let quick = if results.quick { ", with less work than usual (`--quick`)" } else { "" };
     let disturbed = results.runs.iter().filter(|run| run.disturbed).count();
-    let is_timed =
-        |run: &&Run| !Workload::named(&run.workload).is_some_and(Workload::is_beside_untraced);
+    let is_timed = |run: &&Run| {
+        let workload = Workload::named(&run.workload);
+        run.beside.is_none() && !workload.is_some_and(Workload::is_beside_untraced)
+    };
     let slow = results.runs.iter().filter(|run| run.slow_machine).count();
     let slow = format!("{slow} of {}", results.runs.iter().filter(is_timed).count());
     let facts = [
@@ -165,7 +167,7 @@ fn claims(verdicts: &[Verdict]) -> String {
         "on",
         "compared",
         "measured",
-        "by processor time",
+        "one after the other, by processor time",
         "empty programs in its place",
         "limit",
         "holds",
@@ -387,7 +389,7 @@ mod tests {
             "| bare trap: the same, without the returns | 1000 | 50.0 (45.5–55.6) | 500 | 50.0 (45.5–55.6) |",
             "| **memscope**, every event with its stack | 20.0 | – | 50000 | 10.0 | – |",
             "| pairs | memscope | 30 | 50 | 4.0 | 0 | 0 |",
-            "| within 1.25 × of DHAT on the tight loop | pairs | memscope / dhat | – | – | – | ≤ 1.25 | not measured |",
+            "| within 1.25 × of DHAT on the tight loop | pairs | memscope / dhat, side by side | – | – | – | ≤ 1.25 | not measured |",
             "| records an event in at most 6 bytes | all 1; most: pairs | bytes | 4.00 | – | – | ≤ 6 | yes |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -63,6 +63,9 @@ pub(super) struct Run {
     pub(super) workload: String,
     pub(super) tracer: String,
     pub(super) round: u32,
+    /// The tracer of another program that worked at the same time, on the same processor; the cost is processor time then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) beside: Option<String>,
     /// Of the workload's unit.
     pub(super) cost_ns: f64,
     /// How many of them were done, by all threads together.
@@ -208,8 +211,29 @@ impl Results {
         Ok(format!("{head}[\n    {}\n  ]\n}}\n", runs.join(",\n    ")))
     }
 
-    fn of<'a>(&'a self, workload: &'a str, tracer: &'a str) -> impl Iterator<Item = &'a Run> {
-        self.runs.iter().filter(move |run| run.workload == workload && run.tracer == tracer)
+    /// The runs that nothing was compared with side by side.
+    pub(super) fn of<'a>(
+        &'a self,
+        workload: &'a str,
+        tracer: &'a str,
+    ) -> impl Iterator<Item = &'a Run> {
+        self.runs.iter().filter(move |run| {
+            run.workload == workload && run.tracer == tracer && run.beside.is_none()
+        })
+    }
+
+    /// How many times as much processor time one took as the other, of programs that worked side by side.
+    pub(super) fn beside(&self, workload: &str, tracer: &str, base: &str) -> Option<Spread> {
+        let is_of = |run: &Run, tracer: &str, other: &str| {
+            let beside = run.beside.as_deref();
+            run.workload == workload && run.tracer == tracer && beside == Some(other)
+        };
+        let ratios = self.runs.iter().filter(|run| is_of(run, tracer, base)).filter_map(|run| {
+            let mut others = self.runs.iter().filter(|other| is_of(other, base, tracer));
+            let other = others.find(|other| other.round == run.round)?;
+            Some(run.cpu_ns_per_unit() / other.cpu_ns_per_unit())
+        });
+        Spread::of(ratios)
     }
 
     pub(super) fn figure(
@@ -280,6 +304,7 @@ pub(super) mod tests {
             workload: workload.to_owned(),
             tracer: tracer.to_owned(),
             round,
+            beside: None,
             cost_ns,
             units: 10,
             wall_ns: 2_000_000,
@@ -322,6 +347,30 @@ pub(super) mod tests {
         assert_eq!(results.ratio("w", "a", "b", Run::cpu_ns_per_unit).unwrap(), expected);
         let cpu = results.figure("w", "b", Run::cpu_ns_per_unit).unwrap();
         assert_eq!(cpu, Spread { median: 7.5, least: 2.5, most: 12.5 });
+        assert_eq!(results.slowdown("w", "a", "c"), None);
+    }
+
+    /// Two programs side by side, in one round; the costs of a unit.
+    pub(crate) fn both(workload: &str, tracers: [&str; 2], costs_ns: [u64; 2]) -> [Run; 2] {
+        let run = |index: usize| Run {
+            beside: Some(tracers[1 - index].to_owned()),
+            cpu_ns: 10 * costs_ns[index],
+            ..run(workload, tracers[index], 1, costs_ns[index] as f64)
+        };
+        [run(0), run(1)]
+    }
+
+    #[test]
+    fn programs_side_by_side_are_compared_with_each_other_only() {
+        let mut runs = both("w", ["a", "b"], [30, 10]).to_vec();
+        runs.extend(both("w", ["a", "c"], [500, 100]));
+        runs.extend([run("w", "a", 1, 7.0), run("w", "b", 1, 1.0)]);
+        let results = results(runs);
+        let of = |median| Some(Spread { median, least: median, most: median });
+        assert_eq!(results.beside("w", "a", "b"), of(3.0));
+        assert_eq!(results.beside("w", "c", "a"), of(0.2));
+        assert_eq!(results.beside("w", "b", "c"), None);
+        assert_eq!(results.slowdown("w", "a", "b"), of(7.0));
         assert_eq!(results.slowdown("w", "a", "c"), None);
     }
 

@@ -1,13 +1,15 @@
 //! What memscope probes in a process, as its doctor says, and programs that do nothing on the same instructions.
 
-use std::io;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use memscope_tests::floor::{Floor, FloorProbe, MultiProbe};
 use serde::Deserialize;
 
+use super::workloads::Launch;
 use crate::process::output;
 
 /// The probed instructions of a process.
@@ -59,6 +61,26 @@ impl Sites {
         // Attached so, an entry and a return have a program each, which tell nothing in the midst of calls.
         let functions = diagnosis(&["--attach-by", "perf-event"])?;
         Ok(Self { files: parse(&diagnosis(&[])?)?, functions: parse(&functions)? })
+    }
+
+    /// The same in copies of the files, and what has a program map these: programs of several tracers that work at the same
+    /// time must not run into each other's probes, and bpftrace's are in all processes that map a file.
+    pub(super) fn copied(&self, folder: &Path) -> Result<(Self, Launch)> {
+        let folder = folder.join("copies");
+        fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut copied = self.clone();
+        for file in copied.files.iter_mut().chain(&mut copied.functions) {
+            let path = &file.path;
+            let name =
+                path.file_name().with_context(|| format!("{} is no file", path.display()))?;
+            let copy = folder.join(name);
+            if !copy.exists() {
+                fs::copy(path, &copy).with_context(|| format!("cannot copy {}", path.display()))?;
+            }
+            file.path = copy;
+        }
+        let environment = vec![("LD_LIBRARY_PATH", OsString::from(folder))];
+        Ok((copied, Launch { wrapper: Vec::new(), environment }))
     }
 
     /// Which of them programs that do nothing are on.

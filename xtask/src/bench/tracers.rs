@@ -147,7 +147,8 @@ pub(super) struct Kit {
 /// A tracer that is ready for a program to start.
 pub(super) struct Prepared {
     pub(super) launch: Launch,
-    copies: Vec<PathBuf>,
+    /// In the files that the program maps, if these are copies.
+    copied: Option<Sites>,
 }
 
 /// A tracer at work.
@@ -211,14 +212,18 @@ impl Tracer {
     }
 
     pub(super) fn prepare(&self, kit: &Kit, sites: &Sites, folder: &Path) -> Result<Prepared> {
-        let (launch, copies) = match self.kind {
-            Kind::Bpftrace => bpftrace::copies(sites, folder)?,
-            Kind::Peer(peer) => (peer.launch(&kit.libraries, folder)?, Vec::new()),
-            Kind::None | Kind::Memscope(_) | Kind::Elsewhere(_) | Kind::Empty(_) => {
-                (Launch::default(), Vec::new())
+        Ok(match self.kind {
+            Kind::Bpftrace | Kind::Empty(_) => {
+                let (copied, launch) = sites.copied(folder)?;
+                Prepared { launch, copied: Some(copied) }
             }
-        };
-        Ok(Prepared { launch, copies })
+            Kind::Peer(peer) => {
+                Prepared { launch: peer.launch(&kit.libraries, folder)?, copied: None }
+            }
+            Kind::None | Kind::Memscope(_) | Kind::Elsewhere(_) => {
+                Prepared { launch: Launch::default(), copied: None }
+            }
+        })
     }
 
     /// Comes to a program that waits.
@@ -230,6 +235,7 @@ impl Tracer {
         pid: u32,
         folder: &Path,
     ) -> Result<Attached> {
+        let sites = prepared.copied.as_ref().unwrap_or(sites);
         Ok(match self.kind {
             Kind::None | Kind::Peer(_) => Attached::Launched,
             Kind::Memscope(mode) => {
@@ -241,9 +247,7 @@ impl Tracer {
                 folder,
             )?),
             Kind::Empty(returns) => Attached::Empty(EmptyPrograms::attach(sites, pid, returns)?),
-            Kind::Bpftrace => {
-                Attached::Bpftrace(bpftrace::Tracing::attach(&prepared.copies, pid, folder)?)
-            }
+            Kind::Bpftrace => Attached::Bpftrace(bpftrace::Tracing::attach(sites, pid, folder)?),
         })
     }
 
