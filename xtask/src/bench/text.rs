@@ -23,13 +23,13 @@ other machines differ, and those of one machine from day to day; compare ratios,
   after the end. Loops measure themselves, with nothing but malloc and free between two readings of the clock; untraced, and with
   jemalloc's sampling, they run 20 times as often, to last long enough. redis-server
   is measured by the rates that redis-benchmark, with 10 clients on the same machine, prints.
-- What is compared **side by side**, because the limit is near, does not come one after the other: in each round a program under the one tracer and
-  one under the other work at the same time, on one processor, which they take by turns of some milliseconds, so that the pace
-  of the machine is the same for both; their tracers are on another processor. Each does what takes it about a second; compared are their
-  processor times. Both then also work beside memscope's reader, which slows the processor down if it shares a core with that; one after
-  the other only memscope's program does.
 - In each **round**, every tracer has its turn once for a program, and each round begins with another one. Slowdowns and
   ratios are made within a round; shown are medians, with the least and the most in brackets.
+- What is compared **side by side**, because the limit is near, is measured in another way besides: in each round a program under the one
+  tracer and one under the other work at the same time, on one processor, which they take by turns of some milliseconds, so
+  that the pace of the machine is the same for both; their tracers are on another processor. Each does what takes it about a second;
+  compared are their processor times. Both then work beside memscope's reader, which slows the processor down if it shares a core with
+  that; one after the other only memscope's program does. So such a claim has both figures below, and the one of side by side decides.
 - Each run is **checked**, and one that fails its check is no result and fails the benchmark: programs compute something that
   they verify, and the same checksum in every run; memscope's JSON export, heaptrack, memcheck, massif, DHAT, bpftrace and
   jemalloc's profile of every allocation must have seen at least as many allocations as the program is known to make;
