@@ -153,8 +153,35 @@ pub(super) fn blocks_within(blocks: u64, bounds: Option<Bounds>) -> String {
 
 /// Blocks, or what else is counted with them.
 pub(super) fn things_within(count: u64, noun: &str, bounds: Option<Bounds>) -> String {
-    let about = if bounds.is_some_and(Bounds::is_open) { "≈ " } else { "" };
-    format!("{about}{}", counted(count, noun))
+    things_if(bounds.is_some_and(Bounds::is_open), count, noun)
+}
+
+/// The same without bounds: `≈ 1,200 reallocations`.
+pub(super) fn things_about(count: u64, noun: &str, estimate: Option<&Estimate>) -> String {
+    things_if(estimate.is_some(), count, noun)
+}
+
+fn things_if(is_estimate: bool, count: u64, noun: &str) -> String {
+    if is_estimate {
+        format!("≈ {}", counted(rounded(count), noun))
+    } else {
+        counted(count, noun)
+    }
+}
+
+/// A number without a noun: `≈ 1,200`.
+pub(super) fn count_about(count: u64, estimate: Option<&Estimate>) -> String {
+    match estimate {
+        Some(_) => format!("≈ {}", text::count(rounded(count))),
+        None => text::count(count),
+    }
+}
+
+/// To three figures, as bytes have them: an estimate deserves no more.
+fn rounded(count: u64) -> u64 {
+    let figures = count.checked_ilog10().unwrap_or(0);
+    let unit = 10_u64.pow(figures.saturating_sub(2));
+    count.saturating_add(unit / 2) / unit * unit
 }
 
 /// Blocks beside [`live_bytes_within`]: `≥ 3 blocks`.
@@ -167,7 +194,7 @@ pub(super) fn live_blocks_within(blocks: u64, bounds: Option<Bounds>) -> String 
 
 /// Blocks beside [`bytes_about`].
 pub(super) fn blocks_about(blocks: u64, estimate: Option<&Estimate>) -> String {
-    format!("{}{}", about(estimate), counted(blocks, "block"))
+    things_about(blocks, "block", estimate)
 }
 
 /// Blocks beside [`live_bytes_about`].
@@ -186,7 +213,7 @@ pub(super) fn bytes_about(bytes: u64, estimate: Option<&Estimate>) -> String {
 }
 
 /// What stands before a number that is an estimate.
-pub(super) fn about(estimate: Option<&Estimate>) -> &'static str {
+fn about(estimate: Option<&Estimate>) -> &'static str {
     if estimate.is_some() { "≈ " } else { "" }
 }
 
@@ -195,5 +222,26 @@ pub(super) fn live_bytes_about(bytes: u64, estimate: Option<&Estimate>) -> Strin
     match estimate {
         Some(estimate) if estimate.live_bytes.high.is_none() => format!("≥ {}", text::bytes(bytes)),
         _ => bytes_about(bytes, estimate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimated_counts_have_three_figures() {
+        for (count, told) in [
+            (0, 0),
+            (1, 1),
+            (999, 999),
+            (1_004, 1_000),
+            (1_005, 1_010),
+            (562_687, 563_000),
+            (999_500, 1_000_000),
+            (u64::MAX, 18_400_000_000_000_000_000),
+        ] {
+            assert_eq!(rounded(count), told, "{count}");
+        }
     }
 }

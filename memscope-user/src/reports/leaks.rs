@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Analysis, Detail, Estimate, Trust,
-    estimate::{about, live_blocks_within, live_bytes_within},
+    estimate::{count_about, live_blocks_within, live_bytes_within},
     layout::{self, line},
     pages::instead_of_blocks,
     row::{SiteRow, ranked},
@@ -134,6 +134,6 @@ fn ages(row: &SiteRow<'_>) -> String {
 fn freed_text(row: &SiteRow<'_>) -> String {
     match row.frees {
         0 => "none freed".to_owned(),
-        frees => format!("{}{} freed", about(row.estimate.as_ref()), text::count(frees)),
+        frees => format!("{} freed", count_about(frees, row.estimate.as_ref())),
     }
 }

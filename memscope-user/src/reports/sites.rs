@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     Analysis, Detail, Estimate, Trust,
     estimate::{
-        about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_within,
+        blocks_about, blocks_within, bytes_about, bytes_within, count_about, live_blocks_within,
         live_bytes_about, live_bytes_within, things_within,
     },
     layout::{self, line},
@@ -134,7 +134,7 @@ impl<'a> SitesReport<'a> {
             ),
             SiteOrder::Temporary => format!(
                 "{:>9} temporary {:>7}, {} of the {} here; {}",
-                format!("{}{}", about(estimate), text::count(row.temporary_allocations)),
+                count_about(row.temporary_allocations, estimate),
                 text::percent(row.temporary_allocations, self.temporary_allocations),
                 text::percent(row.temporary_allocations, row.allocations),
                 things_within(

@@ -8,8 +8,8 @@ use self::titles::RowLine;
 use super::{
     Analysis, Bounds, Detail, Estimate, PagesReport, ProcessRow, SiteOrder, SitesReport, Trust,
     estimate::{
-        about, blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
-        live_blocks_within, live_bytes_about, live_bytes_within,
+        blocks_about, blocks_within, bytes_about, bytes_within, live_blocks_about,
+        live_blocks_within, live_bytes_about, live_bytes_within, things_about,
     },
     layout::{counted, cut, line},
     mappings::tell_mapped,
@@ -297,11 +297,14 @@ impl<'a> SummaryReport<'a> {
         }
         line!(
             out,
-            "  allocated  {} in {}; {}{}, {} failed",
+            "  allocated  {} in {}; {}, {} failed",
             bytes_within(self.allocated_bytes, estimate.map(|estimate| estimate.allocated_bytes)),
             blocks_within(self.allocations, estimate.map(|estimate| estimate.allocations)),
-            if self.reallocations > 0 { about(estimate) } else { "" },
-            counted(self.reallocations, "reallocation"),
+            things_about(
+                self.reallocations,
+                "reallocation",
+                estimate.filter(|_| self.reallocations > 0)
+            ),
             text::count(self.failed_allocations)
         );
         let temporary = match self.allocations {
