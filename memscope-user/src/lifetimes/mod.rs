@@ -26,7 +26,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use block::{Block, LiveBlock, LossWindow, Totals, Weight};
-pub use estimate::{Interval, Spread, deviations_for, interval};
+pub use estimate::{Interval, Spread, deviations_for, interval, undrawn};
 pub use faults::{FaultSite, FaultSums};
 pub use histogram::{LifetimeSummary, Lifetimes};
 pub use mappings::{MappingSite, MappingSums, MappingTotals};

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::{Analysis, layout::counted};
 use crate::{
-    lifetimes::{Begun, Interval, Sampled, Site, Spread, deviations_for, interval},
+    lifetimes::{Begun, Interval, Sampled, Site, Spread, deviations_for, interval, undrawn},
+    model::ExactCounts,
     text,
 };
 
@@ -72,7 +73,29 @@ impl Estimate {
         let numbers =
             [totals.allocations, totals.allocated_bytes, totals.live_blocks, totals.live_bytes];
         let sampled = analysis.sampled.as_ref()?;
-        Some(Self::of(analysis, None, numbers, sampled, 1))
+        let mut estimate = Self::of(analysis, None, numbers, sampled, 1);
+        estimate.bound_what_was_not_drawn(analysis);
+        Some(estimate)
+    }
+
+    /// That no block was drawn of those that live does not say that none lives.
+    fn bound_what_was_not_drawn(&mut self, analysis: &Analysis) {
+        // With a budget the interval changes.
+        let interval_bytes = analysis.capture.sampling_interval_bytes;
+        let interval_bytes = interval_bytes.filter(|_| analysis.windows.budget_ppm == 0);
+        if let Some(interval_bytes) = interval_bytes
+            && self.live_sampled_blocks == 0
+        {
+            let missed = Bounds::of(0, undrawn(interval_bytes, deviations_for(1)));
+            let at_most = |all: Option<u64>| Bounds {
+                high: missed.high.map(|high| high.min(all.unwrap_or(high))),
+                ..missed
+            };
+            let exact = analysis.exact.as_ref();
+            self.live_bytes = at_most(exact.map(ExactCounts::bytes));
+            // Each block has a byte at least, or counts as if it had.
+            self.live_blocks = at_most(exact.map(ExactCounts::calls));
+        }
     }
 
     /// `begun` is what began at the site window by window; none for all sites.
@@ -123,6 +146,9 @@ pub(super) fn bytes_within(bytes: u64, bounds: Option<Bounds>) -> String {
     match bounds {
         Some(Bounds { low, high: None }) => {
             format!("≈ {} (≥ {})", text::bytes(bytes), text::bytes(low))
+        }
+        Some(Bounds { high: Some(high), .. }) if bytes == 0 && high > 0 => {
+            format!("≤ {}", text::bytes(high))
         }
         Some(Bounds { low, high: Some(high) }) if low < high => {
             let (value, low, high) = text::bytes_between(bytes, low, high);
@@ -188,6 +214,7 @@ fn rounded(count: u64) -> u64 {
 pub(super) fn live_blocks_within(blocks: u64, bounds: Option<Bounds>) -> String {
     match bounds {
         Some(Bounds { low, high: None }) => format!("≥ {}", counted(low, "block")),
+        Some(bounds) if blocks == 0 && bounds.is_open() => counted(0, "sampled block"),
         _ => blocks_within(blocks, bounds),
     }
 }

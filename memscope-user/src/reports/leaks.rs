@@ -110,10 +110,12 @@ impl<'a> LeaksReport<'a> {
     }
 }
 
+/// Where none was sampled, the number of blocks says so.
 fn rests_on(estimate: Option<&Estimate>) -> String {
-    estimate.map_or_else(String::new, |estimate| {
-        format!(" ({} sampled)", text::count(estimate.live_sampled_blocks))
-    })
+    match estimate.map(|estimate| estimate.live_sampled_blocks) {
+        None | Some(0) => String::new(),
+        Some(blocks) => format!(" ({} sampled)", text::count(blocks)),
+    }
 }
 
 fn ages(row: &SiteRow<'_>) -> String {

@@ -1,7 +1,7 @@
 //! Reports of sampled blocks say that they are estimates, how good, and of how much.
 
 use super::{Detail, check, check_text};
-use crate::reports::{View, testing::analysis};
+use crate::reports::{Estimate, View, testing::analysis};
 
 /// 1/p of a block of 3000 bytes is 20.17, of one of 700,000 bytes 1.0000…
 const SAMPLED: &str = "
@@ -14,6 +14,32 @@ const SAMPLED: &str = "
     1 malloc 3000 = 0x40 @small
     1 free 0x40
     1 malloc 700000 = 0x50 @large";
+
+/// No block was drawn of those that live: of 59,000 bytes one is missed with probability 1/e, so more than 3.69 times
+/// as many are in one of 40 cases.
+#[test]
+fn that_no_sampled_block_lives_is_no_proof_that_none_does() {
+    let trace = "
+        !stack small complete small main
+        every 59000
+        1 malloc 3000 = 0x10 @small
+        1 free 0x10";
+    let mut analysis = analysis(trace);
+    analysis.capture.sampling_interval_bytes = Some(59_000);
+    let summary = View::Summary.report(&analysis, "r", None, Detail::Folded).text();
+    assert!(
+        summary.contains("  live       ≤ 213 KiB in 0 sampled blocks at the end\n"),
+        "{summary}"
+    );
+    let leaks = View::Leaks.report(&analysis, "r", None, Detail::Folded).text();
+    assert!(
+        leaks.starts_with("Live at the end, ≤ 213 KiB in 0 sampled blocks: 0 sites\n"),
+        "{leaks}"
+    );
+    let high = Estimate::of_all(&analysis).unwrap().live_bytes.high.unwrap();
+    // 59,000 ln 40, but for what the deviate is off by.
+    assert!(high.abs_diff(217_644) < 200, "{high}");
+}
 
 #[test]
 fn sites_have_bounds() {
