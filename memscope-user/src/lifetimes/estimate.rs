@@ -120,10 +120,10 @@ pub fn interval(estimate: f64, spread: &Spread, deviations: f64) -> Interval {
 }
 
 /// Where a sum of sizes is of which nothing was drawn, by intervals of so many bytes. Blocks of sizes s are all missed with probability
-/// exp(−Σs / T), whatever the sizes are; so the sum is above T ln(1/q) in as few cases as q.
+/// exp(−Σs / T), whatever the sizes are; so the sum is above T ln(1/q) in as few cases as q. Of one figure.
 #[must_use]
-pub fn undrawn(interval_bytes: u64, deviations: f64) -> Interval {
-    Interval { low: 0.0, high: -(interval_bytes as f64) * upper_tail(deviations).ln() }
+pub fn undrawn(interval_bytes: u64) -> Interval {
+    Interval { low: 0.0, high: -(interval_bytes as f64) * ((1.0 - CONFIDENCE) / 2.0).ln() }
 }
 
 /// More draws leave no doubt that could be told.
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_was_missed_altogether_is_bounded_by_the_interval() {
-        let Interval { low, high } = undrawn(1000, deviations_for(1));
+        let Interval { low, high } = undrawn(1000);
         // ln 40 = 3.689
         assert!(low.abs() < 1e-9 && (high - 3689.0).abs() < 5.0, "{high}");
         let missed = (-high / 1000.0).exp();

@@ -84,9 +84,9 @@ impl Estimate {
         let interval_bytes = analysis.capture.sampling_interval_bytes;
         let interval_bytes = interval_bytes.filter(|_| analysis.windows.budget_ppm == 0);
         if let Some(interval_bytes) = interval_bytes
-            && self.live_sampled_blocks == 0
+            && (self.live_sampled_blocks, self.live_bytes.high) == (0, Some(0))
         {
-            let missed = Bounds::of(0, undrawn(interval_bytes, deviations_for(1)));
+            let missed = Bounds::of(0, undrawn(interval_bytes));
             let at_most = |all: Option<u64>| Bounds {
                 high: missed.high.map(|high| high.min(all.unwrap_or(high))),
                 ..missed
@@ -236,12 +236,8 @@ pub(super) fn live_blocks_about(blocks: u64, estimate: Option<&Estimate>) -> Str
 
 /// Bytes, without their bounds: `≈ 1.20 GiB`.
 pub(super) fn bytes_about(bytes: u64, estimate: Option<&Estimate>) -> String {
-    format!("{}{}", about(estimate), text::bytes(bytes))
-}
-
-/// What stands before a number that is an estimate.
-fn about(estimate: Option<&Estimate>) -> &'static str {
-    if estimate.is_some() { "≈ " } else { "" }
+    let about = if estimate.is_some() { "≈ " } else { "" };
+    format!("{about}{}", text::bytes(bytes))
 }
 
 /// Bytes of what lives, or lived at the peak: at least so many where blocks are not followed on.

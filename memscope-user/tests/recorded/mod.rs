@@ -141,6 +141,7 @@ fn code_word(avma: u64) -> u64 {
 }
 
 /// A moment of a thread.
+#[derive(Clone)]
 pub(crate) struct Recording {
     copy: StackCopy,
     /// The stack from the copy's start on.
@@ -192,12 +193,7 @@ impl Recording {
     /// The same stack as if its innermost function were one without unwind information, whose frame pointer leads past all
     /// frames to the call of the last but `above`.
     pub(crate) fn interrupted_without_information(&self, code: &Code, above: usize) -> Self {
-        let mut recording = Self {
-            copy: self.copy,
-            bytes: self.bytes.clone(),
-            truth: self.truth.clone(),
-            handler_frames: self.handler_frames,
-        };
+        let mut recording = self.clone();
         let return_avma = self.truth[self.truth.len() - 1 - above].to_ne_bytes();
         let words = self.bytes.chunks_exact(8);
         let last = words.enumerate().rfind(|(_, word)| *word == return_avma);

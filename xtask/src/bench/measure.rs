@@ -130,12 +130,8 @@ impl Measurement<'_> {
                 };
                 for traced in tracers.iter().filter(|tracer| tracer.kind != Kind::None) {
                     let amount = self.workload.amount(self.quick);
-                    match self.run_beside([untraced, traced], [amount; 2], sites) {
-                        Ok(both) => {
-                            both.into_iter().for_each(|run| log.enter(traced, round, Ok(run)))
-                        }
-                        Err(error) => log.enter(traced, round, Err(error)),
-                    }
+                    let both = [*untraced, *traced];
+                    log.enter_both(both, round, self.run_beside(both, [amount; 2], sites));
                 }
                 continue;
             }
@@ -148,24 +144,18 @@ impl Measurement<'_> {
 
     /// Those of the tracers that are compared side by side on this program.
     fn side_by_side(&self, tracers: &[&Tracer], round: u32, sites: &Sites, log: &mut Log) {
-        let chosen = |name| tracers.iter().find(|tracer| tracer.name == name);
+        let chosen = |name| tracers.iter().copied().find(|tracer| tracer.name == name);
         for (tracer, base) in side_by_side(self.workload) {
-            let Some(both) = chosen(tracer).zip(chosen(base)).map(<[_; 2]>::from) else { continue };
+            let Some(both) = chosen(base).zip(chosen(tracer)).map(<[_; 2]>::from) else { continue };
             let amounts = both.map(|tracer| log.amount_of(tracer, round, self.time_side_by_side()));
             // One of them has failed in this round.
             let [Some(one), Some(other)] = amounts else { continue };
-            let both = both.map(|tracer| *tracer);
-            match self.run_beside(both, [one, other], sites) {
-                Ok(done) => {
-                    for ((mut done, tracer), beside) in
-                        done.into_iter().zip(both).zip(both.into_iter().rev())
-                    {
-                        done.run.beside = Some(beside.name.to_owned());
-                        log.enter(tracer, round, Ok(done));
-                    }
-                }
-                Err(error) => log.enter(both[0], round, Err(error)),
-            }
+            let outcome = self.run_beside(both, [one, other], sites).map(|mut done| {
+                done[0].run.beside = Some(both[1].name.to_owned());
+                done[1].run.beside = Some(both[0].name.to_owned());
+                done
+            });
+            log.enter_both(both, round, outcome);
         }
     }
 
@@ -307,6 +297,19 @@ impl Log<'_> {
         let mut runs = self.results.of(self.workload, tracer.name);
         let run = runs.find(|run| run.round == round)?;
         Some((time.as_nanos() as f64 / run.cpu_ns_per_unit()) as u64)
+    }
+
+    /// Runs at the same time. If one fails there is none of both, which the second is named for, as the first is what it is compared
+    /// with.
+    fn enter_both(&mut self, both: [&Tracer; 2], round: u32, outcome: Result<[Done; 2]>) {
+        match outcome {
+            Ok(done) => {
+                for (tracer, done) in both.into_iter().zip(done) {
+                    self.enter(tracer, round, Ok(done));
+                }
+            }
+            Err(error) => self.enter(both[1], round, Err(error)),
+        }
     }
 
     /// A run that has failed, or in which the program computed something else than before, is a problem and no result.

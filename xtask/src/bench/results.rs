@@ -211,7 +211,7 @@ impl Results {
         Ok(format!("{head}[\n    {}\n  ]\n}}\n", runs.join(",\n    ")))
     }
 
-    /// The runs that nothing was compared with side by side.
+    /// Without those of claims that are decided side by side.
     pub(super) fn of<'a>(
         &'a self,
         workload: &'a str,

@@ -50,10 +50,8 @@ The tracers:
   whole call chain. With `--stacks caller`, without the chain; with `--sample 512KiB`, a part of the allocations. With
   `--max-overhead 5%`, in windows of time only, so that probes and memscope together take no more than a twentieth of
   what the program does by itself; this is measured on programs that work for ten seconds (`…-long`), because in one
-  second memscope's start alone costs more. They do not work one after the other: in each round the traced program and an untraced
-  one work at the same time on one processor, which they take by turns of some milliseconds, so that the pace of the machine is the
-  same for both, and everything else is on another processor. Compared are their processor times; what memscope took while it
-  recorded is added. What `--probes host` and `--mappings` cost processes that are not traced is measured while memscope traces
+  second memscope's start alone costs more. It is measured side by side only, with an untraced program that does as much, and what
+  memscope took while it recorded is added. What `--probes host` and `--mappings` cost processes that are not traced is measured while memscope traces
   one that sleeps; where the kernel lets no programs run in its functions, `--mappings` runs them at the entry and return of all
   system calls (`memscope doctor` tells).
 - **floor**: programs that do nothing, at the entry and the return of the functions that give blocks and at the entry of those
